@@ -1,0 +1,66 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test check demo bench clean
+
+help:  ## say what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, ARGS="-k name" goes to pytest'
+
+# $(call apt_install,PACKAGE) is true if Debian's package could be installed; it never asks for a password
+define apt_install
+if command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }; then \
+	sudo=""; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq update \
+	&& $$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(1) </dev/null; \
+else false; fi
+endef
+
+$(BIN)/pip-ready:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo 'djdist needs Python 3.10 or newer: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(call apt_install,python3-venv); } \
+		|| { echo 'This Python cannot make virtual environments: apt-get install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+$(BIN)/all-ready: pyproject.toml | $(BIN)/pip-ready
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	@touch $@ $(BIN)/demo-ready
+
+$(BIN)/demo-ready: pyproject.toml | $(BIN)/pip-ready
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+venv: $(BIN)/all-ready  ## .venv with djdist, all its extras and the tools
+
+.PHONY: mysql-server
+mysql-server:
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; \
+	[ -n "$$DJDIST_TEST_MYSQL_URL" ] || command -v mariadbd >/dev/null || command -v mysqld >/dev/null \
+		|| { $(call apt_install,mariadb-server); } \
+		|| echo 'No MariaDB or MySQL server here, and none could be installed: its tests are skipped.' >&2
+
+test: $(BIN)/all-ready mysql-server  ## all tests, on servers of their own
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(BIN)/all-ready  ## lint, formatting, types, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+demo: $(BIN)/demo-ready  ## a real pipeline over real images on this machine
+	$(BIN)/python -m djdist.demo $(ARGS)
+
+bench: $(BIN)/all-ready  ## benchmarks
+	@if ls tests/benchmarks/test_*.py >/dev/null 2>&1; then $(BIN)/python -m pytest tests/benchmarks $(ARGS); \
+	else echo 'There is nothing to run yet: this comes with the benchmarks.'; fi
+
+clean:  ## remove .venv and all caches
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.git/*' -type d -prune -exec rm -rf {} +
