@@ -1,0 +1,54 @@
+"""djdist runs DataJoint pipelines on Ray, on Dask and on all processors of this machine."""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from djdist.activation import disable, enable
+from djdist.embedded import embedded
+from djdist.errors import (
+    ClusterError,
+    DatabaseError,
+    DjdistError,
+    LeaseLostError,
+    MakeError,
+    MissingLibraryError,
+    OptionError,
+    WorkerSetupError,
+)
+from djdist.executors import NAMES, executor_class
+from djdist.settings import config
+
+if TYPE_CHECKING:
+    from djdist.executors.dask import DaskExecutor
+    from djdist.executors.futures import FuturesExecutor
+    from djdist.executors.local import LocalExecutor
+    from djdist.executors.ray import RayExecutor
+
+__version__ = version("djdist")
+
+__all__ = [
+    "ClusterError",
+    "DaskExecutor",
+    "DatabaseError",
+    "DjdistError",
+    "FuturesExecutor",
+    "LeaseLostError",
+    "LocalExecutor",
+    "MakeError",
+    "MissingLibraryError",
+    "OptionError",
+    "RayExecutor",
+    "WorkerSetupError",
+    "config",
+    "disable",
+    "embedded",
+    "enable",
+]
+
+_EXECUTORS = {attribute: name for name, (_, attribute) in NAMES.items()}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXECUTORS:
+        return executor_class(_EXECUTORS[name])
+    raise AttributeError(f"module 'djdist' has no attribute {name!r}")

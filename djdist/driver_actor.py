@@ -1,0 +1,98 @@
+"""A run in a thread of its own on a cluster, and how its caller follows it."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from djdist.errors import ClusterError, DjdistError
+from djdist.executor import Drive, Executor
+from djdist.job import Status, Summary, Watch
+
+FIRST_POLL_SECONDS = 0.02
+POLL_SECONDS = 0.5
+
+
+class DriverActor:
+    """Does a run and answers at once, however long the run takes.
+
+    Parameters
+    ----------
+    run : callable
+        The run.
+    executor : Executor
+        Where its tasks go.
+    """
+
+    def __init__(self, run: Drive, executor: Executor) -> None:
+        self._status = Status()
+        self._stopping = threading.Event()
+        self._result: Summary | DjdistError | None = None
+        executor.attach()
+        self._thread = threading.Thread(
+            target=self._drive, args=(run, executor), name="djdist-driver", daemon=True
+        )
+        self._thread.start()
+
+    def status(self) -> Status:
+        """Tell how far the run is."""
+        return self._status
+
+    def stop(self) -> None:
+        """Let the run reserve no more jobs."""
+        self._stopping.set()
+
+    def result(self) -> Summary | DjdistError | None:
+        """Give the run's summary, or what ended it; None while it goes on."""
+        return self._result
+
+    def _drive(self, run: Drive, executor: Executor) -> None:
+        try:
+            self._result = run(executor, self._watch)
+        except DjdistError as error:
+            self._result = error
+        except BaseException as error:
+            self._result = ClusterError(f"The run's driver failed: {type(error).__name__}: {error}")
+            raise
+
+    def _watch(self, status: Status) -> bool:
+        self._status = status
+        return not self._stopping.is_set()
+
+
+def follow(ask: Callable[[str], Any], watch: Watch) -> Summary:
+    """Follow an actor's run from the caller until it ends.
+
+    Parameters
+    ----------
+    ask : callable
+        Calls one of the actor's methods by name.
+    watch : callable
+        Is told the run's status.
+
+    Raises
+    ------
+    DjdistError
+        What ended the run.
+    """
+    poll_seconds = FIRST_POLL_SECONDS
+    try:
+        while (result := ask("result")) is None:
+            if not watch(ask("status")):
+                ask("stop")
+            time.sleep(poll_seconds)
+            poll_seconds = min(2 * poll_seconds, POLL_SECONDS)
+    except (KeyboardInterrupt, SystemExit):
+        _stop(ask)
+        raise
+    if isinstance(result, DjdistError):
+        raise result
+    watch(ask("status"))
+    summary: Summary = result
+    return summary
+
+
+def _stop(ask: Callable[[str], Any]) -> None:
+    ask("stop")
+    while ask("result") is None:
+        time.sleep(FIRST_POLL_SECONDS)

@@ -1,0 +1,77 @@
+"""Contract of what runs tasks, on this machine or on a cluster."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from djdist.job import Completion, Job, Summary, Watch, Work
+
+Drive = Callable[["Executor", Watch], Summary]
+"""A whole run, given where to run its tasks and who watches."""
+
+
+def window(places: int) -> int:
+    """Give how many tasks to keep in flight for so many places.
+
+    A few more than can run, so that no place waits for the driver and an
+    autoscaler sees demand; never none, so that a cluster can grow from nothing.
+    """
+    return places + max(1, places // 4)
+
+
+def default_places() -> int:
+    """Give the number of processors of this machine."""
+    return os.cpu_count() or 1
+
+
+class Executor(ABC):
+    """Runs groups of jobs as tasks.
+
+    The caller of ``populate()`` uses ``connect``, ``drive`` and ``disconnect``; the
+    driver, wherever it runs, uses the rest. A task runs once: whether it is tried
+    again is the driver's business.
+
+    Attributes
+    ----------
+    in_process : bool
+        Tasks run in the caller's own thread, with the caller's own table.
+    """
+
+    in_process = False
+
+    def connect(self) -> None:
+        """Join the cluster, or start one, with a clear error where that fails."""
+
+    def drive(self, run: Drive, watch: Watch, name: str) -> Summary:
+        """Do a run where its driver belongs: here, or on the cluster."""
+        return run(self, watch)
+
+    def disconnect(self) -> None:
+        """Close what ``connect`` started; leave what it found."""
+
+    def attach(self) -> None:
+        """Take what only an actor's own thread can have; called before the run's thread begins."""
+
+    @abstractmethod
+    def start(self, work: Work) -> None:
+        """Get ready to run ``work`` on groups of jobs."""
+
+    @abstractmethod
+    def free_places(self) -> int:
+        """Count the tasks that may be submitted now."""
+
+    @abstractmethod
+    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+        """Submit one task under a name for the dashboards; return its ticket."""
+
+    @abstractmethod
+    def wait(self, timeout_seconds: float) -> list[Completion]:
+        """Wait for tasks to end, not longer than the timeout, and return those that have."""
+
+    @abstractmethod
+    def cancel(self, ticket: int) -> bool:
+        """Forget a task that has not begun; False if it has or that can't be told."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop what runs and let go of what ``start`` took."""

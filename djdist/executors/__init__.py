@@ -1,0 +1,76 @@
+"""Implementations of :class:`djdist.executor.Executor`, by name."""
+
+import concurrent.futures as cf
+from importlib import import_module
+from typing import Any
+
+from djdist.errors import MissingLibraryError, OptionError
+from djdist.executor import Executor
+
+NAMES = {
+    "local": ("djdist.executors.local", "LocalExecutor"),
+    "ray": ("djdist.executors.ray", "RayExecutor"),
+    "dask": ("djdist.executors.dask", "DaskExecutor"),
+    "futures": ("djdist.executors.futures", "FuturesExecutor"),
+}
+
+
+def executor_class(name: str) -> type[Executor]:
+    """Load the executor of a name.
+
+    Raises
+    ------
+    OptionError
+        There is no such name.
+    MissingLibraryError
+        Its library isn't installed.
+    """
+    if name not in NAMES:
+        raise OptionError(
+            f"There is no executor {name!r}; there are {', '.join(map(repr, NAMES))}, or give an object."
+        )
+    module, attribute = NAMES[name]
+    try:
+        found: type[Executor] = getattr(import_module(module), attribute)
+    except ImportError as error:
+        raise MissingLibraryError(
+            f'executor="{name}" needs {error.name}: pip install "djdist[{name}]"'
+        ) from error
+    return found
+
+
+def resolve(executor: Any, processes: int | None = 1) -> Executor:
+    """Turn what a user gave as ``executor=`` and ``processes=`` into an executor.
+
+    Raises
+    ------
+    OptionError
+        It is no executor, or ``processes`` was given for one that isn't local.
+    """
+    chosen = _from_name(executor, processes) if isinstance(executor, str) else _from_object(executor)
+    if processes != 1 and executor != "local":
+        raise OptionError(
+            f"processes={processes} goes with the local executor only; {executor!r} has workers of its own. "
+            "Leave processes= out, or use executor=djdist.LocalExecutor(processes=…)."
+        )
+    return chosen
+
+
+def _from_name(name: str, processes: int | None) -> Executor:
+    chosen = executor_class(name)
+    return chosen(processes) if name == "local" else chosen()  # type: ignore[call-arg]
+
+
+def _from_object(executor: Any) -> Executor:
+    if isinstance(executor, Executor):
+        return executor
+    if isinstance(executor, cf.Executor):
+        from djdist.executors.futures import FuturesExecutor
+
+        return FuturesExecutor(executor)
+    if type(executor).__module__.startswith("distributed."):
+        return executor_class("dask")(executor)  # type: ignore[call-arg]
+    raise OptionError(
+        f"{executor!r} is no executor: give a name ({', '.join(map(repr, NAMES))}), an executor of djdist, "
+        "a dask.distributed.Client or a concurrent.futures.Executor."
+    )

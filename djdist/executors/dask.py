@@ -1,0 +1,173 @@
+"""Dask: the driver as an actor on a worker, keys as tasks."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+import dask
+import distributed
+
+from djdist.driver_actor import DriverActor, follow
+from djdist.errors import ClusterError
+from djdist.executor import Drive, Executor, default_places, window
+from djdist.job import Completion, Job, Report, Summary, Watch, Work
+
+PLACES_AGE_SECONDS = 1.0
+IDLE_TIMEOUT = "10 minutes"
+"""After it a cluster ends whose caller was killed before it could."""
+
+
+class DaskExecutor(Executor):
+    """Runs tasks on a Dask cluster.
+
+    Give its workers one thread each: a DataJoint connection serves one thread, so a
+    worker with several makes one key at a time all the same.
+
+    Parameters
+    ----------
+    cluster : distributed.Client or str, optional
+        A client, or the scheduler's address. Default: the client that this process
+        has, or the scheduler that ``DASK_SCHEDULER_ADDRESS`` names, else a new cluster
+        on this machine for the time of the call.
+    resources : dict, optional
+        Worker resources that one key needs, as ``Client.submit`` takes them.
+    **dask_options
+        Any other option of ``Client.submit``, for example ``priority`` or ``workers``.
+    """
+
+    def __init__(
+        self,
+        cluster: distributed.Client | str | None = None,
+        resources: dict[str, float] | None = None,
+        **dask_options: Any,
+    ) -> None:
+        self._cluster = cluster
+        self._options = dask_options | ({"resources": resources} if resources else {})
+        self._client: distributed.Client
+        self._places = 0
+        self._started: list[Any] = []
+        self._tickets: dict[distributed.Future[Report], int] = {}
+        self._submitted = 0
+        self._counted_at = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"DaskExecutor({self._cluster or 'auto'})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _without_cluster, (self._options,)
+
+    def connect(self) -> None:
+        try:
+            self._client = self._find_client()
+        except (OSError, ValueError, distributed.TimeoutError) as error:
+            raise ClusterError(
+                f"Can't reach the Dask scheduler at {self._cluster or _configured_address()}: {error}. "
+                "Check the address, or leave it out to start a cluster on this machine."
+            ) from error
+
+    def drive(self, run: Drive, watch: Watch, name: str) -> Summary:
+        key = ("djdist driver", name, uuid4().hex[:8])
+        submitted = self._client.submit(DriverActor, run, self, actor=True, key=key)
+        try:
+            with self._client.as_current():
+                actor = submitted.result()
+            return follow(lambda method: getattr(actor, method)().result(), watch)
+        except (OSError, ValueError, distributed.CancelledError, distributed.KilledWorker) as error:
+            raise ClusterError(f"The run's driver was lost on the Dask cluster: {error}") from error
+        finally:
+            submitted.release()
+
+    def disconnect(self) -> None:
+        while self._started:
+            self._started.pop().close()
+
+    def attach(self) -> None:
+        self._client = distributed.get_client()
+
+    def start(self, work: Work) -> None:
+        self._work = work
+        self._run = uuid4().hex[:8]
+
+    def free_places(self) -> int:
+        return window(self._count_places()) - len(self._tickets)
+
+    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+        self._submitted += 1
+        table, _, key = name.partition("(")
+        task = (table.strip(), key.rstrip(")"), f"{self._run}-{self._submitted}")
+        future = self._client.submit(
+            self._work, tuple(jobs), key=task, retries=0, pure=False, **self._options
+        )
+        self._tickets[future] = self._submitted
+        return self._submitted
+
+    def wait(self, timeout_seconds: float) -> list[Completion]:
+        with suppress(distributed.TimeoutError, distributed.CancelledError):
+            distributed.wait(list(self._tickets), timeout_seconds, "FIRST_COMPLETED")
+        ended = [future for future in self._tickets if future.done()]
+        return [_completion(self._tickets.pop(future), future) for future in ended]
+
+    def cancel(self, ticket: int) -> bool:
+        return False
+
+    def close(self) -> None:
+        if self._tickets:
+            self._client.cancel(list(self._tickets))
+            self._tickets.clear()
+
+    def _find_client(self) -> distributed.Client:
+        if isinstance(self._cluster, distributed.Client):
+            return self._cluster
+        address = self._cluster
+        if address is None:
+            try:
+                found: distributed.Client = distributed.default_client()
+                return found
+            except ValueError:
+                address = _configured_address()
+        return self._start_client(address)
+
+    def _start_client(self, address: str | None) -> distributed.Client:
+        if address is None:
+            self._started.append(_local_cluster())
+        client = distributed.Client(address or self._started[0], set_as_default=False)
+        self._started.append(client)
+        return client
+
+    def _count_places(self) -> int:
+        now = time.monotonic()
+        if now - self._counted_at >= PLACES_AGE_SECONDS:
+            self._places = sum(self._client.nthreads().values())
+            self._counted_at = now
+        return self._places
+
+
+def _local_cluster() -> distributed.SpecCluster:
+    """Start a cluster whose workers, unlike LocalCluster's, don't run the caller's script again."""
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return distributed.SubprocessCluster(
+        n_workers=default_places(),
+        threads_per_worker=1,
+        worker_kwargs={"env": path},
+        scheduler_kwargs={"idle_timeout": IDLE_TIMEOUT},
+    )
+
+
+def _configured_address() -> str | None:
+    address: str | None = dask.config.get("scheduler-address", None)
+    return address
+
+
+def _without_cluster(options: dict[str, Any]) -> DaskExecutor:
+    return DaskExecutor(**options)
+
+
+def _completion(ticket: int, future: "distributed.Future[Report]") -> Completion:
+    try:
+        return Completion(ticket, future.result())
+    except Exception as error:
+        return Completion(ticket, breakage=f"{type(error).__name__}: {error}")

@@ -1,0 +1,59 @@
+"""Any ``concurrent.futures.Executor``: a process pool, loky, MPI, executorlib, Parsl …"""
+
+import concurrent.futures as cf
+from collections.abc import Sequence
+
+from djdist.executor import Executor, default_places, window
+from djdist.job import Completion, Job, Report, Work
+
+
+class FuturesExecutor(Executor):
+    """Runs tasks on a pool of ``concurrent.futures``, which it leaves open.
+
+    Parameters
+    ----------
+    pool : concurrent.futures.Executor
+        Where tasks run; workers must be processes with one task at a time.
+    places : int, optional
+        How many tasks run at once. Default: the pool's number of workers.
+    """
+
+    def __init__(self, pool: cf.Executor, places: int | None = None) -> None:
+        self._pool = pool
+        self._places = places or getattr(pool, "_max_workers", None) or default_places()
+        self._tickets: dict[cf.Future[Report], int] = {}
+        self._submitted = 0
+
+    def start(self, work: Work) -> None:
+        self._work = work
+
+    def free_places(self) -> int:
+        return window(self._places) - len(self._tickets)
+
+    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+        self._submitted += 1
+        self._tickets[self._pool.submit(self._work, tuple(jobs))] = self._submitted
+        return self._submitted
+
+    def wait(self, timeout_seconds: float) -> list[Completion]:
+        done, _ = cf.wait(self._tickets, timeout_seconds, cf.FIRST_COMPLETED)
+        return [_completion(self._tickets.pop(future), future) for future in done]
+
+    def cancel(self, ticket: int) -> bool:
+        future = next(future for future, other in self._tickets.items() if other == ticket)
+        cancelled = future.cancel()
+        if cancelled:
+            del self._tickets[future]
+        return cancelled
+
+    def close(self) -> None:
+        for future in self._tickets:
+            future.cancel()
+        self._tickets.clear()
+
+
+def _completion(ticket: int, future: "cf.Future[Report]") -> Completion:
+    error = future.exception()
+    if error is not None:
+        return Completion(ticket, breakage=f"{type(error).__name__}: {error}")
+    return Completion(ticket, future.result())

@@ -1,0 +1,139 @@
+"""Ray: the driver as an actor on the head node, keys as remote tasks."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+import ray
+from ray.exceptions import RayError
+
+from djdist.driver_actor import DriverActor, follow
+from djdist.errors import ClusterError
+from djdist.executor import Drive, Executor, window
+from djdist.job import Completion, Job, Report, Summary, Watch, Work
+
+logger = logging.getLogger(__name__)
+
+PLACES_AGE_SECONDS = 1.0
+HEAD_NODE = {"node:__internal_head__": 0.001}
+
+
+class RayExecutor(Executor):
+    """Runs tasks on a Ray cluster.
+
+    Parameters
+    ----------
+    address : str, optional
+        The cluster's address, as ``ray.init`` takes it. Default: the cluster that this
+        process is connected to, or that ``RAY_ADDRESS`` names, else a new one on this
+        machine for the time of the call.
+    num_cpus, num_gpus, memory : float, optional
+        What one key needs; memory in bytes. Default: one CPU.
+    resources : dict, optional
+        Custom resources that one key needs.
+    runtime_env : dict, optional
+        Ray's runtime environment of the tasks and the driver, for example
+        ``{"working_dir": "."}`` to send the pipeline's code along.
+    **ray_options
+        Any other option of Ray's tasks, for example ``scheduling_strategy``.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+        memory: float | None = None,
+        resources: dict[str, float] | None = None,
+        runtime_env: dict[str, Any] | None = None,
+        **ray_options: Any,
+    ) -> None:
+        self._address = address
+        self._runtime_env = {"runtime_env": runtime_env} if runtime_env else {}
+        needs = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, "resources": resources}
+        self._options = {k: v for k, v in needs.items() if v is not None} | ray_options
+        self._needs = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory or 0} | (resources or {})
+        self._started = False
+        self._tickets: dict[ray.ObjectRef[Report], int] = {}
+        self._submitted = 0
+        self._places = 0
+        self._counted_at = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"RayExecutor({self._address or 'auto'})"
+
+    def connect(self) -> None:
+        if ray.is_initialized():
+            return
+        try:
+            ray.init(self._address, log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            raise ClusterError(
+                f"Can't join the Ray cluster at {self._address or 'RAY_ADDRESS or this machine'}: {error}. "
+                "Check the address with `ray status`, or leave it out to start a cluster on this machine."
+            ) from error
+        self._started = True
+
+    def drive(self, run: Drive, watch: Watch, name: str) -> Summary:
+        actor_class: Any = ray.remote(num_cpus=0, resources=HEAD_NODE, max_restarts=0)(DriverActor)
+        actor_name = f"djdist {name} {uuid4().hex[:8]}"
+        actor = actor_class.options(name=actor_name, **self._runtime_env).remote(run, self)
+        try:
+            return follow(lambda method: ray.get(getattr(actor, method).remote()), watch)
+        except RayError as error:
+            raise ClusterError(f"The run's driver was lost on the Ray cluster: {error}") from error
+        finally:
+            ray.kill(actor)
+
+    def disconnect(self) -> None:
+        if self._started:
+            self._started = False
+            ray.shutdown()
+
+    def start(self, work: Work) -> None:
+        self._work = ray.put(work)
+        once: Any = ray.remote
+        self._task = once(max_retries=0, **self._options, **self._runtime_env)(_run)
+
+    def free_places(self) -> int:
+        return window(self._count_places()) - len(self._tickets)
+
+    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+        self._submitted += 1
+        self._tickets[self._task.options(name=name).remote(self._work, tuple(jobs))] = self._submitted
+        return self._submitted
+
+    def wait(self, timeout_seconds: float) -> list[Completion]:
+        ready, _ = ray.wait(list(self._tickets), timeout=timeout_seconds)
+        if ready:
+            ready, _ = ray.wait(list(self._tickets), num_returns=len(self._tickets), timeout=0)
+        return [_completion(self._tickets.pop(reference), reference) for reference in ready]
+
+    def cancel(self, ticket: int) -> bool:
+        return False
+
+    def close(self) -> None:
+        for reference in self._tickets:
+            ray.cancel(reference)
+        self._tickets.clear()
+
+    def _count_places(self) -> int:
+        now = time.monotonic()
+        if now - self._counted_at >= PLACES_AGE_SECONDS:
+            total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            self._places = int(min(total.get(k, 0) / need for k, need in self._needs.items() if need))
+            self._counted_at = now
+        return self._places
+
+
+def _run(work: Work, jobs: Sequence[Job]) -> Report:
+    return work(jobs)
+
+
+def _completion(ticket: int, reference: "ray.ObjectRef[Report]") -> Completion:
+    try:
+        return Completion(ticket, ray.get(reference))
+    except Exception as error:
+        return Completion(ticket, breakage=f"{type(error).__name__}: {error}")

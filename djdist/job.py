@@ -1,0 +1,116 @@
+"""The values that travel between driver, store, executor and worker."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+Key = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One key of an auto-populated table that has been reserved to be made."""
+
+    key: Key
+
+    @property
+    def identity(self) -> tuple[tuple[str, Any], ...]:
+        """The key as a hashable value."""
+        return tuple(self.key.items())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.key.items())
+
+
+class Ending(Enum):
+    """How an attempt to make one key ended."""
+
+    MADE = "made"
+    PRESENT = "present"
+    """The result was in the table already."""
+    FAILED = "failed"
+    """``make()`` raised."""
+    INTERRUPTED = "interrupted"
+    """A signal stopped it."""
+    LOST = "lost"
+    """A worker, a node or a connection broke; not the fault of ``make()``."""
+    DISOWNED = "disowned"
+    """The job is no longer this run's; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a key was not made.
+
+    ``exception`` is the object itself where it was raised in this process, its
+    pickle where it comes from another one, None where it can't be pickled.
+    """
+
+    message: str
+    traceback: str = ""
+    exception: BaseException | bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job."""
+
+    job: Job
+    ending: Ending
+    failure: Failure | None = None
+    host: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker answers to one task: an outcome per job, or why it can't work at all."""
+
+    outcomes: tuple[Outcome, ...] = ()
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A task that has ended; without a report, what broke under it."""
+
+    ticket: int
+    report: Report | None = None
+    breakage: str = ""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a run goes about its jobs."""
+
+    max_calls: int | None = None
+    suppress_errors: bool = False
+    max_losses: int = 3
+    lease_seconds: float = 60.0
+    count_pending: bool = False
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run's counts at one moment; ``pending`` is what it may still reserve."""
+
+    made: int = 0
+    failed: int = 0
+    running: int = 0
+    pending: int = 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run's result."""
+
+    success_count: int = 0
+    errors: tuple[tuple[Key, Failure], ...] = ()
+
+
+Work = Callable[[Sequence[Job]], Report]
+"""Makes a group of jobs on a worker. It never raises; no jobs is a trial of the set-up."""
+
+Watch = Callable[[Status], bool]
+"""Is told a run's status after every step; answers whether to go on."""

@@ -1,0 +1,49 @@
+"""Contract of what keeps the jobs of one run."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from djdist.job import Failure, Job
+
+
+class JobStore(ABC):
+    """Keeps the jobs of one table for one run, which is the owner of what it reserves.
+
+    A store can be pickled and opens its connection where it is first used. What a run
+    no longer owns it doesn't change: each verb below leaves such jobs alone.
+    """
+
+    @abstractmethod
+    def refresh(self) -> dict[str, int]:
+        """Let new keys enter as pending and vanished ones leave; count the changes."""
+
+    @abstractmethod
+    def reserve(self, limit: int) -> list[Job]:
+        """Reserve up to ``limit`` of the run's due jobs, the most urgent first."""
+
+    @abstractmethod
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> None:
+        """Put reserved jobs back to pending; with ``only_waiting`` those that no worker has begun."""
+
+    @abstractmethod
+    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
+        """Record the error of a reserved job."""
+
+    @abstractmethod
+    def finish(self, job: Job) -> None:
+        """Drop what is kept here of a job whose worker has finished it with its result."""
+
+    @abstractmethod
+    def renew(self, jobs: Sequence[Job]) -> None:
+        """Renew the lease of reserved jobs."""
+
+    @abstractmethod
+    def rescue(self) -> int:
+        """Put jobs whose lease ran out back to pending; return how many."""
+
+    @abstractmethod
+    def pending(self) -> int:
+        """Count the due jobs that the run may still reserve."""
+
+    def close(self) -> None:
+        """Close the connection."""

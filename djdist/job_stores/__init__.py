@@ -1,0 +1,1 @@
+"""Implementations of :class:`djdist.job_store.JobStore`."""

@@ -1,0 +1,419 @@
+"""The jobs table ``~~table_name`` of DataJoint, through SQLAlchemy."""
+
+import logging
+import platform
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from djdist.errors import DatabaseError
+from djdist.fence import Fence, Statement, key_name
+from djdist.job import Failure, Job
+from djdist.job_store import JobStore
+from djdist.pipeline import JobsTableSource, is_infrastructure, pack_text
+from djdist.shipping import open_dbapi_connection
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Condition = Callable[[sa.ColumnElement[Any]], Sequence[sa.ColumnElement[bool]]]
+
+SMALLEST_TOKEN = 2**40
+LEASE_RANGE = 2**16
+ERROR_MESSAGE_LENGTH = 2047
+TRUNCATED = "...truncated"
+BATCH = 500
+TRIES = 6
+FIRST_PAUSE_SECONDS = 0.05
+
+NOW: sa.ColumnElement[Any] = sa.literal_column("CURRENT_TIMESTAMP(3)")
+COLUMNS = (
+    "status", "priority", "created_time", "scheduled_time", "reserved_time", "completed_time", "duration",
+    "error_message", "error_stack", "user", "host", "pid", "connection_id", "version",
+)  # fmt: skip
+UNRESERVED = {
+    "status": "pending",
+    "reserved_time": None,
+    "user": "",
+    "host": "",
+    "pid": 0,
+    "connection_id": 0,
+    "version": "",
+}
+FRESH = UNRESERVED | {
+    "created_time": NOW, "scheduled_time": NOW, "completed_time": None,
+    "duration": None, "error_message": "", "error_stack": None,
+}  # fmt: skip
+
+
+def new_token(lease_seconds: int) -> int:
+    """Draw a run's token, which no native worker's connection id can equal.
+
+    Its last 16 bits say for how long a reservation lives without renewal, so that
+    whoever rescues it needs to know nothing else.
+    """
+    random = SMALLEST_TOKEN // LEASE_RANGE + secrets.randbelow(2**46)
+    return random * LEASE_RANGE + lease_seconds
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose reservations they are; recorded in the jobs table."""
+
+    token: int
+    user: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Refreshing:
+    """How to refresh; ``stale_seconds`` and ``orphan_seconds`` of 0 spare such jobs."""
+
+    priority: int
+    delay_seconds: float = 0
+    stale_seconds: float = 0
+    orphan_seconds: float = 0
+    keep_completed: bool = False
+
+
+@dataclass(eq=False)
+class JobsTable(JobStore):
+    """The jobs of one table, shared with other runs and with native workers.
+
+    Parameters
+    ----------
+    source : JobsTableSource
+        Where the table is and which keys it should hold.
+    owner : Owner
+        The run that reserves.
+    max_priority : int, optional
+        Reserve only jobs of this priority or a more urgent one.
+    refreshing : Refreshing, optional
+        How to refresh; None where a run takes the jobs as they are.
+    """
+
+    source: JobsTableSource
+    owner: Owner = field(default_factory=lambda: Owner(SMALLEST_TOKEN))
+    max_priority: int | None = None
+    refreshing: Refreshing | None = None
+    _open_engine: sa.Engine | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        columns: list[sa.Column[Any]] = [self._key_column(name) for name in self.source.key]
+        columns += [sa.Column(name) for name in COLUMNS]
+        self._jobs = sa.Table(self.source.jobs_table, sa.MetaData(), *columns, schema=self.source.schema)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return JobsTable, (self.source, self.owner, self.max_priority, self.refreshing)
+
+    def refresh(self) -> dict[str, int]:
+        """Bring the jobs up to date with the key source and the target, if the run wants that.
+
+        Returns
+        -------
+        dict
+            How many jobs were ``added``, ``removed``, ``orphaned`` and ``re_pended``.
+        """
+        orphaned = self.rescue()
+        if self.refreshing is None:
+            return {"added": 0, "removed": 0, "orphaned": orphaned, "re_pended": 0}
+        options = self.refreshing
+        return {
+            "orphaned": orphaned + self._free_orphans(options.orphan_seconds),
+            "added": self._add(options.priority, options.delay_seconds),
+            "re_pended": self._repend_completed(options.priority) if options.keep_completed else 0,
+            "removed": self._remove_vanished() + self._remove_stale(options.stale_seconds),
+        }
+
+    def reserve(self, limit: int) -> list[Job]:
+        jobs = self._jobs.c
+        due = sa.select(*self._key()).where(*self._due()).order_by(jobs.priority, jobs.scheduled_time)
+        reservation = {
+            "status": "reserved",
+            "reserved_time": NOW,
+            "connection_id": self.owner.token,
+            "user": self.owner.user,
+            "version": self.owner.version,
+            "host": platform.node(),
+            "pid": 0,
+        }
+
+        def reserve(connection: sa.Connection) -> list[Job]:
+            found = _jobs_in(connection.execute(due.limit(limit).with_for_update(skip_locked=True)))
+            if found:
+                connection.execute(sa.update(self._jobs).where(self._among(found)).values(reservation))
+            return found
+
+        return self._transact(reserve)
+
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> None:
+        if not jobs:
+            return
+        waiting = [self._jobs.c.pid == 0] if only_waiting else []
+        self._execute(
+            sa.update(self._jobs).where(self._among(jobs), *self._owned(), *waiting).values(UNRESERVED)
+        )
+
+    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
+        error = {
+            "status": "error",
+            "completed_time": NOW,
+            "error_message": _shortened(_storable(failure.message)),
+            "error_stack": pack_text(failure.traceback),
+            "host": host,
+            "pid": pid,
+        }
+        self._execute(sa.update(self._jobs).where(self._among([job]), *self._owned()).values(error))
+
+    def finish(self, job: Job) -> None:
+        """Nothing to do: the worker did it in ``make()``'s transaction."""
+
+    def renew(self, jobs: Sequence[Job]) -> None:
+        renewal = sa.update(self._jobs).values(reserved_time=NOW)
+        for batch in _batches(jobs):
+            self._execute(renewal.where(self._among(batch), *self._owned()))
+
+    def rescue(self) -> int:
+        jobs = self._jobs.c
+        expired = jobs.reserved_time < shifted(NOW, -(jobs.connection_id % LEASE_RANGE))
+        rescued = self._change(
+            lambda status: [status == "reserved", jobs.connection_id >= SMALLEST_TOKEN, expired],
+            sa.update(self._jobs).values(UNRESERVED),
+        )
+        if rescued:
+            logger.warning("Rescued %d jobs of %s from a run that died", rescued, self.source.target_table)
+        return rescued
+
+    def pending(self) -> int:
+        count = sa.select(sa.func.count()).select_from(self._jobs).where(*self._due())
+        return self._transact(lambda connection: int(connection.execute(count).scalar_one()))
+
+    def close(self) -> None:
+        if self._open_engine is not None:
+            self._open_engine.dispose()
+            self._open_engine = None
+
+    def fence(self, *, keep_completed: bool) -> Fence:
+        """Give the workers their statements."""
+        mine = [self._jobs.c[name] == sa.bindparam(key_name(name)) for name in self.source.key]
+        mine += [
+            self._jobs.c.status == sa.literal_column("'reserved'"),
+            self._jobs.c.connection_id == sa.bindparam("token"),
+        ]
+        worker: dict[str, Any] = {"host": sa.bindparam("worker_host"), "pid": sa.bindparam("worker_pid")}
+        success = {
+            "status": sa.literal_column("'success'"),
+            "completed_time": NOW,
+            "duration": sa.bindparam("seconds"),
+        }
+        begin = sa.update(self._jobs).where(*mine).values(worker)
+        keep = sa.update(self._jobs).where(*mine).values(success)
+        finish = keep if keep_completed else sa.delete(self._jobs).where(*mine)
+        return Fence(self.owner.token, self._statement(begin), self._statement(finish))
+
+    def _key_column(self, name: str) -> sa.Column[Any]:
+        return sa.Column(name, BinaryUuid() if name in self.source.uuids else sa.types.NullType())
+
+    def _key(self) -> list[sa.Column[Any]]:
+        return [self._jobs.c[name] for name in self.source.key]
+
+    def _among(self, jobs: Sequence[Job]) -> sa.ColumnElement[bool]:
+        return sa.or_(*[sa.and_(*[self._jobs.c[k] == v for k, v in job.key.items()]) for job in jobs])
+
+    def _owned(self) -> tuple[sa.ColumnElement[bool], ...]:
+        return _unindexed(self._jobs.c.status) == "reserved", self._jobs.c.connection_id == self.owner.token
+
+    def _due(self) -> list[sa.ColumnElement[bool]]:
+        jobs = self._jobs.c
+        due = [jobs.status == "pending", jobs.scheduled_time <= NOW]
+        if self.max_priority is not None:
+            due.append(jobs.priority <= self.max_priority)
+        if self.source.restricted_sql is not None:
+            due.append(self._in(self._keys(self.source.restricted_sql)))
+        return due
+
+    def _keys(self, query: str) -> sa.Subquery:
+        verbatim = sa.text(query.replace(":", "\\:"))
+        return verbatim.columns(*[sa.column(name) for name in self.source.key]).subquery("keys_to_make")
+
+    def _in(self, keys: sa.FromClause) -> sa.ColumnElement[bool]:
+        return sa.exists().where(*[keys.c[name] == self._jobs.c[name] for name in self.source.key])
+
+    def _in_target(self, keys: sa.FromClause) -> sa.ColumnElement[bool]:
+        names = self.source.target_key
+        target = sa.table(self.source.target_table, *[sa.column(n) for n in names], schema=self.source.schema)
+        return sa.exists().select_from(target).where(*[target.c[name] == keys.c[name] for name in names])
+
+    def _wanted(self) -> sa.Subquery:
+        return self._keys(self.source.restricted_sql or self.source.key_source_sql)
+
+    def _add(self, priority: int, delay_seconds: float) -> int:
+        wanted = self._wanted()
+        new = sa.select(*[wanted.c[name] for name in self.source.key]).where(
+            ~self._in_target(wanted), ~self._in(wanted)
+        )
+        keys = (new.distinct() if self.source.finer_source else new).subquery("new_keys")
+        due = shifted(NOW, sa.literal(delay_seconds))
+        rows = sa.select(*keys.c, sa.literal("pending"), sa.literal(priority), due)
+        return self._execute(
+            self._insert_missing([*self.source.key, "status", "priority", "scheduled_time"], rows)
+        )
+
+    def _insert_missing(self, names: list[str], rows: sa.Select[Any]) -> sa.Insert:
+        """INSERT … SELECT that leaves alone what another refresh has added meanwhile."""
+        if self.source.settings.backend == "postgresql":
+            return postgresql.insert(self._jobs).from_select(names, rows).on_conflict_do_nothing()
+        first = self.source.key[0]
+        return (
+            mysql.insert(self._jobs)
+            .from_select(names, rows)
+            .on_duplicate_key_update({first: self._jobs.c[first]})
+        )
+
+    def _repend_completed(self, priority: int) -> int:
+        wanted = self._in(self._wanted())
+        return self._change(
+            lambda status: [status == "success", wanted, ~self._in_target(self._jobs)],
+            sa.update(self._jobs).values(FRESH | {"priority": priority}),
+        )
+
+    def _remove_vanished(self) -> int:
+        return self._change(
+            lambda status: [status.in_(["success", "error"]), self._unwanted(), ~self._in_target(self._jobs)],
+            sa.delete(self._jobs),
+        )
+
+    def _remove_stale(self, stale_seconds: float) -> int:
+        if not stale_seconds:
+            return 0
+        old = self._jobs.c.created_time < shifted(NOW, sa.literal(-stale_seconds))
+        return self._change(
+            lambda status: [status.in_(["pending", "success", "error"]), old, self._unwanted()],
+            sa.delete(self._jobs),
+        )
+
+    def _unwanted(self) -> sa.ColumnElement[bool]:
+        return ~self._in(self._keys(self.source.key_source_sql))
+
+    def _free_orphans(self, orphan_seconds: float) -> int:
+        if not orphan_seconds:
+            return 0
+        native = self._jobs.c.connection_id < SMALLEST_TOKEN
+        old = self._jobs.c.reserved_time < shifted(NOW, sa.literal(-orphan_seconds))
+        return self._change(
+            lambda status: [status == "reserved", native, old], sa.update(self._jobs).values(UNRESERVED)
+        )
+
+    def _change(self, condition: Condition, change: sa.Update | sa.Delete) -> int:
+        """Change all jobs for whose status, and more, a condition holds.
+
+        They are found by a read that locks nothing, then locked by their key as workers lock
+        theirs. Locked by the index on status, driver and worker could wait for each other.
+        """
+        rows = sa.select(*self._key()).where(*condition(self._jobs.c.status))
+        found = self._transact(lambda connection: _jobs_in(connection.execute(rows)))
+        still = condition(_unindexed(self._jobs.c.status))
+        return sum(self._execute(change.where(self._among(batch), *still)) for batch in _batches(found))
+
+    def _execute(self, statement: sa.Executable) -> int:
+        return self._transact(lambda connection: int(connection.execute(statement).rowcount))
+
+    def _transact(self, act: Callable[[sa.Connection], Result]) -> Result:
+        """Do something in a transaction, again where the database gave it up for another one."""
+        for attempt in range(TRIES):
+            try:
+                with self._engine().begin() as connection:
+                    return act(connection)
+            except sa.exc.DBAPIError as error:
+                if attempt + 1 == TRIES or error.orig is None or not is_infrastructure(error.orig):
+                    raise self._unreachable(error) from error
+                time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _engine(self) -> sa.Engine:
+        if self._open_engine is None:
+            drivers = {"mysql": "mysql+pymysql://", "postgresql": "postgresql+psycopg2://"}
+            self._open_engine = sa.create_engine(
+                drivers[self.source.settings.backend],
+                creator=lambda: open_dbapi_connection(self.source.settings),
+                isolation_level="READ COMMITTED",
+                pool_size=2,
+                max_overflow=0,
+                pool_pre_ping=True,
+            )
+        return self._open_engine
+
+    def _unreachable(self, error: sa.exc.DBAPIError) -> DatabaseError:
+        where = f"{self.source.schema}.{self.source.jobs_table}"
+        return DatabaseError(
+            f"The jobs table {where} can't be reached or changed from {platform.node()}: {error.orig}"
+        )
+
+    def _statement(self, statement: sa.ClauseElement) -> Statement:
+        dialects = {"mysql": mysql.dialect, "postgresql": postgresql.dialect}
+        compiled = statement.compile(dialect=dialects[self.source.settings.backend](paramstyle="format"))
+        assert isinstance(compiled, SQLCompiler) and compiled.positiontup is not None
+        return Statement(str(compiled), tuple(compiled.positiontup))
+
+
+class BinaryUuid(sa.types.TypeDecorator[UUID]):
+    """A uuid as DataJoint keeps it on MySQL: binary(16)."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: UUID | None, dialect: sa.Dialect) -> bytes | None:
+        return None if value is None else value.bytes
+
+    def process_result_value(self, value: bytes | None, dialect: sa.Dialect) -> UUID | None:
+        return None if value is None else UUID(bytes=value)
+
+
+class shifted(FunctionElement[Any]):  # noqa: N801 - reads as an SQL function
+    """A moment and the seconds to add to it."""
+
+    inherit_cache = True
+
+
+@compiles(shifted, "mysql", "mariadb")
+def _shifted_in_mysql(element: shifted, compiler: SQLCompiler, **kw: Any) -> str:
+    moment, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({moment} + INTERVAL ({seconds}) SECOND)"
+
+
+@compiles(shifted, "postgresql")
+def _shifted_in_postgresql(element: shifted, compiler: SQLCompiler, **kw: Any) -> str:
+    moment, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({moment} + make_interval(secs => {seconds}))"
+
+
+def _unindexed(status: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    return sa.func.concat(status)
+
+
+def _jobs_in(rows: sa.CursorResult[Any]) -> list[Job]:
+    return [Job(dict(row)) for row in rows.mappings()]
+
+
+def _batches(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+    return (jobs[first : first + BATCH] for first in range(0, len(jobs), BATCH))
+
+
+def _storable(text: str) -> str:
+    """Replace what a text column refuses: NUL and lone surrogates."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= ERROR_MESSAGE_LENGTH:
+        return message
+    return message[: ERROR_MESSAGE_LENGTH - len(TRUNCATED)] + TRUNCATED

@@ -1,0 +1,50 @@
+"""Jobs kept in this process, for runs without a jobs table."""
+
+from collections.abc import Iterable, Sequence
+
+from djdist.job import Failure, Job, Key
+from djdist.job_store import JobStore
+
+
+class MemoryStore(JobStore):
+    """Keeps the given keys, in their order, for one run.
+
+    Parameters
+    ----------
+    keys : iterable of dict
+        What is to be made.
+    """
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self._pending = [Job(key) for key in keys]
+        self._reserved: dict[object, Job] = {}
+        self.failures: list[tuple[Job, Failure]] = []
+
+    def refresh(self) -> dict[str, int]:
+        """Nothing to do: the keys are given once."""
+        return {}
+
+    def reserve(self, limit: int) -> list[Job]:
+        jobs, self._pending = self._pending[:limit], self._pending[limit:]
+        self._reserved |= {job.identity: job for job in jobs}
+        return jobs
+
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> None:
+        if not only_waiting:
+            self._pending[:0] = [job for job in jobs if self._reserved.pop(job.identity, None)]
+
+    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
+        if self._reserved.pop(job.identity, None):
+            self.failures.append((job, failure))
+
+    def finish(self, job: Job) -> None:
+        self._reserved.pop(job.identity, None)
+
+    def renew(self, jobs: Sequence[Job]) -> None:
+        """Nothing to do: no other run can take these jobs."""
+
+    def rescue(self) -> int:
+        return 0
+
+    def pending(self) -> int:
+        return len(self._pending)

@@ -1,0 +1,111 @@
+"""``Table.jobs`` as users see it while djdist is enabled."""
+
+from typing import Any
+
+import datajoint as dj
+
+from djdist.job_stores.jobs_table import JobsTable, Refreshing
+from djdist.pipeline import check_priority, declared_type, jobs_table_source
+
+
+class Jobs(dj.Job):
+    """The jobs table of an auto-populated table.
+
+    It is DataJoint's ``~~table_name`` with its whole algebra; native workers may share
+    it. Only ``refresh()`` is done otherwise: in one statement, however many the keys.
+    """
+
+    def _get_fk_derived_pk_attrs(self) -> list[tuple[str, str]]:
+        """Declare each key attribute as where it comes from.
+
+        What PostgreSQL reports of some types (enum, datetime, bool, float64) DataJoint can't read.
+        """
+        attributes = self.target.heading
+        reported = super()._get_fk_derived_pk_attrs()
+        return [(name, declared_type(self.target, attributes[name]) or type_) for name, type_ in reported]
+
+    def refresh(
+        self,
+        *restrictions: Any,
+        delay: float = 0,
+        priority: int | None = None,
+        stale_timeout: float | None = None,
+        orphan_timeout: float | None = None,
+    ) -> dict[str, int]:
+        """Bring the jobs up to date: add new keys, remove vanished ones, free dead reservations.
+
+        Parameters
+        ----------
+        *restrictions
+            Which keys of the key source to add.
+        delay : float, optional
+            Seconds until new jobs become due, by the database's clock. Default 0.
+        priority : int, optional
+            Priority of new jobs, the smaller the more urgent. Default:
+            ``dj.config.jobs.default_priority``.
+        stale_timeout : float, optional
+            Seconds after which a job whose key has left the key source is removed; 0
+            keeps them. Default: ``dj.config.jobs.stale_timeout``.
+        orphan_timeout : float, optional
+            Seconds after which a reservation of a native worker goes back to pending.
+            Those of djdist go back by themselves when their lease runs out.
+
+        Returns
+        -------
+        dict
+            How many jobs were ``added``, ``removed``, ``orphaned`` and ``re_pended``.
+
+        Raises
+        ------
+        OptionError
+            The priority does not fit the jobs table.
+        DatabaseError
+            The database can't be reached.
+        """
+        options = refreshing(
+            self, priority=priority, delay=delay, stale_timeout=stale_timeout, orphan_timeout=orphan_timeout
+        )
+        if not self.is_declared:
+            self.declare()
+        store = JobsTable(jobs_table_source(self, restrictions), refreshing=options)
+        try:
+            return store.refresh()
+        finally:
+            store.close()
+
+
+def refreshing(
+    table: dj.Table,
+    *,
+    priority: int | None = None,
+    delay: float = 0,
+    stale_timeout: float | None = None,
+    orphan_timeout: float | None = None,
+) -> Refreshing:
+    """Fill up what a refresh was given from the settings of ``dj.config.jobs``."""
+    settings = table.connection._config.jobs
+    priority = settings.default_priority if priority is None else priority
+    check_priority(table, priority)
+    return Refreshing(
+        priority=priority,
+        delay_seconds=delay,
+        stale_seconds=settings.stale_timeout if stale_timeout is None else stale_timeout,
+        orphan_seconds=orphan_timeout or 0,
+        keep_completed=settings.keep_completed,
+    )
+
+
+def jobs_of(table: Any) -> Jobs:
+    """Give a table's jobs, with the jobs table declared if it isn't yet.
+
+    One object serves all uses of a class, because making one asks the database much.
+    """
+    jobs = _jobs.get(type(table))
+    if jobs is None or jobs.connection is not table.connection or jobs.database != table.database:
+        jobs = _jobs[type(table)] = Jobs(table)
+    if not jobs.is_declared:
+        jobs.declare()
+    return jobs
+
+
+_jobs: dict[type, Jobs] = {}

@@ -1,0 +1,251 @@
+"""What djdist needs to know of a DataJoint table: its keys, its make(), its jobs table."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import datajoint as dj
+
+from djdist.errors import OptionError
+from djdist.job import Key
+from djdist.shipping import ConnectionSettings, settings_of
+
+logger = logging.getLogger(__name__)
+
+DEADLOCK_OR_LOST = frozenset({1040, 1053, 1205, 1213, 2003, 2006, 2013, 2055})
+"""MySQL's numbers for too many connections, shutdown, lock wait, deadlock and lost connections."""
+
+PG_DEADLOCK_OR_LOST = ("08", "40", "53", "55P03", "57P0")
+"""PostgreSQL's classes for connection, rollback, resources; lock not available, shutdown."""
+
+PRIORITIES = {"mysql": range(-128, 128), "postgresql": range(-32768, 32768)}
+
+
+@dataclass(frozen=True)
+class JobsTableSource:
+    """Where a jobs table is and the queries that say which keys it should hold.
+
+    ``restricted_sql`` is None where a call has no restrictions; ``finer_source`` tells
+    that several keys of the key source may fall on one job.
+    """
+
+    settings: ConnectionSettings
+    schema: str
+    jobs_table: str
+    target_table: str
+    key: tuple[str, ...]
+    uuids: frozenset[str]
+    finer_source: bool
+    target_key: tuple[str, ...]
+    key_source_sql: str
+    restricted_sql: str | None
+
+
+def check_populates(table: Any) -> None:
+    """Raise a clear error for what can't be populated.
+
+    Raises
+    ------
+    OptionError
+        It is not a Computed or Imported table, or has no ``make``.
+    datajoint.DataJointError
+        The table is restricted or a transaction is open, as DataJoint says it.
+    """
+    name = type(table).__name__
+    if not isinstance(table, dj.Table) or not isinstance(table, dj.AutoPopulate):
+        raise OptionError(f"{name} is not a dj.Computed or dj.Imported table, so it can't be populated.")
+    if not has_make(table):
+        raise OptionError(
+            f"{name} has no make(): define make(self, key), or make_fetch, make_compute and make_insert."
+        )
+    if table.connection.in_transaction:
+        raise dj.DataJointError("Populate cannot be called during a transaction.")
+
+
+def has_make(table: Any) -> bool:
+    """Tell whether a table's class says how to make a key."""
+    parts = ("make_fetch", "make_compute", "make_insert")
+    return (
+        hasattr(table, "_make_tuples")
+        or type(table).make is not dj.AutoPopulate.make
+        or all(hasattr(table, part) for part in parts)
+    )
+
+
+def check_priority(table: dj.Table, priority: int | None) -> None:
+    """Raise OptionError for a priority that the jobs table can't hold."""
+    allowed = PRIORITIES[table.connection.adapter.backend]
+    if priority is not None and priority not in allowed:
+        raise OptionError(
+            f"priority={priority!r} does not fit the jobs table: use a whole number from {allowed[0]} to "
+            f"{allowed[-1]} (the smaller, the more urgent). It may come from dj.config.jobs.default_priority."
+        )
+
+
+def keys_to_make(table: dj.Table, restrictions: Sequence[Any], max_calls: int | None) -> list[Key]:
+    """Fetch the keys that are not in the table yet, as ``populate()`` without a jobs table does."""
+    keys: list[Key] = (table._jobs_to_do(restrictions) - table.proj()).keys()
+    return keys[:max_calls]
+
+
+def jobs_table_source(
+    jobs: dj.Job, restrictions: Sequence[Any] = (), *, ship_credentials: bool = True
+) -> JobsTableSource:
+    """Describe a jobs table to its store."""
+    table = jobs.target
+    todo = table._jobs_to_do(())
+    missing = [name for name in jobs.primary_key if name not in todo.primary_key]
+    if missing:
+        raise OptionError(
+            f"key_source of {type(table).__name__} lacks {', '.join(missing)} of its primary key."
+        )
+    return JobsTableSource(
+        settings=settings_of(table.connection, ship_credentials=ship_credentials),
+        schema=table.database,
+        jobs_table=jobs.table_name,
+        target_table=table.table_name,
+        key=tuple(jobs.primary_key),
+        uuids=frozenset(n for n in jobs.primary_key if _is_binary_uuid(jobs, n)),
+        finer_source=len(todo.primary_key) > len(jobs.primary_key),
+        target_key=tuple(name for name in todo.primary_key if name in table.primary_key),
+        key_source_sql=plain_sql(todo),
+        restricted_sql=plain_sql(table._jobs_to_do(restrictions)) if restrictions else None,
+    )
+
+
+def plain_sql(query: dj.expression.QueryExpression) -> str:
+    """Give a query as the server should read it.
+
+    DataJoint doubles the percent signs of literals for a driver that formats.
+    """
+    return str(query.make_sql()).replace("%%", "%")
+
+
+def job_columns(key: Key, settings: ConnectionSettings) -> dict[str, Any]:
+    """Give a key's values as the database's driver takes them."""
+    binary = settings.backend == "mysql"
+    return {k: v.bytes if binary and isinstance(v, UUID) else v for k, v in key.items()}
+
+
+def declared_type(table: dj.Table, attribute: Any) -> str | None:
+    """Find an attribute's type in the definition of the table that it comes from."""
+    if attribute.original_type or not attribute.lineage:
+        return str(attribute.original_type) if attribute.original_type else None
+    schema, origin, name = attribute.lineage.split(".")
+    full_name = table.connection.adapter.make_full_table_name(schema, origin)
+    declared = dj.FreeTable(table.connection, full_name).heading[name].original_type
+    return str(declared) if declared else None
+
+
+def user_of(table: dj.Table) -> str:
+    """Name the connection's user, as the jobs table records it."""
+    return str(table.connection.get_user())
+
+
+def code_version(table: dj.Table) -> str:
+    """Give the git commit of the code that makes a table's keys, if the settings ask for it.
+
+    It is looked up where the table's module lies, or in the working folder for one
+    that was typed into a notebook.
+    """
+    if table.connection._config.jobs.version_method != "git":
+        return ""
+    module_file = getattr(sys.modules.get(type(table).__module__), "__file__", None)
+    folder = Path(module_file).parent if module_file else Path.cwd()
+    try:
+        git = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def make_key(
+    table: Any, key: Key, make_kwargs: dict[str, Any], version: str, finish: Callable[[], None]
+) -> bool:
+    """Make one key in DataJoint's own way, with ``finish`` called just before COMMIT.
+
+    Whatever ``finish`` raises undoes the whole transaction.
+
+    Returns
+    -------
+    bool
+        False if the key was in the table already; ``finish`` was not called then.
+    """
+    with _version_is(version), _before_commit(table.connection, finish) as committed:
+        try:
+            return bool(table._populate1(key, None, False, False, make_kwargs=make_kwargs))
+        except Exception as error:
+            if not committed:
+                raise
+            logger.warning(
+                "%s(%s) is made, but its metadata could not be written: %s", type(table).__name__, key, error
+            )
+            return True
+        finally:
+            _leave_transaction(table.connection)
+
+
+def is_infrastructure(error: BaseException) -> bool:
+    """Tell a lost connection, a deadlock or a full server from an error of ``make()``."""
+    if isinstance(error, dj.errors.LostConnectionError):
+        return True
+    pgcode = getattr(error, "pgcode", None)
+    if isinstance(pgcode, str):
+        return pgcode.startswith(PG_DEADLOCK_OR_LOST)
+    from_driver = type(error).__module__.split(".")[0] in ("pymysql", "psycopg2")
+    return from_driver and bool(error.args) and error.args[0] in DEADLOCK_OR_LOST
+
+
+def pack_text(text: str) -> bytes:
+    """Encode a text as DataJoint's ``<blob>`` attributes hold it."""
+    return bytes(dj.blob.pack(text))
+
+
+def _is_binary_uuid(jobs: dj.Job, name: str) -> bool:
+    return bool(jobs.heading[name].uuid) and jobs.connection.adapter.backend == "mysql"
+
+
+def _leave_transaction(connection: dj.Connection) -> None:
+    try:
+        if connection.in_transaction:
+            connection.cancel_transaction()
+    except dj.errors.LostConnectionError:
+        connection.connect()
+
+
+@contextmanager
+def _before_commit(connection: dj.Connection, finish: Callable[[], None]) -> Iterator[list[bool]]:
+    """Call ``finish`` before the commit that ends a make(), not before those inside it."""
+    committed: list[bool] = []
+    commit = connection.commit_transaction
+
+    def commit_finished() -> None:
+        ends_make = sys._getframe(1).f_code is dj.AutoPopulate._populate1.__code__
+        if ends_make:
+            finish()
+        commit()
+        if ends_make:
+            committed.append(True)
+
+    connection.commit_transaction = commit_finished
+    try:
+        yield committed
+    finally:
+        del connection.commit_transaction
+
+
+@contextmanager
+def _version_is(version: str) -> Iterator[None]:
+    """Spare DataJoint its look-up of the code's version, which starts git for every key."""
+    look_up = dj.jobs._get_job_version
+    dj.jobs._get_job_version = lambda config=None: version
+    try:
+        yield
+    finally:
+        dj.jobs._get_job_version = look_up

@@ -1,0 +1,229 @@
+"""One ``populate()`` call: options in, parts joined, summary out."""
+
+import logging
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cloudpickle
+
+from djdist import executors
+from djdist.driver import drive
+from djdist.errors import MakeError, OptionError, RemoteTraceback
+from djdist.executor import Executor
+from djdist.fence import Fence
+from djdist.job import Failure, Policy, Status, Summary, Work
+from djdist.job_store import JobStore
+from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
+from djdist.job_stores.memory import MemoryStore
+from djdist.jobs import jobs_of, refreshing
+from djdist.pipeline import check_populates, code_version, jobs_table_source, keys_to_make, user_of
+from djdist.progress import ProgressBar
+from djdist.settings import config
+from djdist.shipping import pack_table, settings_of
+from djdist.signals import catching
+from djdist.worker import Parcel, Workplace
+
+logger = logging.getLogger(__name__)
+
+
+def populate(
+    table: Any,
+    *restrictions: Any,
+    suppress_errors: bool = False,
+    return_exception_objects: bool = False,
+    reserve_jobs: bool = False,
+    max_calls: int | None = None,
+    display_progress: bool = False,
+    processes: int | None = 1,
+    make_kwargs: dict[str, Any] | None = None,
+    priority: int | None = None,
+    refresh: bool | None = None,
+    executor: Any = None,
+) -> dict[str, Any]:
+    """Make the missing keys of a Computed or Imported table, here or on a cluster.
+
+    Takes all that DataJoint's own ``populate()`` takes, with the same meaning, and
+    ``executor``.
+
+    Parameters
+    ----------
+    table : datajoint.Computed or datajoint.Imported
+        The table to populate (``self`` where this is a method).
+    *restrictions
+        Which keys of the key source to refresh and to make.
+    suppress_errors : bool, optional
+        Collect errors instead of raising the first. Default False: at the first error
+        no more keys are begun, what runs is finished, and the error is raised.
+    return_exception_objects : bool, optional
+        Collect exceptions instead of messages. Default False.
+    reserve_jobs : bool, optional
+        Share the keys with other runs and with native workers through the jobs table.
+        Default False.
+    max_calls : int, optional
+        The most keys to make.
+    display_progress : bool, optional
+        Show a bar. Default False.
+    processes : int, optional
+        Processes of the local executor; None for one a processor. Default 1.
+    make_kwargs : dict, optional
+        Keyword arguments for each ``make()``.
+    priority : int, optional
+        Make only jobs of this priority or a more urgent one; new jobs get it.
+    refresh : bool, optional
+        Refresh the jobs table first. Default: ``dj.config.jobs.auto_refresh``.
+    executor : str or object, optional
+        Where keys are made: ``"local"``, ``"ray"``, ``"dask"``, an executor of djdist,
+        a ``dask.distributed.Client`` or any ``concurrent.futures.Executor``. Default:
+        ``djdist.config.executor``.
+
+    Returns
+    -------
+    dict
+        ``success_count`` and ``error_list``, pairs of a key and its error.
+
+    Raises
+    ------
+    OptionError
+        An option can't be used; no job was touched.
+    WorkerSetupError
+        The workers can't load the pipeline or connect; no job was touched.
+    Exception
+        What ``make()`` raised, unless ``suppress_errors``.
+    """
+    check_populates(table)
+    call = Call(
+        table,
+        restrictions,
+        suppress_errors,
+        max_calls,
+        display_progress,
+        make_kwargs or {},
+        priority,
+        refresh,
+    )
+    chosen = executors.resolve(config.executor if executor is None else executor, processes)
+    store, fence = _jobs_table(call) if reserve_jobs else _keys_only(call)
+    summary = _drive(call, chosen, store, fence)
+    if summary.errors and not suppress_errors:
+        raise exception_of(summary.errors[0][1])
+    return {
+        "success_count": summary.success_count,
+        "error_list": _error_list(summary, return_exception_objects),
+    }
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call of ``populate()`` was given."""
+
+    table: Any
+    restrictions: Sequence[Any]
+    suppress_errors: bool
+    max_calls: int | None
+    display_progress: bool
+    make_kwargs: dict[str, Any]
+    priority: int | None
+    refresh: bool | None
+
+    def __post_init__(self) -> None:
+        if self.max_calls is not None and (not isinstance(self.max_calls, int) or self.max_calls < 0):
+            raise OptionError(
+                f"max_calls={self.max_calls!r} must be a whole number from 0, or None for no limit."
+            )
+
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        return type(self.table).__name__
+
+
+def exception_of(failure: Failure) -> BaseException:
+    """Give what ``make()`` raised, with the traceback of where it did."""
+    if isinstance(failure.exception, BaseException):
+        return failure.exception
+    try:
+        error = cloudpickle.loads(failure.exception) if failure.exception else MakeError(failure.message)
+    except Exception:
+        error = MakeError(failure.message)
+    assert isinstance(error, BaseException)
+    error.__cause__ = RemoteTraceback(failure.traceback)
+    return error
+
+
+def _jobs_table(call: Call) -> tuple[JobStore, Fence]:
+    jobs = jobs_of(call.table)
+    settings = call.table.connection._config.jobs
+    source = jobs_table_source(jobs, call.restrictions, ship_credentials=config.ship_credentials)
+    owner = Owner(new_token(config.lease_seconds), user_of(call.table), code_version(call.table))
+    refreshes = settings.auto_refresh if call.refresh is None else call.refresh
+    options = refreshing(call.table, priority=call.priority)
+    store = JobsTable(source, owner, call.priority, options if refreshes else None)
+    return store, store.fence(keep_completed=settings.keep_completed)
+
+
+def _keys_only(call: Call) -> tuple[JobStore, None]:
+    return MemoryStore(keys_to_make(call.table, call.restrictions, call.max_calls)), None
+
+
+def _drive(call: Call, executor: Executor, store: JobStore, fence: Fence | None) -> Summary:
+    policy = Policy(
+        max_calls=call.max_calls,
+        suppress_errors=call.suppress_errors,
+        max_losses=config.max_losses,
+        lease_seconds=config.lease_seconds,
+        count_pending=call.display_progress,
+    )
+    work = _workplace(call, fence) if executor.in_process else _parcel(call, fence)
+    run = partial(drive, store=store, work=work, policy=policy, table=call.name)
+    executor.connect()
+    try:
+        logger.info("Populating %s on %r", call.name, executor)
+        with catching(signal.SIGTERM), ProgressBar(call.name, shown=call.display_progress) as bar:
+            summary = executor.drive(run, partial(_show, bar), call.name)
+    finally:
+        executor.disconnect()
+    logger.info("Populated %s: %d made, %d errors", call.name, summary.success_count, len(summary.errors))
+    return summary
+
+
+def _workplace(call: Call, fence: Fence | None) -> Work:
+    settings = settings_of(call.table.connection)
+    return Workplace(call.table, call.make_kwargs, settings, code_version(call.table), fence)
+
+
+def _parcel(call: Call, fence: Fence | None) -> Work:
+    return Parcel(
+        run=new_token(config.lease_seconds),
+        name=call.name,
+        settings=settings_of(call.table.connection, ship_credentials=config.ship_credentials),
+        table=_packed(call, pack_table, type(call.table), f"the class {call.name}"),
+        make_kwargs=_packed(call, cloudpickle.dumps, call.make_kwargs, "make_kwargs"),
+        version=code_version(call.table),
+        fence=fence,
+        preload=config.preload,
+    )
+
+
+def _packed(call: Call, pack: Any, value: Any, what: str) -> bytes:
+    try:
+        packed: bytes = pack(value)
+    except Exception as error:
+        raise OptionError(
+            f"{what} can't be sent to the workers of {call.name}: {type(error).__name__}: {error}. "
+            "Let it hold only what can be pickled: no open files, connections, locks or generators."
+        ) from error
+    return packed
+
+
+def _show(bar: ProgressBar, status: Status) -> bool:
+    bar.show(status)
+    return True
+
+
+def _error_list(summary: Summary, as_exceptions: bool) -> list[tuple[dict[str, Any], Any]]:
+    return [
+        (key, exception_of(failure) if as_exceptions else failure.message) for key, failure in summary.errors
+    ]

@@ -1,0 +1,40 @@
+"""Settings of djdist, from ``DJDIST_*`` environment variables and assignments."""
+
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of djdist.
+
+    Each may be assigned (``djdist.config.lease_seconds = 120``) or come from the
+    environment (``DJDIST_LEASE_SECONDS=120``).
+
+    Attributes
+    ----------
+    executor : str or object
+        Where ``populate()`` runs when no ``executor=`` is given. Default ``"local"``.
+    lease_seconds : int
+        A reservation that was not renewed for so long goes back to pending. Default 60.
+    max_losses : int
+        A key that lost so many workers in a run becomes an error. Default 3.
+    ship_credentials : bool
+        Send the caller's connection settings to the workers. If False, the workers
+        use their own configuration of DataJoint. Default True.
+    preload : tuple of str
+        Modules that every worker imports before the table's own module, for example
+        one that activates the schemas of a pipeline.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="DJDIST_", validate_assignment=True, extra="forbid")
+
+    executor: Any = "local"
+    lease_seconds: int = Field(default=60, ge=1, le=65_535)
+    max_losses: int = Field(default=3, ge=1)
+    ship_credentials: bool = True
+    preload: tuple[str, ...] = ()
+
+
+config = Settings()

@@ -1,0 +1,172 @@
+"""What travels to a worker: the connection's settings and the table's class."""
+
+import io
+import os
+import pickle
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import cloudpickle
+import datajoint as dj
+
+_IMPORTED_IN_PID = os.getpid()
+
+Login = dict[str, Any]
+Binding = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class ConnectionSettings:
+    """A connection's login and DataJoint's settings at the caller.
+
+    ``login`` is None where the workers use their own. Neither shows when printed.
+    """
+
+    backend: str
+    login: Login | None = field(repr=False)
+    config: dict[str, Any] = field(repr=False)
+
+
+def settings_of(connection: dj.Connection, *, ship_credentials: bool = True) -> ConnectionSettings:
+    """Take the settings of a connection, with or without its credentials."""
+    config = connection._config.model_dump()
+    if not ship_credentials:
+        del config["database"], config["stores"]
+    login = _login(connection) if ship_credentials else None
+    return ConnectionSettings(connection.adapter.backend, login, config)
+
+
+def apply_settings(settings: ConnectionSettings, config: Any) -> None:
+    """Give a process's DataJoint configuration the values that it has at the caller."""
+    for name, value in settings.config.items():
+        group = getattr(config, name)
+        if isinstance(value, dict) and not isinstance(group, dict):
+            for key, setting in value.items():
+                setattr(group, key, setting)
+        else:
+            setattr(config, name, value)
+    if settings.login is not None:
+        _apply_login(settings.login, config)
+
+
+def open_dbapi_connection(settings: ConnectionSettings) -> Any:
+    """Open a new connection of the database's driver, by the same settings as DataJoint's."""
+    connection = dj.conn() if settings.login is None else None
+    login = settings.login or _login(connection)
+    adapter = connection.adapter if connection else dj.adapters.get_adapter(settings.backend)
+    arguments = {k: login[k] for k in ("host", "port", "user", "password")}
+    arguments["charset"] = dj.config.connection.charset
+    if login["database_name"]:
+        arguments["dbname"] = login["database_name"]
+    if login["use_tls"] is not None:
+        return adapter.connect(**arguments, use_tls=login["use_tls"])
+    try:
+        return adapter.connect(**arguments, use_tls=True)
+    except Exception:
+        return adapter.connect(**arguments, use_tls=False)
+
+
+def pack_table(table: type[dj.Table]) -> bytes:
+    """Pickle a table's class: by name where a module holds it, else by value."""
+    file = io.BytesIO()
+    _Pickler(file).dump((table, _bindings()))
+    return file.getvalue()
+
+
+def unpack_table(packed: bytes, settings: ConnectionSettings, preload: tuple[str, ...] = ()) -> dj.Table:
+    """Load a table in a worker, connected as at the caller.
+
+    Raises
+    ------
+    ImportError, AttributeError
+        The module or its class isn't there.
+    Exception
+        What connecting to the database raises.
+    """
+    apply_settings(settings, dj.config)
+    for module in preload:
+        import_module(module)
+    table, bindings = _Unpickler(io.BytesIO(packed)).load()
+    for module, name, database in bindings:
+        _bind(module, name, database)
+    _connect(table.connection, settings)
+    apply_settings(settings, table.connection._config)
+    return table()
+
+
+def _login(connection: dj.Connection) -> Login:
+    info = connection.conn_info
+    return {
+        "host": info["host"],
+        "port": info["port"],
+        "user": info["user"],
+        "password": info["passwd"],
+        "database_name": info["database_name"],
+        "use_tls": info["ssl_input"],
+    }
+
+
+def _apply_login(login: Login, config: Any) -> None:
+    database = config.database
+    database.host, database.port = login["host"], login["port"]
+    database.user, database.password = login["user"], login["password"]
+    database.name = login["database_name"]
+    if not isinstance(login["use_tls"], dict):
+        database.use_tls = login["use_tls"]
+
+
+def _connect(connection: dj.Connection, settings: ConnectionSettings) -> None:
+    """Log in as the caller did; a forked process must not share its parent's socket."""
+    changed = settings.login is not None and _login(connection) != settings.login
+    if changed and settings.login is not None:
+        login = dict(settings.login)
+        connection.conn_info.update(passwd=login.pop("password"), ssl_input=login.pop("use_tls"), **login)
+        connection.conn_info["ssl"] = connection.conn_info["ssl_input"] is not False
+    if changed or os.getpid() != _IMPORTED_IN_PID or not connection.is_connected:
+        connection.connect()
+
+
+def _bindings() -> list[Binding]:
+    """List the tables that were bound to a schema after their module was imported."""
+    return [(t.__module__, t.__qualname__, t.database) for t in _tables(dj.Table) if _is_bound_master(t)]
+
+
+def _tables(base: type[dj.Table]) -> Iterator[type[dj.Table]]:
+    for table in base.__subclasses__():
+        yield table
+        yield from _tables(table)
+
+
+def _is_bound_master(table: type[dj.Table]) -> bool:
+    importable = getattr(sys.modules.get(table.__module__), table.__name__, None) is table
+    return importable and table.__module__ != "__main__" and isinstance(table.__dict__.get("database"), str)
+
+
+def _bind(module: str, name: str, database: str) -> None:
+    table = getattr(sys.modules.get(module), name, None)
+    if table is not None and table.database is None:
+        schema = dj.Schema(database, create_schema=False, create_tables=False)
+        schema(table, context=vars(sys.modules[module]))
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Leaves connections and namespaces behind, which belong to a process."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._contexts = {id(t.__dict__.get("declaration_context")) for t in _tables(dj.Table)}
+
+    def persistent_id(self, obj: Any) -> str | None:
+        if isinstance(obj, dj.Connection):
+            return "connection"
+        if isinstance(obj, dict) and ("__builtins__" in obj or id(obj) in self._contexts):
+            return "namespace"
+        return None
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, pid: str) -> Any:
+        return dj.conn() if pid == "connection" else {}
