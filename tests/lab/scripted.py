@@ -1,0 +1,94 @@
+"""A scripted executor and a clock that tests set, to drive a Driver by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from djdist.executor import Executor
+from djdist.job import Completion, Ending, Failure, Job, Outcome, Report, Work
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class ScriptedExecutor(Executor):
+    """Holds tasks until a test lets them end.
+
+    ``answer`` says what to do with a task while it is waited for: give its completion or keep it running.
+    """
+
+    def __init__(self, places: int, answer: Callable[[int, Job], Completion | None] | None = None) -> None:
+        self.places = places
+        self.answer = answer or (lambda ticket, job: made(ticket, job))
+        self.running: dict[int, Job] = {}
+        self.begun: list[Job] = []
+        self.names: list[str] = []
+        self.most_in_flight = 0
+        self.overfull = False
+        self.cancellable: set[int] = set()
+        self.trial = Report()
+        self.closed = False
+        self._trials: list[int] = []
+        self._submitted = 0
+
+    def start(self, work: Work) -> None:
+        """Nothing runs here, so there is nothing to start."""
+
+    def free_places(self) -> int:
+        return self.places - len(self.running)
+
+    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+        self._submitted += 1
+        self.names.append(name)
+        if jobs:
+            (job,) = jobs
+            self.running[self._submitted] = job
+            self.begun.append(job)
+            self.overfull |= len(self.running) > self.places
+        else:
+            self._trials.append(self._submitted)
+        self.most_in_flight = max(self.most_in_flight, len(self.running))
+        return self._submitted
+
+    def wait(self, timeout_seconds: float) -> list[Completion]:
+        trials = [Completion(ticket, self.trial) for ticket in self._trials]
+        self._trials.clear()
+        answers = [self.answer(ticket, job) for ticket, job in list(self.running.items())]
+        ended = [completion for completion in answers if completion]
+        for completion in ended:
+            del self.running[completion.ticket]
+        return trials + ended
+
+    def cancel(self, ticket: int) -> bool:
+        if ticket in self.cancellable:
+            del self.running[ticket]
+            return True
+        return False
+
+    def close(self) -> None:
+        self.closed = True
+        self.running.clear()
+
+
+def made(ticket: int, job: Job) -> Completion:
+    return ended(ticket, job, Ending.MADE)
+
+
+def failed(ticket: int, job: Job, message: str = "ValueError: no") -> Completion:
+    return ended(ticket, job, Ending.FAILED, message)
+
+
+def lost(ticket: int, job: Job) -> Completion:
+    return Completion(ticket, breakage="WorkerCrashedError: out of memory")
+
+
+def ended(ticket: int, job: Job, ending: Ending, message: str = "") -> Completion:
+    failure = Failure(message) if message else None
+    return Completion(ticket, Report((Outcome(job, ending, failure),)))

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import pytest
+from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
+
+from djdist.driver import WAIT_SECONDS, Driver
+from djdist.errors import WorkerSetupError
+from djdist.job import Completion, Ending, Job, Policy, Report, Status
+from djdist.job_stores.memory import MemoryStore
+
+
+def keys(count: int) -> list[dict[str, int]]:
+    return [{"n": n} for n in range(count)]
+
+
+def going_on(status: Status) -> bool:
+    return True
+
+
+class CountingStore(MemoryStore):
+    """Counts the questions that it is asked and remembers what was given back."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(keys(count))
+        self.asked: list[int] = []
+        self.refreshed = 0
+        self.only_waiting: list[Job] = []
+
+    def refresh(self) -> dict[str, int]:
+        self.refreshed += 1
+        return {}
+
+    def reserve(self, limit: int) -> list[Job]:
+        self.asked.append(limit)
+        return super().reserve(limit)
+
+    def release(self, jobs: list[Job], *, only_waiting: bool = False) -> None:  # type: ignore[override]
+        if only_waiting:
+            self.only_waiting += jobs
+        super().release(jobs, only_waiting=only_waiting)
+
+
+def test_every_key_is_made_once_and_counted() -> None:
+    executor = ScriptedExecutor(places=3)
+    summary = Driver(MemoryStore(keys(10)), executor, Policy()).run(going_on)
+    assert summary.success_count == 10
+    assert Counter(job.key["n"] for job in executor.begun) == Counter(range(10))
+
+
+def test_no_more_in_flight_than_places_and_no_more_reserved_than_in_flight() -> None:
+    executor = ScriptedExecutor(places=4, answer=lambda ticket, job: None)
+    store = CountingStore(10)
+    driver = Driver(store, executor, Policy())
+    driver.step()
+    driver.step()
+    assert store.asked == [4]
+    assert executor.most_in_flight == 4
+    assert driver.status().running == 4
+    assert store.pending() == 6
+
+
+def test_places_that_appear_are_filled() -> None:
+    executor = ScriptedExecutor(places=1, answer=lambda ticket, job: None)
+    driver = Driver(MemoryStore(keys(10)), executor, Policy())
+    driver.step()
+    executor.places = 5
+    driver.step()
+    assert driver.status().running == 5
+
+
+def test_tasks_are_named_after_table_and_key() -> None:
+    executor = ScriptedExecutor(places=1)
+    Driver(MemoryStore([{"mouse": 7, "day": "mon"}]), executor, Policy(), table="Square").run(going_on)
+    assert executor.names == ["Square (set-up)", "Square(mouse=7, day=mon)"]
+
+
+def test_max_calls_bounds_what_is_made() -> None:
+    store = CountingStore(10)
+    summary = Driver(store, ScriptedExecutor(places=4), Policy(max_calls=6)).run(going_on)
+    assert summary.success_count == 6
+    assert store.pending() == 4
+
+
+def test_max_calls_of_zero_reserves_nothing() -> None:
+    store = CountingStore(3)
+    assert Driver(store, ScriptedExecutor(places=4), Policy(max_calls=0)).run(going_on).success_count == 0
+    assert store.asked == []
+
+
+def test_errors_are_recorded_and_the_rest_goes_on_when_suppressed() -> None:
+    store = CountingStore(10)
+    executor = ScriptedExecutor(
+        places=2, answer=lambda t, job: failed(t, job) if job.key["n"] % 2 else made(t, job)
+    )
+    summary = Driver(store, executor, Policy(suppress_errors=True)).run(going_on)
+    assert summary.success_count == 5
+    assert [key["n"] for key, _ in summary.errors] == [1, 3, 5, 7, 9]
+    assert [job.key["n"] for job, _ in store.failures] == [1, 3, 5, 7, 9]
+
+
+def test_the_first_error_stops_reserving_and_gives_back_what_has_not_begun() -> None:
+    store = CountingStore(10)
+    executor = ScriptedExecutor(places=4, answer=lambda t, job: failed(t, job) if t == 1 else None)
+    driver = Driver(store, executor, Policy())
+    executor.cancellable = {4}
+    assert driver.step()
+    assert [job.key["n"] for job in executor.running.values()] == [1, 2]
+    assert [job.key["n"] for job in store.only_waiting] == [1, 2]
+    assert store.pending() == 7
+    executor.answer = made
+    while driver.step():
+        pass
+    assert driver.summary().success_count == 2
+    assert [key["n"] for key, _ in driver.summary().errors] == [0]
+    assert store.pending() == 7
+
+
+def test_a_lost_key_is_made_again() -> None:
+    executor = ScriptedExecutor(places=1, answer=lambda t, job: lost(t, job) if t == 1 else made(t, job))
+    summary = Driver(MemoryStore(keys(2)), executor, Policy()).run(going_on)
+    assert summary.success_count == 2
+    assert summary.errors == ()
+
+
+def test_a_key_that_always_loses_its_worker_becomes_an_error_and_the_rest_is_made(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    executor = ScriptedExecutor(
+        places=2, answer=lambda t, job: lost(t, job) if job.key["n"] == 1 else made(t, job)
+    )
+    store = CountingStore(5)
+    summary = Driver(store, executor, Policy(suppress_errors=True, max_losses=3)).run(going_on)
+    assert summary.success_count == 4
+    ((key, failure),) = summary.errors
+    assert key == {"n": 1}
+    assert failure.message == "lost 3 times, last: WorkerCrashedError: out of memory"
+    assert sum(job.key["n"] == 1 for job in executor.begun) == 3
+    assert sum("was lost" in record.message for record in caplog.records) == 3
+
+
+def test_losses_do_not_count_as_calls() -> None:
+    executor = ScriptedExecutor(places=1, answer=lambda t, job: lost(t, job) if t == 1 else made(t, job))
+    assert Driver(MemoryStore(keys(5)), executor, Policy(max_calls=3)).run(going_on).success_count == 3
+
+
+@pytest.mark.parametrize("ending", [Ending.INTERRUPTED, Ending.LOST])
+def test_what_is_no_error_of_make_is_not_recorded_as_one(ending: Ending) -> None:
+    executor = ScriptedExecutor(
+        places=1, answer=lambda t, job: ended(t, job, ending) if t == 1 else made(t, job)
+    )
+    store = CountingStore(2)
+    summary = Driver(store, executor, Policy()).run(going_on)
+    assert (summary.success_count, summary.errors, store.failures) == (2, (), [])
+
+
+def test_a_key_that_is_there_already_is_finished_but_not_counted() -> None:
+    executor = ScriptedExecutor(places=1, answer=lambda t, job: ended(t, job, Ending.PRESENT))
+    summary = Driver(MemoryStore(keys(3)), executor, Policy()).run(going_on)
+    assert (summary.success_count, summary.errors) == (0, ())
+    assert len(executor.begun) == 3
+
+
+def test_a_job_taken_over_by_somebody_else_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    store = CountingStore(1)
+    executor = ScriptedExecutor(places=1, answer=lambda t, job: ended(t, job, Ending.DISOWNED))
+    summary = Driver(store, executor, Policy()).run(going_on)
+    assert (summary.success_count, summary.errors, store.failures) == (0, (), [])
+    assert "not this run's any more" in caplog.text
+
+
+def test_workers_that_can_not_work_end_the_run_before_anything_is_touched() -> None:
+    store = CountingStore(3)
+    executor = ScriptedExecutor(places=1)
+    executor.trial = Report(trouble="ModuleNotFoundError: No module named 'lab'")
+    with pytest.raises(WorkerSetupError, match="No module named 'lab'"):
+        Driver(store, executor, Policy()).run(going_on)
+    assert (store.asked, store.refreshed) == ([], 0)
+
+
+def test_trouble_on_one_worker_later_is_a_loss_of_its_jobs() -> None:
+    def answer(ticket: int, job: Job) -> Completion:
+        return Completion(ticket, Report(trouble="no disk")) if ticket == 2 else made(ticket, job)
+
+    summary = Driver(MemoryStore(keys(3)), ScriptedExecutor(places=1, answer=answer), Policy()).run(going_on)
+    assert summary.success_count == 3
+
+
+def test_an_interrupt_gives_everything_back_and_goes_on_to_the_caller() -> None:
+    def interrupted(ticket: int, job: Job) -> Completion:
+        raise KeyboardInterrupt
+
+    store = CountingStore(5)
+    executor = ScriptedExecutor(places=3, answer=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Driver(store, executor, Policy()).run(going_on)
+    assert store.pending() == 5
+    assert executor.closed
+
+
+def test_a_watcher_that_has_enough_stops_the_run() -> None:
+    store = CountingStore(10)
+    summary = Driver(store, ScriptedExecutor(places=2), Policy()).run(lambda status: status.made < 4)
+    assert summary.success_count == 4
+    assert store.pending() == 6
+
+
+def test_a_drained_store_is_asked_again_only_after_a_while() -> None:
+    clock = Clock()
+    store = CountingStore(1)
+    executor = ScriptedExecutor(places=3, answer=lambda t, job: None)
+    driver = Driver(store, executor, Policy(), clock=clock)
+    driver.step()
+    driver.step()
+    assert len(store.asked) == 1
+    clock.seconds += WAIT_SECONDS
+    driver.step()
+    assert len(store.asked) == 2
+
+
+def test_a_run_does_not_end_on_a_short_answer_but_on_an_empty_one() -> None:
+    store = CountingStore(3)
+    driver = Driver(store, ScriptedExecutor(places=5), Policy())
+    assert driver.step()
+    assert not driver.step()
+    assert store.asked == [5, 5]
+
+
+def test_status_counts_what_is_left_only_if_the_policy_asks() -> None:
+    executor = ScriptedExecutor(places=2, answer=lambda t, job: None)
+    for count_pending, pending in ((True, 8), (False, 0)):
+        driver = Driver(MemoryStore(keys(10)), executor, Policy(count_pending=count_pending))
+        executor.running.clear()
+        driver.step()
+        assert driver.status() == Status(made=0, failed=0, running=2, pending=pending)
+
+
+def test_an_empty_store_is_an_empty_summary() -> None:
+    summary = Driver(MemoryStore([]), ScriptedExecutor(places=2), Policy()).run(going_on)
+    assert (summary.success_count, summary.errors) == (0, ())
