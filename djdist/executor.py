@@ -3,6 +3,9 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from typing_extensions import Self
 
 from djdist.job import Completion, Job, Summary, Watch, Work
 
@@ -27,8 +30,9 @@ def default_places() -> int:
 class Executor(ABC):
     """Runs groups of jobs as tasks.
 
-    The caller of ``populate()`` uses ``connect``, ``drive`` and ``disconnect``; the
-    driver, wherever it runs, uses the rest. A task runs once: whether it is tried
+    The caller of ``populate()`` enters it and calls ``drive``; the driver, wherever it
+    runs, uses ``start`` and what follows it. Entered by a ``with`` around several calls,
+    it keeps for all of them the cluster that it started. A task runs once: whether it is tried
     again is the driver's business.
 
     Attributes
@@ -38,6 +42,20 @@ class Executor(ABC):
     """
 
     in_process = False
+    _entered = 0
+
+    def __enter__(self) -> Self:
+        if not self._entered:
+            self.connect()
+        self._entered += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered -= 1
+        if not self._entered:
+            self.disconnect()
 
     def connect(self) -> None:
         """Join the cluster, or start one, with a clear error where that fails."""

@@ -178,13 +178,10 @@ def _drive(call: Call, executor: Executor, store: JobStore, fence: Fence | None)
     )
     work = _workplace(call, fence) if executor.in_process else _parcel(call, fence)
     run = partial(drive, store=store, work=work, policy=policy, table=call.name)
-    executor.connect()
-    try:
+    with executor:
         logger.info("Populating %s on %r", call.name, executor)
         with catching(signal.SIGTERM), ProgressBar(call.name, shown=call.display_progress) as bar:
             summary = executor.drive(run, partial(_show, bar), call.name)
-    finally:
-        executor.disconnect()
     logger.info("Populated %s: %d made, %d errors", call.name, summary.success_count, len(summary.errors))
     return summary
 

@@ -1,10 +1,13 @@
 """What travels to a worker: the connection's settings and the table's class."""
 
 import io
+import logging
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -87,14 +90,26 @@ def unpack_table(packed: bytes, settings: ConnectionSettings, preload: tuple[str
         What connecting to the database raises.
     """
     apply_settings(settings, dj.config)
-    for module in preload:
-        import_module(module)
-    table, bindings = _Unpickler(io.BytesIO(packed)).load()
-    for module, name, database in bindings:
-        _bind(module, name, database)
-    _connect(table.connection, settings)
+    with _quiet():
+        for module in preload:
+            import_module(module)
+        table, bindings = _Unpickler(io.BytesIO(packed)).load()
+        for module, name, database in bindings:
+            _bind(module, name, database)
+        _connect(table.connection, settings)
     apply_settings(settings, table.connection._config)
     return table()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Spare the caller's terminal a message for each worker that connects."""
+    level = dj.logger.level
+    dj.logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+    dj.logger.setLevel(level)
 
 
 def _login(connection: dj.Connection) -> Login:

@@ -148,11 +148,14 @@ class DaskExecutor(Executor):
 
 def _local_cluster() -> distributed.SpecCluster:
     """Start a cluster whose workers, unlike LocalCluster's, don't run the caller's script again."""
-    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONWARNINGS": "ignore:No datajoint.json found",
+    }
     return distributed.SubprocessCluster(
         n_workers=default_places(),
         threads_per_worker=1,
-        worker_kwargs={"env": path},
+        worker_kwargs={"env": environment},
         scheduler_kwargs={"idle_timeout": IDLE_TIMEOUT},
     )
 

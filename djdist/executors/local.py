@@ -9,6 +9,9 @@ from djdist.executor import Executor, default_places
 from djdist.executors.futures import FuturesExecutor
 from djdist.job import Completion, Ending, Job, Outcome, Report, Work
 
+SETTINGS_TRAVEL = "ignore:No datajoint.json found"
+"""What DataJoint warns of is no lack in a process that gets its caller's settings."""
+
 
 class LocalExecutor(Executor):
     """Runs tasks on this machine.
@@ -30,8 +33,13 @@ class LocalExecutor(Executor):
     def __repr__(self) -> str:
         return f"LocalExecutor(processes={self.processes})"
 
-    def start(self, work: Work) -> None:
+    def connect(self) -> None:
         self._tasks: Executor = _InProcess() if self.in_process else _Processes(self.processes)
+
+    def disconnect(self) -> None:
+        self._tasks.disconnect()
+
+    def start(self, work: Work) -> None:
         self._tasks.start(work)
 
     def free_places(self) -> int:
@@ -85,28 +93,35 @@ class _InProcess(Executor):
 
 
 class _Processes(FuturesExecutor):
-    """A pool of its own, replaced when one of its processes dies."""
+    """A pool of its own, replaced when one of its processes dies or has to be stopped."""
 
     _pool: loky.ProcessPoolExecutor
 
     def __init__(self, processes: int) -> None:
         super().__init__(_pool(processes), processes)
 
+    def disconnect(self) -> None:
+        self._pool.shutdown(kill_workers=True)
+
     def submit(self, name: str, jobs: Sequence[Job]) -> int:
         try:
             return super().submit(name, jobs)
         except loky.BrokenProcessPool:
-            self._pool.shutdown(kill_workers=True)
-            self._pool = _pool(self._places)
+            self._replace()
             return super().submit(name, jobs)
 
     def close(self) -> None:
-        super().close()
+        if self._tickets:
+            super().close()
+            self._replace()
+
+    def _replace(self) -> None:
         self._pool.shutdown(kill_workers=True)
+        self._pool = _pool(self._places)
 
 
 def _pool(processes: int) -> loky.ProcessPoolExecutor:
-    return loky.ProcessPoolExecutor(max_workers=processes)
+    return loky.ProcessPoolExecutor(max_workers=processes, env={"PYTHONWARNINGS": SETTINGS_TRAVEL})
 
 
 def _pass_signal_on(outcome: Outcome) -> None:

@@ -1,0 +1,1 @@
+"""A pipeline over real images, to see djdist at work: ``python -m djdist.demo``."""

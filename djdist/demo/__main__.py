@@ -1,0 +1,115 @@
+"""``python -m djdist.demo``: a real pipeline on an embedded database."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import datajoint as dj
+
+import djdist
+
+FOLDER = Path("djdist-demo")
+PICTURE = "djdist-demo.png"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo and return its exit code: 0 if every key was made."""
+    options = _options(arguments)
+    try:
+        return _run(options)
+    except djdist.DjdistError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m djdist.demo", description=__doc__)
+    parser.add_argument(
+        "--executor", default="ray", choices=["ray", "dask", "local"], help="where keys are made (ray)"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="processes of the local executor (2)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the database lies (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path(PICTURE), help="the picture to write (%(default)s)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget the results of an earlier run")
+    return parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
+    database = djdist.embedded(options.folder)
+    _say("Database", f"PostgreSQL runs in {database.folder} as long as this demo.")
+    pipeline = _pipeline(fresh=options.fresh)
+    djdist.enable()
+    with _executor(options) as executor:
+        _say(
+            "Populate",
+            f"{len(pipeline.Image())} images by {len(pipeline.Method())} methods, on {executor!r}.",
+        )
+        _populate_all(pipeline, executor)
+        if pipeline.Statistics.jobs.errors:
+            _repair(pipeline)
+            _populate_all(pipeline, executor)
+    return _report(pipeline, options.output)
+
+
+def _pipeline(*, fresh: bool) -> Any:
+    """Import the tables, which declares them in the database that dj.config names now."""
+    try:
+        pipeline = import_module("djdist.demo.pipeline")
+    except ImportError as error:
+        raise djdist.MissingLibraryError(
+            f'The demo needs {error.name}: pip install "djdist[demo]"'
+        ) from error
+    if fresh:
+        with dj.config.override(safemode=False):
+            for table in (pipeline.GreyImage, pipeline.DarkObjects):
+                table.delete()
+    elif len(pipeline.Statistics()):
+        _say("Already there", f"{len(pipeline.Statistics())} keys of an earlier run; --fresh starts over.")
+    return pipeline
+
+
+def _executor(options: argparse.Namespace) -> Any:
+    if options.executor == "local":
+        return djdist.LocalExecutor(options.processes)
+    return djdist.RayExecutor() if options.executor == "ray" else djdist.DaskExecutor()
+
+
+def _populate_all(pipeline: Any, executor: Any) -> None:
+    for table in (pipeline.GreyImage, pipeline.Segmentation, pipeline.Statistics):
+        table.populate(reserve_jobs=True, suppress_errors=True, display_progress=True, executor=executor)
+
+
+def _repair(pipeline: Any) -> None:
+    """Look at the errors, remove their cause, and put the keys back."""
+    errors = pipeline.Statistics.jobs.errors
+    _say("Errors", f"{len(errors)} keys failed. Statistics.jobs.errors.to_pandas() shows why:")
+    print(errors.to_pandas()[["error_message"]].to_string(max_colwidth=70))
+    images = pipeline.Image & errors.keys()
+    _say("Cure", f"The objects of {', '.join(images.to_arrays('image'))} are darker than their background.")
+    pipeline.DarkObjects.insert(images, skip_duplicates=True)
+    errors.delete()
+    with dj.config.override(safemode=False):
+        (pipeline.Segmentation & pipeline.DarkObjects).delete()
+    _say("Retry", "The keys of these images are made again, the others are left alone.")
+
+
+def _report(pipeline: Any, output: Path) -> int:
+    figure = import_module("djdist.demo.figure")
+    left = len(pipeline.Statistics.jobs.errors)
+    regions = len(pipeline.Statistics.Region())
+    _say("Result", f"{regions} objects in {len(pipeline.Statistics())} segmentations, {left} errors left.")
+    _say("Picture", str(figure.draw_results(output).resolve()))
+    return 1 if left else 0
+
+
+def _say(title: str, text: str) -> None:
+    print(f"\n{title}: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
