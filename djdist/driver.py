@@ -128,13 +128,14 @@ class Driver:
             raise WorkerSetupError(trouble)
 
     def _fill(self) -> None:
-        if self._stopping or not self._supply.asks(idle=not self._in_flight):
+        idle = not self._in_flight
+        if self._stopping or not self._supply.asks(idle=idle):
             return
         limit = self._free_calls(self._executor.free_places())
         if limit <= 0:
             return
         jobs = self._store.reserve(limit)
-        self._supply.note(asked=limit, given=len(jobs))
+        self._supply.note(asked=limit, given=len(jobs), idle=idle)
         self._calls += len(jobs)
         self._pending = max(0, self._pending - len(jobs))
         for job in jobs:
@@ -226,7 +227,10 @@ class Driver:
 
 
 class _Supply:
-    """Remembers how the store's supply looked when last asked, to spare it vain questions."""
+    """Remembers how the store's supply looked when last asked, to spare it vain questions.
+
+    It counts as empty only if it was so when nothing ran any more.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -237,8 +241,8 @@ class _Supply:
         self._short = False
         self._asked_at = self._clock()
 
-    def note(self, *, asked: int, given: int) -> None:
-        self.empty = given == 0
+    def note(self, *, asked: int, given: int, idle: bool) -> None:
+        self.empty = idle and given == 0
         self._short = given < asked
         self._asked_at = self._clock()
 
