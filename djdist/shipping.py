@@ -15,7 +15,11 @@ from typing import Any
 import cloudpickle
 import datajoint as dj
 
+from djdist.errors import WorkerSetupError
+
 _IMPORTED_IN_PID = os.getpid()
+
+PLACE = ("host", "port", "database_name")
 
 Login = dict[str, Any]
 Binding = tuple[str, str, str]
@@ -91,6 +95,7 @@ def unpack_table(packed: bytes, settings: ConnectionSettings, preload: tuple[str
     """
     apply_settings(settings, dj.config)
     with _quiet():
+        _leave_other_database(settings)
         for module in preload:
             import_module(module)
         table, bindings = _Unpickler(io.BytesIO(packed)).load()
@@ -133,10 +138,23 @@ def _apply_login(login: Login, config: Any) -> None:
         database.use_tls = login["use_tls"]
 
 
+def _leave_other_database(settings: ConnectionSettings) -> None:
+    """Let tables that are imported from now on connect anew; those of another run keep theirs."""
+    connection = dj.instance._singleton_connection
+    if connection is not None and settings.login not in (None, _login(connection)):
+        dj.conn(reset=True)
+
+
 def _connect(connection: dj.Connection, settings: ConnectionSettings) -> None:
     """Log in as the caller did; a forked process must not share its parent's socket."""
-    changed = settings.login is not None and _login(connection) != settings.login
-    if changed and settings.login is not None:
+    login = _login(connection)
+    if settings.login and any(login[name] != settings.login[name] for name in PLACE):
+        raise WorkerSetupError(
+            f"this process already has the pipeline connected to {login['host']}:{login['port']}, "
+            f"not to {settings.login['host']}:{settings.login['port']}. Restart the workers, or use others."
+        )
+    changed = settings.login not in (None, login)
+    if changed and settings.login:
         login = dict(settings.login)
         connection.conn_info.update(passwd=login.pop("password"), ssl_input=login.pop("use_tls"), **login)
         connection.conn_info["ssl"] = connection.conn_info["ssl_input"] is not False
