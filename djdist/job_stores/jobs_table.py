@@ -164,15 +164,16 @@ class JobsTable(JobStore):
         )
 
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
-        error = {
-            "status": "error",
-            "completed_time": NOW,
-            "error_message": _shortened(_storable(failure.message)),
-            "error_stack": pack_text(failure.traceback),
-            "host": host,
-            "pid": pid,
-        }
-        self._execute(sa.update(self._jobs).where(self._among([job]), *self._owned()).values(error))
+        message, stack = _storable(failure.message), pack_text(_storable(failure.traceback))
+        error = {"status": "error", "completed_time": NOW, "error_stack": stack, "host": host, "pid": pid}
+        change = sa.update(self._jobs).where(self._among([job]), *self._owned()).values(error)
+        try:
+            self._execute(change.values(error_message=_shortened(message)))
+        except DatabaseError as refusal:
+            if not isinstance(refusal.__cause__, sa.exc.DataError):
+                raise
+            plain = message.encode("ascii", "backslashreplace").decode()
+            self._execute(change.values(error_message=_shortened(plain)))
 
     def finish(self, job: Job) -> None:
         """Nothing to do: the worker did it in ``make()``'s transaction."""
@@ -243,13 +244,14 @@ class JobsTable(JobStore):
 
     def _keys(self, query: str) -> sa.Subquery:
         verbatim = sa.text(query.replace(":", "\\:"))
-        return verbatim.columns(*[sa.column(name) for name in self.source.key]).subquery("keys_to_make")
+        names = dict.fromkeys(self.source.key + self.source.target_key)
+        return verbatim.columns(*[sa.column(name) for name in names]).subquery("keys_to_make")
 
     def _in(self, keys: sa.FromClause) -> sa.ColumnElement[bool]:
         return sa.exists().where(*[keys.c[name] == self._jobs.c[name] for name in self.source.key])
 
     def _in_target(self, keys: sa.FromClause) -> sa.ColumnElement[bool]:
-        names = self.source.target_key
+        names = [name for name in self.source.target_key if name in keys.c]
         target = sa.table(self.source.target_table, *[sa.column(n) for n in names], schema=self.source.schema)
         return sa.exists().select_from(target).where(*[target.c[name] == keys.c[name] for name in names])
 
