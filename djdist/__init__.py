@@ -16,11 +16,11 @@ from djdist.errors import (
     WorkerSetupError,
 )
 from djdist.executors import NAMES, executor_class
+from djdist.executors.futures import FuturesExecutor
 from djdist.settings import config
 
 if TYPE_CHECKING:
     from djdist.executors.dask import DaskExecutor
-    from djdist.executors.futures import FuturesExecutor
     from djdist.executors.local import LocalExecutor
     from djdist.executors.ray import RayExecutor
 

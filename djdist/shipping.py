@@ -65,7 +65,7 @@ def open_dbapi_connection(settings: ConnectionSettings) -> Any:
     login = settings.login or _login(connection)
     adapter = connection.adapter if connection else dj.adapters.get_adapter(settings.backend)
     arguments = {k: login[k] for k in ("host", "port", "user", "password")}
-    arguments["charset"] = dj.config.connection.charset
+    arguments["charset"] = settings.config["connection"]["charset"]
     if login["database_name"]:
         arguments["dbname"] = login["database_name"]
     if login["use_tls"] is not None:
@@ -111,10 +111,12 @@ def _quiet() -> Iterator[None]:
     """Spare the caller's terminal a message for each worker that connects."""
     level = dj.logger.level
     dj.logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
-    dj.logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        dj.logger.setLevel(level)
 
 
 def _login(connection: dj.Connection) -> Login:
@@ -155,9 +157,10 @@ def _connect(connection: dj.Connection, settings: ConnectionSettings) -> None:
         )
     changed = settings.login not in (None, login)
     if changed and settings.login:
-        login = dict(settings.login)
-        connection.conn_info.update(passwd=login.pop("password"), ssl_input=login.pop("use_tls"), **login)
-        connection.conn_info["ssl"] = connection.conn_info["ssl_input"] is not False
+        use_tls = settings.login["use_tls"]
+        ssl = use_tls if isinstance(use_tls, dict) else use_tls is not False
+        user, password = settings.login["user"], settings.login["password"]
+        connection.conn_info.update(user=user, passwd=password, ssl_input=use_tls, ssl=ssl)
     if changed or os.getpid() != _IMPORTED_IN_PID or not connection.is_connected:
         connection.connect()
 

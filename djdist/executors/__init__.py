@@ -6,12 +6,12 @@ from typing import Any
 
 from djdist.errors import MissingLibraryError, OptionError
 from djdist.executor import Executor
+from djdist.executors.futures import FuturesExecutor
 
 NAMES = {
     "local": ("djdist.executors.local", "LocalExecutor"),
     "ray": ("djdist.executors.ray", "RayExecutor"),
     "dask": ("djdist.executors.dask", "DaskExecutor"),
-    "futures": ("djdist.executors.futures", "FuturesExecutor"),
 }
 
 
@@ -65,8 +65,6 @@ def _from_object(executor: Any) -> Executor:
     if isinstance(executor, Executor):
         return executor
     if isinstance(executor, cf.Executor):
-        from djdist.executors.futures import FuturesExecutor
-
         return FuturesExecutor(executor)
     if type(executor).__module__.startswith("distributed."):
         return executor_class("dask")(executor)  # type: ignore[call-arg]

@@ -1,0 +1,475 @@
+"""One suite for every executor."""
+
+from __future__ import annotations
+
+import concurrent.futures as cf
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import loky
+import psutil
+import pytest
+
+from djdist.driver import Driver
+from djdist.errors import ClusterError, OptionError
+from djdist.executor import Executor
+from djdist.executors.futures import FuturesExecutor
+from djdist.executors.local import LocalExecutor
+from djdist.job import Completion, Job, Policy, Report, Status, Summary
+from djdist.job_stores.memory import MemoryStore
+from lab import work
+
+SECONDS = 60
+
+
+@contextmanager
+def started(executor: Executor) -> Iterator[Executor]:
+    """The executor, ready to run `work.work`; what it started is gone afterwards."""
+    executor.connect()
+    try:
+        executor.start(work.work)
+        try:
+            yield executor
+        finally:
+            executor.close()
+    finally:
+        executor.disconnect()
+
+
+def local(processes: int) -> Callable[[Any], Any]:
+    def opened(request: pytest.FixtureRequest) -> Any:
+        return started(LocalExecutor(processes))
+
+    return opened
+
+
+@contextmanager
+def on_threads(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    with cf.ThreadPoolExecutor(1) as pool, started(FuturesExecutor(pool)) as executor:
+        yield executor
+
+
+@contextmanager
+def on_process_pool(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    spawn = multiprocessing.get_context("spawn")
+    with cf.ProcessPoolExecutor(2, mp_context=spawn) as pool, started(FuturesExecutor(pool)) as executor:
+        yield executor
+
+
+@contextmanager
+def on_loky(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    with loky.ProcessPoolExecutor(2) as pool, started(FuturesExecutor(pool)) as executor:
+        yield executor
+
+
+@contextmanager
+def on_ray(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    request.getfixturevalue("ray_cluster")
+    from djdist.executors.ray import RayExecutor
+
+    with started(RayExecutor()) as executor:
+        yield executor
+
+
+@contextmanager
+def on_dask(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    client = request.getfixturevalue("dask_client")
+    from djdist.executors.dask import DaskExecutor
+
+    with started(DaskExecutor(client)) as executor:
+        yield executor
+
+
+@dataclass(frozen=True)
+class Case:
+    """An executor and what can be asked of it."""
+
+    open: Callable[[pytest.FixtureRequest], Any]
+    elsewhere: bool = True
+    """Tasks run beside the caller."""
+    processes: bool = True
+    """Tasks run in processes of their own."""
+    survives: bool = True
+    """It goes on when one of those processes is killed."""
+    cluster: bool = False
+    """The driver belongs there, too."""
+
+
+CASES = {
+    "in process": Case(local(1), elsewhere=False, processes=False),
+    "local processes": Case(local(2)),
+    "threads": Case(on_threads, processes=False),
+    "process pool": Case(on_process_pool, survives=False),
+    "loky": Case(on_loky, survives=False),
+    "ray": Case(on_ray, cluster=True),
+    "dask": Case(on_dask, cluster=True),
+}
+
+
+def cases(**wanted: bool) -> Any:
+    """Let a test run on the executors that are as it needs them."""
+    names = [n for n, case in CASES.items() if all(getattr(case, k) == v for k, v in wanted.items())]
+    return pytest.mark.parametrize("case", [CASES[name] for name in names], ids=names, scope="module")
+
+
+@pytest.fixture(scope="module")
+def running(case: Case, request: pytest.FixtureRequest, modules_folder: Path) -> Iterator[Executor]:
+    with case.open(request) as executor:
+        yield executor
+
+
+@pytest.fixture
+def executor(running: Executor, tmp_path: Path) -> Iterator[Executor]:
+    """An executor on which nothing runs, shared by the tests that leave it whole."""
+    yield running
+    work.open_gate(tmp_path)
+    while running.wait(1):
+        """What a test has left ends before the next one."""
+
+
+@pytest.fixture
+def fresh(case: Case, request: pytest.FixtureRequest, modules_folder: Path) -> Iterator[Executor]:
+    """An executor for one test that breaks something."""
+    with case.open(request) as executor:
+        yield executor
+
+
+def submit(executor: Executor, *jobs: Job) -> int:
+    return executor.submit(f"Table({jobs[0] if jobs else 'set-up'})", jobs)
+
+
+def wait_for(executor: Executor, count: int) -> list[Completion]:
+    """Wait for exactly so many tasks to end."""
+    completions: list[Completion] = []
+    deadline = time.monotonic() + SECONDS
+    while len(completions) < count and time.monotonic() < deadline:
+        completions += executor.wait(1)
+    assert len(completions) == count
+    return completions
+
+
+def run_all(executor: Executor, jobs: Sequence[Job]) -> dict[int, tuple[Job, Completion]]:
+    """Run the jobs one a task, never more at once than there are places; give them by ticket."""
+    left, tickets, ended = list(jobs), dict[int, Job](), dict[int, tuple[Job, Completion]]()
+    deadline = time.monotonic() + SECONDS
+    while len(ended) < len(jobs) and time.monotonic() < deadline:
+        while left and executor.free_places() > 0:
+            job = left.pop(0)
+            tickets[submit(executor, job)] = job
+        for completion in executor.wait(1):
+            assert completion.ticket not in ended
+            ended[completion.ticket] = tickets[completion.ticket], completion
+    assert len(ended) == len(jobs)
+    return ended
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@cases()
+class TestEveryExecutor:
+    def test_each_task_ends_once_under_its_own_ticket(self, executor: Executor, tmp_path: Path) -> None:
+        jobs = [work.job(tmp_path, n) for n in range(12)]
+        for job, completion in run_all(executor, jobs).values():
+            assert completion.report is not None
+            assert [outcome.job for outcome in completion.report.outcomes] == [job]
+            assert completion.breakage == ""
+        assert work.begun(tmp_path) == list(range(12))
+
+    def test_a_task_may_hold_several_jobs(self, executor: Executor, tmp_path: Path) -> None:
+        jobs = tuple(work.job(tmp_path, n) for n in range(3))
+        ticket = submit(executor, *jobs)
+        (completion,) = wait_for(executor, 1)
+        assert completion.ticket == ticket
+        assert completion.report is not None
+        assert tuple(outcome.job for outcome in completion.report.outcomes) == jobs
+
+    def test_a_trial_holds_none(self, executor: Executor) -> None:
+        ticket = submit(executor)
+        assert wait_for(executor, 1) == [Completion(ticket, Report())]
+
+    def test_there_is_a_place_for_a_task_and_it_comes_back(self, executor: Executor, tmp_path: Path) -> None:
+        free = executor.free_places()
+        assert free >= 1
+        submit(executor, work.job(tmp_path, 0))
+        assert executor.free_places() == free - 1
+        wait_for(executor, 1)
+        assert executor.free_places() == free
+
+    def test_waiting_for_nothing_gives_nothing(self, executor: Executor) -> None:
+        assert executor.wait(0.01) == []
+
+    def test_a_work_that_raises_is_a_breakage(self, executor: Executor, tmp_path: Path) -> None:
+        submit(executor, work.job(tmp_path, 0, "raise"))
+        (completion,) = wait_for(executor, 1)
+        assert completion.report is None
+        assert "work should not raise" in completion.breakage
+        submit(executor, work.job(tmp_path, 1))
+        assert wait_for(executor, 1)[0].report is not None
+
+
+@cases(elsewhere=True)
+class TestElsewhere:
+    def test_waiting_ends_with_the_timeout(self, executor: Executor, tmp_path: Path) -> None:
+        ticket = submit(executor, work.job(tmp_path, 0, "wait"))
+        assert executor.wait(0.05) == []
+        work.open_gate(tmp_path)
+        assert [completion.ticket for completion in wait_for(executor, 1)] == [ticket]
+
+    def test_a_task_that_ends_does_not_wait_for_the_others(self, executor: Executor, tmp_path: Path) -> None:
+        if executor.free_places() < 3:  # one place and one in reserve
+            quick = submit(executor, work.job(tmp_path, 1))
+            slow = submit(executor, work.job(tmp_path, 0, "wait"))
+        else:
+            slow = submit(executor, work.job(tmp_path, 0, "wait"))
+            quick = submit(executor, work.job(tmp_path, 1))
+        assert [completion.ticket for completion in wait_for(executor, 1)] == [quick]
+        work.open_gate(tmp_path)
+        assert [completion.ticket for completion in wait_for(executor, 1)] == [slow]
+
+    def test_a_cancelled_task_never_runs_and_others_do(self, executor: Executor, tmp_path: Path) -> None:
+        tickets = {submit(executor, work.job(tmp_path, n, "wait")): n for n in range(6)}
+        wait_until(lambda: work.begun(tmp_path))
+        cancelled = {ticket for ticket in reversed(tickets) if executor.cancel(ticket)}
+        work.open_gate(tmp_path)
+        ended = wait_for(executor, 6 - len(cancelled))
+        assert {completion.ticket for completion in ended} == tickets.keys() - cancelled
+        assert work.begun(tmp_path) == sorted(tickets[completion.ticket] for completion in ended)
+
+    def test_closing_forgets_what_no_worker_has_got(self, fresh: Executor, tmp_path: Path) -> None:
+        for n in range(20):
+            submit(fresh, work.job(tmp_path, n, "wait"))
+        wait_until(lambda: work.begun(tmp_path))
+        fresh.close()
+        work.open_gate(tmp_path)
+        fresh.start(work.work)
+        run_all(fresh, [work.job(tmp_path, n) for n in range(100, 104)])
+        assert not {*range(10, 20)} & {*work.begun(tmp_path)}
+
+
+@cases(processes=True)
+class TestInProcesses:
+    def test_tasks_run_in_other_processes(self, executor: Executor, tmp_path: Path) -> None:
+        done = run_all(executor, [work.job(tmp_path, n) for n in range(8)]).values()
+        outcomes = [outcome for _, ended in done if ended.report for outcome in ended.report.outcomes]
+        assert len(outcomes) == 8
+        assert os.getpid() not in {outcome.pid for outcome in outcomes}
+
+
+@cases(processes=True)
+class TestKilledProcess:
+    def test_its_task_is_a_breakage_and_is_not_tried_again(self, fresh: Executor, tmp_path: Path) -> None:
+        ticket = submit(fresh, work.job(tmp_path, 0, "die"))
+        (completion,) = wait_for(fresh, 1)
+        assert completion.ticket == ticket
+        assert completion.report is None
+        assert completion.breakage
+        assert work.begun(tmp_path) == [0]
+
+
+@cases(processes=True, survives=True)
+class TestAfterAKilledProcess:
+    @pytest.fixture(autouse=True)
+    def give_up_at_once(self, case: Case, request: pytest.FixtureRequest) -> None:
+        """Dask would let four workers die of one task."""
+        if case is CASES["dask"]:
+            request.getfixturevalue("dask_client").run_on_scheduler(allow_no_failures)
+
+    def test_later_tasks_run(self, fresh: Executor, tmp_path: Path) -> None:
+        for n in range(2):
+            submit(fresh, work.job(tmp_path, n, "die"))
+            wait_for(fresh, 1)
+            ended = run_all(fresh, [work.job(tmp_path, 10 * (n + 1) + m) for m in range(4)])
+            assert all(completion.report for _, completion in ended.values())
+
+    def test_the_key_that_kills_does_not_take_the_others_with_it(
+        self, fresh: Executor, tmp_path: Path
+    ) -> None:
+        jobs = [work.job(tmp_path, n, "die" if n == 1 else "linger") for n in range(5)]
+        driver = Driver(MemoryStore([job.key for job in jobs]), fresh, Policy(suppress_errors=True))
+        summary = driver.run(lambda status: True)
+        assert [key["n"] for key, _ in summary.errors] == [1]
+        assert summary.success_count == 4
+
+
+def allow_no_failures(dask_scheduler: Any) -> None:
+    dask_scheduler.allowed_failures = 0
+
+
+@cases(cluster=True)
+class TestCluster:
+    def test_the_driver_is_in_another_process(self, executor: Executor) -> None:
+        summary = executor.drive(work.run_here, lambda status: True, "Table")
+        assert summary.success_count not in (0, os.getpid())
+
+    def test_the_driver_runs_tasks_from_there(self, executor: Executor) -> None:
+        seen: list[Status] = []
+
+        def watch(status: Status) -> bool:
+            seen.append(status)
+            return True
+
+        assert executor.drive(work.run_tasks, watch, "Table") == Summary(20)
+        assert seen[-1].made == 20
+
+
+@cases()
+class TestDriving:
+    def test_what_the_run_raises_is_raised_as_it_is(self, executor: Executor) -> None:
+        with pytest.raises(OptionError, match=r"^the run refuses$"):
+            executor.drive(work.run_refused, lambda status: True, "Table")
+
+    def test_the_run_is_told_to_stop_and_tells_how_far_it_is(self, executor: Executor) -> None:
+        seen: list[int] = []
+
+        def watch(status: Status) -> bool:
+            seen.append(status.made)
+            return status.made < 3
+
+        assert executor.drive(work.run_until_stopped, watch, "Table").success_count >= 3
+        assert max(seen) >= 3
+
+    def test_several_runs_may_follow_each_other(self, executor: Executor) -> None:
+        for _ in range(2):
+            executor.drive(work.run_here, lambda status: True, "Table")
+
+
+class TestWhatIsGiven:
+    def test_threads_stay_usable(self) -> None:
+        with cf.ThreadPoolExecutor(1) as pool:
+            with started(FuturesExecutor(pool)):
+                pass
+            assert pool.submit(os.getpid).result(SECONDS) == os.getpid()
+
+    def test_places_are_the_pools_or_the_given_ones(self) -> None:
+        with cf.ThreadPoolExecutor(4) as pool:
+            assert FuturesExecutor(pool).free_places() == 5
+            assert FuturesExecutor(pool, places=8).free_places() == 10
+
+    def test_a_broken_pool_is_an_error_and_no_reserved_job_is_forgotten(
+        self, modules_folder: Path, tmp_path: Path
+    ) -> None:
+        store = MemoryStore([work.job(tmp_path, n, "die" if n == 0 else "make").key for n in range(9)])
+        spawn = multiprocessing.get_context("spawn")
+        with cf.ProcessPoolExecutor(2, mp_context=spawn) as pool, started(FuturesExecutor(pool)) as executor:
+            driver = Driver(store, executor, Policy(suppress_errors=True))
+            with pytest.raises(ClusterError):
+                driver.run(lambda status: True)
+            assert store.pending() == 9 - driver.status().made - driver.status().failed
+
+    def test_the_ray_cluster_stays(self, ray_cluster: Any) -> None:
+        from djdist.executors.ray import RayExecutor
+
+        with started(RayExecutor()):
+            pass
+        assert ray_cluster.is_initialized()
+
+    def test_the_dask_client_stays(self, dask_client: Any) -> None:
+        from djdist.executors.dask import DaskExecutor
+
+        with started(DaskExecutor(dask_client)):
+            pass
+        assert dask_client.status == "running"
+        assert dask_client.submit(len, "abc").result() == 3
+
+    def test_a_dask_address_is_joined_and_left(self, dask_client: Any, tmp_path: Path) -> None:
+        from djdist.executors.dask import DaskExecutor
+
+        address = dask_client.scheduler.address
+        with started(DaskExecutor(address)) as executor:
+            assert len(run_all(executor, [work.job(tmp_path, n) for n in range(3)])) == 3
+        assert dask_client.submit(len, "abcd").result() == 4
+
+    def test_dask_resources_are_asked_for(self, dask_client: Any, tmp_path: Path) -> None:
+        from djdist.executors.dask import DaskExecutor
+
+        with started(DaskExecutor(dask_client, resources={"no worker has it": 1})) as executor:
+            submit(executor, work.job(tmp_path, 0))
+            assert executor.wait(0.5) == []
+        assert work.begun(tmp_path) == []
+
+    def test_ray_counts_the_places_that_a_key_needs(self, ray_cluster: Any) -> None:
+        from djdist.executors.ray import RayExecutor
+
+        with started(RayExecutor(num_cpus=2)) as two, started(RayExecutor(num_cpus=0.5)) as half:
+            assert (two.free_places(), half.free_places()) == (2, 5)
+        with started(RayExecutor(num_gpus=1)) as none:
+            assert none.free_places() == 1  # demand that an autoscaler sees
+
+
+class TestWhatIsStarted:
+    def test_local_processes_end(self, tmp_path: Path, modules_folder: Path) -> None:
+        before = children()
+        with started(LocalExecutor(2)) as executor:
+            run_all(executor, [work.job(tmp_path, n) for n in range(4)])
+            submit(executor, work.job(tmp_path, 9, "wait"))
+            wait_until(lambda: 9 in work.begun(tmp_path))
+            pids = {int(file.name.split("-")[2]) for file in tmp_path.glob("*-begun-*")}
+            assert pids <= children() - before
+        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+    def test_an_unreachable_dask_scheduler_is_a_clear_error(self) -> None:
+        import dask
+
+        from djdist.executors.dask import DaskExecutor
+
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
+            pytest.raises(ClusterError, match=r"tcp://127\.0\.0\.1:9"),
+        ):
+            DaskExecutor("tcp://127.0.0.1:9").connect()
+
+    def test_a_dask_cluster_of_its_own_ends(
+        self, modules_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import distributed
+
+        from djdist.executors.dask import DaskExecutor
+
+        def no_client() -> None:
+            raise ValueError("no client")
+
+        monkeypatch.setattr(distributed, "default_client", no_client)
+        before = children()
+        executor = DaskExecutor()
+        with started(executor):
+            run_all(executor, [work.job(tmp_path, n) for n in range(3)])
+            assert executor.drive(work.run_tasks, lambda status: True, "Table") == Summary(20)
+            pids = children() - before
+        wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def children() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_signal_in_process_reaches_the_caller(tmp_path: Path) -> None:
+    with started(LocalExecutor(1)) as executor:
+        executor.start(interrupted)
+        submit(executor, work.job(tmp_path, 0))
+        with pytest.raises(KeyboardInterrupt):
+            executor.wait(1)
+
+
+def interrupted(jobs: Sequence[Job]) -> Report:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(SECONDS)
+    return Report()

@@ -1,0 +1,920 @@
+"""One suite for every job store, and what the jobs table does beyond it."""
+
+from __future__ import annotations
+
+import datetime
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import datajoint as dj
+import pytest
+import sqlalchemy as sa
+
+import lab as pipelines
+from djdist.errors import LeaseLostError
+from djdist.fence import key_name
+from djdist.job import Failure, Job
+from djdist.job_store import JobStore
+from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
+from djdist.job_stores.memory import MemoryStore
+from djdist.jobs import Jobs, jobs_of, refreshing
+from djdist.pipeline import job_columns, jobs_table_source
+
+FAILURE = Failure("ValueError: no", "Traceback of it")
+OpenStore = Callable[..., JobsTable]
+
+
+def keys_of(jobs: list[Job]) -> list[dict[str, Any]]:
+    return [job.key for job in jobs]
+
+
+class JobStoreContract:
+    """What every store does; its six jobs differ in urgency."""
+
+    def test_gives_the_most_urgent_first(self, store: JobStore, keys: list[dict[str, Any]]) -> None:
+        assert keys_of(store.reserve(2)) == keys[:2]
+        assert keys_of(store.reserve(3)) == keys[2:5]
+
+    def test_gives_no_more_than_it_has(self, store: JobStore, keys: list[dict[str, Any]]) -> None:
+        assert keys_of(store.reserve(100)) == keys
+        assert store.reserve(1) == []
+
+    def test_gives_no_more_than_asked(self, store: JobStore) -> None:
+        assert store.reserve(0) == []
+        assert len(store.reserve(1)) == 1
+
+    def test_never_gives_a_reserved_job_again(self, store: JobStore, keys: list[dict[str, Any]]) -> None:
+        given = [job.identity for _ in range(4) for job in store.reserve(2)]
+        assert len(given) == len(set(given)) == len(keys)
+
+    def test_counts_what_may_still_be_reserved(self, store: JobStore) -> None:
+        assert store.pending() == 6
+        store.reserve(4)
+        assert store.pending() == 2
+
+    def test_gives_released_jobs_again_in_their_order(
+        self, store: JobStore, keys: list[dict[str, Any]]
+    ) -> None:
+        reserved = store.reserve(4)
+        store.release(reserved[1:3])
+        assert store.pending() == 4
+        assert keys_of(store.reserve(3)) == [keys[1], keys[2], keys[4]]
+
+    def test_releases_nothing_when_there_is_nothing(self, store: JobStore) -> None:
+        store.release([])
+        assert store.pending() == 6
+
+    def test_does_not_give_a_failed_job_again(self, store: JobStore, keys: list[dict[str, Any]]) -> None:
+        (job,) = store.reserve(1)
+        store.fail(job, FAILURE, "a host", 7)
+        store.release([job])
+        assert store.pending() == 5
+        assert keys_of(store.reserve(6)) == keys[1:]
+
+    def test_leaves_a_job_alone_that_it_has_not_reserved(
+        self, store: JobStore, keys: list[dict[str, Any]]
+    ) -> None:
+        for key in keys:
+            store.fail(Job(key), FAILURE)
+            store.finish(Job(key))
+            store.release([Job(key)])
+        assert keys_of(store.reserve(6)) == keys
+
+    def test_leaves_a_job_alone_that_it_has_given_back(
+        self, store: JobStore, keys: list[dict[str, Any]]
+    ) -> None:
+        (job,) = store.reserve(1)
+        store.release([job])
+        store.fail(job, FAILURE)
+        store.release([job])
+        assert keys_of(store.reserve(6)) == keys
+
+    def test_renews_and_rescues_without_taking_live_jobs(self, store: JobStore) -> None:
+        store.renew(store.reserve(2))
+        store.renew([])
+        assert store.rescue() == 0
+        assert store.pending() == 4
+
+    def test_can_be_pickled_before_and_after_use(self, store: JobStore, keys: list[dict[str, Any]]) -> None:
+        assert keys_of(pickle.loads(pickle.dumps(store)).reserve(2)) == keys[:2]
+        assert store.pending() in (4, 6)
+        other = pickle.loads(pickle.dumps(store))
+        other.pending()
+        other.close()
+
+    def test_can_be_closed_twice_and_used_again(self, store: JobStore) -> None:
+        store.close()
+        store.close()
+        assert store.pending() == 6
+
+
+class TestMemoryStore(JobStoreContract):
+    @pytest.fixture
+    def keys(self) -> list[dict[str, Any]]:
+        return [{"subject_id": n % 2, "n": n} for n in range(6)]
+
+    @pytest.fixture
+    def store(self, keys: list[dict[str, Any]]) -> MemoryStore:
+        return MemoryStore(keys)
+
+    def test_remembers_failures(self, store: MemoryStore) -> None:
+        (job,) = store.reserve(1)
+        store.fail(job, FAILURE)
+        assert store.failures == [(job, FAILURE)]
+
+    def test_keeps_reserved_jobs_that_may_have_begun(self, store: MemoryStore) -> None:
+        store.release(store.reserve(2), only_waiting=True)
+        assert store.pending() == 4
+
+
+@pytest.fixture
+def open_store() -> Iterator[OpenStore]:
+    """Opens stores of a table, each with a token of its own; closes them at the end."""
+    stores: list[JobsTable] = []
+
+    def open_store(
+        table: Any,
+        *restrictions: Any,
+        lease_seconds: int = 60,
+        max_priority: int | None = None,
+        refreshes: bool = True,
+        **options: Any,
+    ) -> JobsTable:
+        jobs = jobs_of(table())
+        source = jobs_table_source(jobs, restrictions)
+        owner = Owner(new_token(lease_seconds), "me", "v1")
+        store = JobsTable(source, owner, max_priority, refreshing(jobs, **options) if refreshes else None)
+        stores.append(store)
+        return store
+
+    yield open_store
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def jobs(lab: ModuleType) -> Jobs:
+    """The empty jobs table of `lab.Square` over six sessions."""
+    pipelines.fill(lab)
+    return jobs_of(lab.Square())
+
+
+@pytest.fixture
+def keys(lab: ModuleType, jobs: Jobs, open_store: OpenStore) -> list[dict[str, Any]]:
+    """Six pending jobs of priorities 1 to 6, in this order, which isn't that of the key."""
+    open_store(lab.Square).refresh()
+    keys: list[dict[str, Any]] = jobs.keys(order_by="session_date DESC, subject_id")
+    for priority, key in enumerate(keys, 1):
+        jobs.update1({**key, "priority": priority})
+    return keys
+
+
+@pytest.fixture
+def store(lab: ModuleType, keys: list[dict[str, Any]], open_store: OpenStore) -> JobsTable:
+    return open_store(lab.Square)
+
+
+@pytest.fixture
+def other(lab: ModuleType, open_store: OpenStore) -> JobsTable:
+    """Another run on the same jobs."""
+    return open_store(lab.Square)
+
+
+@pytest.fixture
+def native(lab: ModuleType, jobs: Jobs) -> dj.Job:
+    """The jobs as a worker without djdist sees them."""
+    return dj.Job(lab.Square())
+
+
+def add_sessions(lab: ModuleType, count: int) -> None:
+    first = datetime.date(1900, 1, 1)
+    lab.Session.insert(
+        {"subject_id": 1, "session_date": first + datetime.timedelta(days=n), "n": n} for n in range(count)
+    )
+
+
+def rows(jobs: dj.Job) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = jobs.to_dicts(order_by="KEY")
+    return found
+
+
+def row(jobs: dj.Job, key: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = (jobs & key).fetch1()
+    return found
+
+
+def age(jobs: dj.Job, column: str, seconds: int, where: str = "1=1") -> None:
+    """Make a moment in the jobs table so much older, or younger."""
+    sign = "-" if seconds >= 0 else "+"
+    interval = f"INTERVAL '{abs(seconds)}' SECOND"
+    jobs.connection.query(
+        f"UPDATE {jobs.full_table_name} SET {column} = {column} {sign} {interval} WHERE {where}"
+    )
+
+
+def statuses(jobs: dj.Job) -> dict[str, int]:
+    return {status: count for status, count in jobs.progress().items() if count and status != "total"}
+
+
+def fence_values(store: JobsTable, job: Job) -> dict[str, Any]:
+    key = {key_name(k): v for k, v in job_columns(job.key, store.source.settings).items()}
+    return {"worker_host": "a worker", "worker_pid": 77, "seconds": 1.5, **key}
+
+
+@contextmanager
+def counting_statements() -> Iterator[list[str]]:
+    statements: list[str] = []
+
+    def count(
+        connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+    ) -> None:
+        statements.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", count)
+    try:
+        yield statements
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", count)
+
+
+def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
+    """Do it in so many threads that begin together."""
+    barrier = threading.Barrier(count)
+
+    def begin(number: int) -> Any:
+        barrier.wait()
+        return act(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(begin, range(count)))
+
+
+class TestJobsTable(JobStoreContract):
+    """The contract, on each database."""
+
+
+class TestReserving:
+    def test_records_whose_the_reservation_is(self, store: JobsTable, jobs: Jobs) -> None:
+        (job,) = store.reserve(1)
+        reserved = row(jobs, job.key)
+        assert (reserved["status"], reserved["connection_id"]) == ("reserved", store.owner.token)
+        assert (reserved["user"], reserved["version"], reserved["pid"]) == ("me", "v1", 0)
+        assert reserved["reserved_time"] is not None
+        assert reserved["host"]
+
+    def test_two_runs_share_the_jobs(self, store: JobsTable, other: JobsTable) -> None:
+        mine, theirs = store.reserve(2), other.reserve(10)
+        assert len(theirs) == 4
+        assert not {job.identity for job in mine} & {job.identity for job in theirs}
+
+    def test_native_workers_and_runs_share_the_jobs(
+        self, store: JobsTable, native: dj.Job, keys: list[dict[str, Any]]
+    ) -> None:
+        assert native.reserve(keys[0])
+        assert keys_of(store.reserve(2)) == keys[1:3]
+        assert not native.reserve(keys[1])
+
+    def test_smaller_priorities_come_first_also_below_zero(
+        self, store: JobsTable, jobs: Jobs, keys: list[dict[str, Any]]
+    ) -> None:
+        jobs.update1({**keys[5], "priority": -128})
+        jobs.update1({**keys[4], "priority": -1})
+        assert keys_of(store.reserve(3)) == [keys[5], keys[4], keys[0]]
+
+    def test_among_equals_those_scheduled_earlier_come_first(
+        self, store: JobsTable, jobs: Jobs, keys: list[dict[str, Any]]
+    ) -> None:
+        for position, key in enumerate(reversed(keys)):
+            jobs.update1({**key, "priority": 5})
+            where = f"session_date = '{key['session_date']}' AND subject_id = {key['subject_id']}"
+            age(jobs, "scheduled_time", 100 - position, where)
+        assert keys_of(store.reserve(6)) == list(reversed(keys))
+
+    def test_jobs_scheduled_for_later_wait(
+        self, store: JobsTable, jobs: Jobs, keys: list[dict[str, Any]]
+    ) -> None:
+        age(jobs, "scheduled_time", -1000, "priority <= 4")
+        assert store.pending() == 2
+        assert keys_of(store.reserve(10)) == keys[4:]
+
+    def test_a_highest_priority_leaves_the_less_urgent(
+        self, lab: ModuleType, open_store: OpenStore, keys: list[dict[str, Any]]
+    ) -> None:
+        store = open_store(lab.Square, max_priority=2)
+        assert store.pending() == 2
+        assert keys_of(store.reserve(10)) == keys[:2]
+
+    @pytest.mark.parametrize("status", ["success", "error", "ignore", "reserved"])
+    def test_only_pending_jobs_are_given(
+        self, store: JobsTable, jobs: Jobs, keys: list[dict[str, Any]], status: str
+    ) -> None:
+        jobs.update1({**keys[0], "status": status})
+        assert store.pending() == 5
+        assert keys_of(store.reserve(10)) == keys[1:]
+
+    def test_many_at_once_get_each_job_once_and_lose_none(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs
+    ) -> None:
+        add_sessions(lab, 68)
+        stores = [open_store(lab.Square) for _ in range(4)]
+        stores[0].refresh()
+
+        def reserve_all(number: int) -> list[Job]:
+            reserved: list[Job] = []
+            while found := stores[number].reserve(3):
+                reserved += found
+            return reserved
+
+        given = [job.identity for part in at_once(4, reserve_all) for job in part]
+        assert len(given) == len(set(given))
+        assert len(given) + stores[0].pending() == 74
+        assert stores[0].pending() == 0
+        assert statuses(jobs) == {"reserved": 74}
+
+    def test_many_at_once_reserve_and_release_without_a_loss(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, keys: list[dict[str, Any]]
+    ) -> None:
+        stores = [open_store(lab.Square) for _ in range(4)]
+
+        def reserve_and_release(number: int) -> None:
+            for _ in range(10):
+                reserved = stores[number].reserve(2)
+                stores[number].renew(reserved)
+                stores[number].rescue()
+                stores[number].release(reserved)
+
+        at_once(4, reserve_and_release)
+        assert statuses(jobs) == {"pending": 6}
+
+    def test_a_lost_connection_is_replaced(
+        self, store: JobsTable, connection: Any, server: Any, keys: list[dict[str, Any]]
+    ) -> None:
+        assert store.pending() == 6
+        end_other_sessions(connection)
+        assert keys_of(store.reserve(2)) == keys[:2]
+
+
+def end_other_sessions(connection: Any) -> None:
+    """Let the server end all sessions of this user but the connection's own."""
+    if connection.adapter.backend == "postgresql":
+        connection.query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE usename = current_user AND pid <> pg_backend_pid()"
+        )
+        return
+    sessions = connection.query(
+        "SELECT id FROM information_schema.processlist "
+        "WHERE user = SUBSTRING_INDEX(CURRENT_USER(), '@', 1) AND id <> CONNECTION_ID()"
+    ).fetchall()
+    for (session,) in sessions:
+        connection.query(f"KILL {session}")
+
+
+class TestGivingBack:
+    def test_a_released_job_is_as_it_was(self, store: JobsTable, jobs: Jobs) -> None:
+        before = rows(jobs)
+        store.release(store.reserve(6))
+        assert rows(jobs) == before
+
+    def test_begun_jobs_are_spared_where_only_waiting_ones_are_released(
+        self, store: JobsTable, jobs: Jobs, connection: Any
+    ) -> None:
+        begun, waiting = store.reserve(2)
+        assert store.fence(keep_completed=False).begins(connection, fence_values(store, begun))
+        store.release([begun, waiting], only_waiting=True)
+        assert row(jobs, begun.key)["status"] == "reserved"
+        assert row(jobs, waiting.key)["status"] == "pending"
+
+    def test_another_runs_jobs_are_not_changed(self, store: JobsTable, other: JobsTable, jobs: Jobs) -> None:
+        theirs = other.reserve(6)
+        before = rows(jobs)
+        store.release(theirs)
+        store.release(theirs, only_waiting=True)
+        store.fail(theirs[0], FAILURE)
+        store.renew(theirs)
+        assert rows(jobs) == before
+
+    def test_native_reservations_are_not_changed(
+        self, store: JobsTable, native: dj.Job, keys: list[dict[str, Any]]
+    ) -> None:
+        native.reserve(keys[0])
+        before = rows(native)
+        store.release([Job(keys[0])])
+        store.fail(Job(keys[0]), FAILURE)
+        store.renew([Job(keys[0])])
+        assert rows(native) == before
+
+
+class TestFailing:
+    def test_an_error_is_recorded_as_datajoint_does(
+        self, store: JobsTable, native: dj.Job, keys: list[dict[str, Any]]
+    ) -> None:
+        (job,) = store.reserve(1)
+        store.fail(job, FAILURE, "a worker", 77)
+        native.reserve(keys[1])
+        native.error(keys[1], FAILURE.message, FAILURE.traceback)
+        ours, theirs = row(native, keys[0]), row(native, keys[1])
+        same = ("status", "error_message", "error_stack")
+        assert [ours[name] for name in same] == [theirs[name] for name in same]
+        assert (ours["host"], ours["pid"]) == ("a worker", 77)
+        assert ours["completed_time"] is not None
+
+    @pytest.mark.parametrize("length", [2046, 2047, 2048, 10_000])
+    def test_long_messages_are_shortened_as_datajoint_does(
+        self, store: JobsTable, native: dj.Job, keys: list[dict[str, Any]], length: int
+    ) -> None:
+        message = "x" * length
+        (job,) = store.reserve(1)
+        store.fail(job, Failure(message))
+        native.error(keys[1], message)
+        ours = row(native, keys[0])["error_message"]
+        assert ours == row(native, keys[1])["error_message"]
+        assert len(ours) == min(length, 2047)
+        assert ours.endswith("...truncated") == (length > 2047)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "a \x00 NUL",
+            "a lone \ud800 surrogate",
+            "🧠 in the brain",
+            "100% of 'it' :x \\ \"q\"",
+            "\ud800" * 2047,
+        ],
+        ids=["NUL", "surrogate", "emoji", "quotes", "many"],
+    )
+    def test_any_text_can_be_recorded(self, store: JobsTable, jobs: Jobs, text: str) -> None:
+        (job,) = store.reserve(1)
+        store.fail(job, Failure(text, f"Traceback: {text}"))
+        recorded = row(jobs, job.key)
+        assert recorded["status"] == "error"
+        if text.isprintable():
+            escaped = text.encode("ascii", "backslashreplace").decode()  # where the column is in latin1
+            assert recorded["error_message"] in (text, escaped)
+            assert recorded["error_stack"] == f"Traceback: {text}"
+        else:
+            assert recorded["error_message"]
+            assert recorded["error_stack"].startswith("Traceback: ")
+
+
+class TestLease:
+    def test_a_dead_runs_jobs_are_rescued_with_their_priority(
+        self, lab: ModuleType, store: JobsTable, open_store: OpenStore, jobs: Jobs, keys: list[dict[str, Any]]
+    ) -> None:
+        before = rows(jobs)
+        dead = open_store(lab.Square, lease_seconds=1)
+        dead.reserve(3)
+        age(jobs, "reserved_time", 10, f"connection_id = {dead.owner.token}")
+        assert store.rescue() == 3
+        assert rows(jobs) == before
+        assert keys_of(store.reserve(6)) == keys
+
+    def test_what_was_renewed_in_time_is_spared(
+        self, lab: ModuleType, store: JobsTable, open_store: OpenStore, jobs: Jobs
+    ) -> None:
+        alive = open_store(lab.Square, lease_seconds=20)
+        reserved = alive.reserve(3)
+        age(jobs, "reserved_time", 10, f"connection_id = {alive.owner.token}")
+        assert store.rescue() == 0
+        age(jobs, "reserved_time", 1000, f"connection_id = {alive.owner.token}")
+        alive.renew(reserved)
+        assert store.rescue() == 0
+        assert statuses(jobs) == {"pending": 3, "reserved": 3}
+
+    def test_each_reservation_lives_as_long_as_its_own_lease(
+        self, lab: ModuleType, store: JobsTable, open_store: OpenStore, jobs: Jobs
+    ) -> None:
+        short, long = open_store(lab.Square, lease_seconds=1), open_store(lab.Square, lease_seconds=65_535)
+        short.reserve(1)
+        spared = long.reserve(1)
+        age(jobs, "reserved_time", 60_000, "status = 'reserved'")
+        assert store.rescue() == 1
+        assert jobs.reserved.keys() == keys_of(spared)
+
+    def test_native_reservations_are_never_rescued(
+        self, store: JobsTable, native: dj.Job, keys: list[dict[str, Any]]
+    ) -> None:
+        native.reserve(keys[0])
+        age(native, "reserved_time", 1_000_000, "status = 'reserved'")
+        assert store.rescue() == 0
+        assert native.reserved.keys() == [keys[0]]
+
+    def test_renewing_moves_the_moment_of_the_given_reservations(self, store: JobsTable, jobs: Jobs) -> None:
+        *renewed, left = store.reserve(3)
+        age(jobs, "reserved_time", 30, "status = 'reserved'")
+        before = {job.identity: row(jobs, job.key)["reserved_time"] for job in [*renewed, left]}
+        store.renew(renewed)
+        assert all(row(jobs, job.key)["reserved_time"] > before[job.identity] for job in renewed)
+        assert row(jobs, left.key)["reserved_time"] == before[left.identity]
+
+    def test_many_reservations_are_renewed(self, lab: ModuleType, open_store: OpenStore, jobs: Jobs) -> None:
+        add_sessions(lab, 2000)
+        store = open_store(lab.Square)
+        store.refresh()
+        reserved = store.reserve(3000)
+        age(jobs, "reserved_time", 1000)
+        store.renew(reserved)
+        assert store.rescue() == 0
+        store.release(reserved)
+        assert statuses(jobs) == {"pending": 2006}
+
+    def test_native_orphan_cleaning_spares_renewed_jobs(
+        self, store: JobsTable, jobs: Jobs, native: dj.Job
+    ) -> None:
+        reserved = store.reserve(2)
+        age(jobs, "reserved_time", 1000, "status = 'reserved'")
+        store.renew(reserved)
+        assert native.refresh(orphan_timeout=100)["orphaned"] == 0
+
+    def test_a_refresh_rescues_too(
+        self, lab: ModuleType, store: JobsTable, open_store: OpenStore, jobs: Jobs
+    ) -> None:
+        open_store(lab.Square, lease_seconds=1).reserve(2)
+        age(jobs, "reserved_time", 10, "status = 'reserved'")
+        assert store.refresh()["orphaned"] == 2
+        assert statuses(jobs) == {"pending": 6}
+
+
+class TestFence:
+    def test_a_worker_notes_where_it_works(self, store: JobsTable, jobs: Jobs, connection: Any) -> None:
+        (job,) = store.reserve(1)
+        assert store.fence(keep_completed=False).begins(connection, fence_values(store, job))
+        begun = row(jobs, job.key)
+        assert (begun["host"], begun["pid"], begun["status"]) == ("a worker", 77, "reserved")
+
+    def test_finishing_removes_the_job(self, store: JobsTable, jobs: Jobs, connection: Any) -> None:
+        (job,) = store.reserve(1)
+        store.fence(keep_completed=False).finish_or_undo(connection, fence_values(store, job))
+        assert not jobs & job.key
+        assert len(jobs) == 5
+
+    def test_finishing_keeps_the_job_as_a_success(
+        self, store: JobsTable, jobs: Jobs, connection: Any
+    ) -> None:
+        (job,) = store.reserve(1)
+        store.fence(keep_completed=True).finish_or_undo(connection, fence_values(store, job))
+        finished = row(jobs, job.key)
+        assert (finished["status"], finished["duration"]) == ("success", 1.5)
+        assert finished["completed_time"] is not None
+        assert statuses(jobs) == {"pending": 5, "success": 1}
+
+    @pytest.mark.parametrize("keep_completed", [False, True])
+    def test_another_runs_job_is_not_changed(
+        self, store: JobsTable, other: JobsTable, jobs: Jobs, connection: Any, keep_completed: bool
+    ) -> None:
+        (job,) = other.reserve(1)
+        before = rows(jobs)
+        fence = store.fence(keep_completed=keep_completed)
+        assert not fence.begins(connection, fence_values(store, job))
+        with pytest.raises(LeaseLostError):
+            fence.finish_or_undo(connection, fence_values(store, job))
+        assert rows(jobs) == before
+
+    @pytest.mark.parametrize("status", ["pending", "error", "success", "ignore"])
+    def test_a_job_that_is_not_reserved_any_more_is_not_changed(
+        self, store: JobsTable, jobs: Jobs, connection: Any, status: str
+    ) -> None:
+        (job,) = store.reserve(1)
+        jobs.update1({**job.key, "status": status})
+        before = rows(jobs)
+        fence = store.fence(keep_completed=False)
+        assert not fence.begins(connection, fence_values(store, job))
+        with pytest.raises(LeaseLostError):
+            fence.finish_or_undo(connection, fence_values(store, job))
+        assert rows(jobs) == before
+
+
+class TestRefreshing:
+    def test_new_keys_enter_as_datajoint_enters_them(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, native: dj.Job
+    ) -> None:
+        moments = ("created_time", "scheduled_time")
+        native.refresh()
+        theirs = [{k: v for k, v in row.items() if k not in moments} for row in rows(jobs)]
+        jobs.delete()
+        assert open_store(lab.Square).refresh() == counts(added=6)
+        assert [{k: v for k, v in row.items() if k not in moments} for row in rows(jobs)] == theirs
+
+    def test_a_second_refresh_adds_nothing(self, lab: ModuleType, open_store: OpenStore, jobs: Jobs) -> None:
+        store = open_store(lab.Square)
+        store.refresh()
+        assert store.refresh() == counts()
+        assert statuses(jobs) == {"pending": 6}
+
+    def test_keys_in_the_target_are_not_added(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs
+    ) -> None:
+        lab.Square.insert([{**key, "result": 0} for key in lab.Session.keys()[:2]], allow_direct_insert=True)
+        assert open_store(lab.Square).refresh() == counts(added=4)
+
+    @pytest.mark.parametrize("status", ["reserved", "success", "error", "ignore"])
+    def test_jobs_are_left_as_they_are(
+        self, store: JobsTable, jobs: Jobs, keys: list[dict[str, Any]], status: str
+    ) -> None:
+        jobs.update1({**keys[0], "status": status})
+        before = rows(jobs)
+        assert store.refresh() == counts()
+        assert rows(jobs) == before
+
+    def test_no_refresh_changes_nothing(self, lab: ModuleType, open_store: OpenStore, jobs: Jobs) -> None:
+        assert open_store(lab.Square, refreshes=False).refresh() == counts()
+        assert len(jobs) == 0
+
+    @pytest.mark.parametrize("priority", [-128, 0, 127])
+    def test_new_jobs_get_the_priority(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, priority: int
+    ) -> None:
+        open_store(lab.Square, priority=priority).refresh()
+        assert set(jobs.to_arrays("priority")) == {priority}
+
+    @pytest.mark.parametrize("delay", [1000, 1000.5])
+    def test_delayed_jobs_wait(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, delay: float
+    ) -> None:
+        store = open_store(lab.Square, delay=delay)
+        assert store.refresh() == counts(added=6)
+        assert store.reserve(6) == []
+        age(jobs, "scheduled_time", 1001)
+        assert len(store.reserve(6)) == 6
+
+    @pytest.mark.parametrize("status", ["success", "error"])
+    def test_done_jobs_leave_when_their_key_and_result_have_left(
+        self, lab: ModuleType, store: JobsTable, jobs: Jobs, keys: list[dict[str, Any]], status: str
+    ) -> None:
+        jobs.update1({**keys[0], "status": status})
+        jobs.update1({**keys[1], "status": "ignore"})
+        for key in keys[:3]:
+            (lab.Session & key).delete_quick()
+        assert store.refresh() == counts(removed=1)
+        assert not jobs & keys[0]
+        assert len(jobs) == 5
+
+    def test_stale_jobs_leave_when_they_are_old_enough(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, keys: list[dict[str, Any]]
+    ) -> None:
+        (lab.Session & keys[0]).delete_quick()
+        store = open_store(lab.Square, stale_timeout=500)
+        assert store.refresh() == counts()
+        age(jobs, "created_time", 1000)
+        assert open_store(lab.Square, stale_timeout=0).refresh() == counts()
+        assert store.refresh() == counts(removed=1)
+        assert not jobs & keys[0]
+        assert len(jobs) == 5
+
+    def test_stale_jobs_that_run_or_are_ignored_stay(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, keys: list[dict[str, Any]]
+    ) -> None:
+        open_store(lab.Square).reserve(1)
+        jobs.update1({**keys[1], "status": "ignore"})
+        for key in keys[:3]:
+            (lab.Session & key).delete_quick()
+        age(jobs, "created_time", 1000)
+        assert open_store(lab.Square, stale_timeout=500).refresh() == counts(removed=1)
+        assert statuses(jobs) == {"reserved": 1, "ignore": 1, "pending": 3}
+
+    def test_restrictions_do_not_make_the_other_jobs_stale(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, keys: list[dict[str, Any]]
+    ) -> None:
+        age(jobs, "created_time", 1000)
+        assert open_store(lab.Square, "subject_id = 1", stale_timeout=500).refresh() == counts()
+        assert len(jobs) == 6
+
+    def test_completed_jobs_without_a_result_are_pending_again(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, keys: list[dict[str, Any]]
+    ) -> None:
+        lab.Square.insert1({**keys[0], "result": 0}, allow_direct_insert=True)
+        for key in keys[:3]:
+            jobs.update1({**key, "status": "success", "duration": 3.0, "connection_id": 9, "version": "old"})
+        assert open_store(lab.Square).refresh() == counts()
+        with dj.config.override(jobs=dj.config.jobs.model_copy(update={"keep_completed": True})):
+            assert open_store(lab.Square, priority=7).refresh() == counts(re_pended=2)
+        assert row(jobs, keys[0])["status"] == "success"
+        again = row(jobs, keys[1])
+        assert (again["status"], again["priority"], again["duration"]) == ("pending", 7, None)
+        assert (again["connection_id"], again["version"]) == (0, "")
+
+    def test_old_native_reservations_are_freed_but_no_live_ones_of_a_run(
+        self, lab: ModuleType, open_store: OpenStore, native: dj.Job, keys: list[dict[str, Any]]
+    ) -> None:
+        run = open_store(lab.Square, lease_seconds=65_535)
+        native.reserve(keys[0])
+        mine = run.reserve(1)
+        age(native, "reserved_time", 1000, "status = 'reserved'")
+        native.reserve(keys[2])
+        assert open_store(lab.Square).refresh() == counts()
+        assert open_store(lab.Square, orphan_timeout=500).refresh() == counts(orphaned=1)
+        assert row(native, keys[0])["status"] == "pending"
+        assert native.reserved.keys(order_by="priority") == [*keys_of(mine), keys[2]]
+
+    def test_one_insert_however_many_the_keys(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs
+    ) -> None:
+        store = open_store(lab.Square)
+        add_sessions(lab, 400)
+        with counting_statements() as statements:
+            assert store.refresh() == counts(added=406)
+        assert len([statement for statement in statements if statement.startswith("INSERT")]) == 1
+        assert len(statements) <= 10
+
+    def test_refreshes_at_once_add_each_key_once(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs
+    ) -> None:
+        add_sessions(lab, 400)
+        stores = [open_store(lab.Square) for _ in range(4)]
+        added = at_once(4, lambda number: stores[number].refresh()["added"])
+        assert sum(added) == 406
+        assert statuses(jobs) == {"pending": 406}
+
+    def test_refreshes_while_others_reserve_and_finish(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs
+    ) -> None:
+        add_sessions(lab, 200)
+        stores = [open_store(lab.Square) for _ in range(4)]
+        stores[0].refresh()
+
+        def work(number: int) -> list[Job]:
+            done: list[Job] = []
+            while found := stores[number].reserve(5):
+                stores[number].refresh()
+                for job in found:
+                    stores[number].fail(job, FAILURE)
+                done += found
+            return done
+
+        given = [job.identity for part in at_once(4, work) for job in part]
+        assert len(given) == len(set(given)) == 206
+        assert statuses(jobs) == {"error": 206}
+
+    def test_the_key_source_is_the_tables_own(self, lab: ModuleType, open_store: OpenStore) -> None:
+        pipelines.fill(lab)
+        assert open_store(lab.Filtered).refresh() == counts(added=4)
+
+    def test_renamed_foreign_keys_keep_their_names(self, lab: ModuleType, open_store: OpenStore) -> None:
+        pipelines.fill(lab)
+        store = open_store(lab.Renamed)
+        assert store.refresh() == counts(added=6)
+        assert set(store.reserve(1)[0].key) == {"subject_id", "day"}
+
+    @pytest.fixture
+    def finer(self, lab: ModuleType) -> type[dj.Computed]:
+        """A table with two keys for each of two sessions, of which the jobs table knows the session only."""
+        schema = dj.Schema(lab.SCHEMA)
+
+        class Choice(dj.Lookup):
+            definition = "choice : int32"
+            contents = ((1,), (2,))
+
+        class Finer(dj.Computed):
+            definition = """
+            -> Session
+            choice : int32
+            """
+
+            @property
+            def key_source(self) -> Any:
+                return lab.Session * Choice
+
+            def make(self, key: dict[str, Any]) -> None:
+                self.insert1(key)
+
+        pipelines.fill(lab, subjects=1, sessions=2)
+        schema(Choice)
+        schema(Finer, context={"Session": lab.Session})
+        return Finer
+
+    def test_keys_that_share_a_job_are_added_once(
+        self, finer: type[dj.Computed], open_store: OpenStore
+    ) -> None:
+        store = open_store(finer)
+        assert store.refresh() == counts(added=2)
+        assert store.refresh() == counts()
+        assert len(store.reserve(9)) == 2
+
+    def test_a_job_stays_until_all_its_keys_are_made(
+        self, finer: type[dj.Computed], open_store: OpenStore
+    ) -> None:
+        first, second = (finer().key_source & "choice = 1").keys()
+        made = [{**first, "choice": 1}, {**first, "choice": 2}, {**second, "choice": 1}]
+        finer.insert(made, allow_direct_insert=True)
+        store = open_store(finer)
+        assert store.refresh() == counts(added=1)
+        (job,) = store.reserve(9)
+        assert job.key["session_date"] == second["session_date"]
+
+
+def counts(**changed: int) -> dict[str, int]:
+    return {"added": 0, "removed": 0, "orphaned": 0, "re_pended": 0, **changed}
+
+
+WORDS = ["50% of 'it' :x", "50 of them", "a:b", "a%b", "ab", "%", "it's", "100%%", "a::b", "back\\slash", ""]
+
+RESTRICTIONS: dict[str, Any] = {
+    "like": "word LIKE 'a%'",
+    "like with an escape": "word LIKE '%|%%' ESCAPE '|'",
+    "colon": "word = 'a:b'",
+    "two colons": "word = 'a::b'",
+    "bind parameter": "word <> ':word' AND word LIKE '%:x'",
+    "percent": "word = '%'",
+    "two percents": "word = '100%%'",
+    "format": "word <> '%s' AND word <> '%(word)s'",
+    "time": "moment >= '2026-02-28 23:59:59'",
+    "dict": {"word": "it's"},
+    "dict with all": {"word": "50% of 'it' :x"},
+    "list": ["word = 'a:b'", {"word": "%"}],
+    "not": dj.Not("word LIKE 'a%'"),
+    "and": dj.AndList(["word LIKE 'a%'", "word <> 'ab'"]),
+    "nothing": [],
+}
+
+
+class TestKeysAndRestrictions:
+    @pytest.fixture
+    def words(self, lab: ModuleType) -> ModuleType:
+        """`lab.AnyKey` with one row for each of the words."""
+        example = lab.AnyKey.rows[0]
+        lab.AnyKey.insert({**example, "tiny": tiny, "word": word} for tiny, word in enumerate(WORDS))
+        return lab
+
+    @pytest.mark.parametrize("name", RESTRICTIONS)
+    def test_restrictions_narrow_refreshing_and_reserving(
+        self, words: ModuleType, open_store: OpenStore, name: str
+    ) -> None:
+        restriction = RESTRICTIONS[name]
+        wanted = {row["word"] for row in (words.AnyKey & restriction).to_dicts()}
+        store = open_store(words.FromAnyKey, restriction)
+        assert store.refresh() == counts(added=len(wanted))
+        open_store(words.FromAnyKey).refresh()
+        assert store.pending() == len(wanted)
+        assert {job.key["word"] for job in store.reserve(100)} == wanted
+
+    def test_a_query_restricts(self, words: ModuleType, open_store: OpenStore) -> None:
+        store = open_store(
+            words.FromAnyKey, (words.AnyKey & "word LIKE 'a%'").proj(), words.AnyKey & "tiny > 2"
+        )
+        assert store.refresh() == counts(added=3)
+        open_store(words.FromAnyKey).refresh()
+        assert {job.key["word"] for job in store.reserve(100)} == {"a%b", "ab", "a::b"}
+
+    def test_another_tables_rows_restrict(self, lab: ModuleType, open_store: OpenStore, jobs: Jobs) -> None:
+        lab.Fix.insert(lab.Session.keys()[:2])
+        store = open_store(lab.Square, lab.Fix)
+        assert store.refresh() == counts(added=2)
+        open_store(lab.Square).refresh()
+        assert len(store.reserve(6)) == 2
+
+    def test_every_key_is_as_datajoint_gives_it(self, lab: ModuleType, open_store: OpenStore) -> None:
+        lab.AnyKey.insert(lab.AnyKey.rows)
+        store = open_store(lab.FromAnyKey)
+        assert store.refresh() == counts(added=2)
+        assert described(keys_of(store.reserve(5))) == described(lab.FromAnyKey().key_source.keys())
+
+    def test_every_key_finds_its_job_again(
+        self, lab: ModuleType, open_store: OpenStore, connection: Any
+    ) -> None:
+        lab.AnyKey.insert(lab.AnyKey.rows)
+        store, jobs = open_store(lab.FromAnyKey), jobs_of(lab.FromAnyKey())
+        store.refresh()
+        store.release(store.reserve(5))
+        assert statuses(jobs) == {"pending": 2}
+        finished, failed = store.reserve(5)
+        assert statuses(jobs) == {"reserved": 2}
+        fence = store.fence(keep_completed=False)
+        assert fence.begins(connection, fence_values(store, finished))
+        fence.finish_or_undo(connection, fence_values(store, finished))
+        store.fail(failed, FAILURE)
+        assert statuses(jobs) == {"error": 1}
+        assert jobs.to_arrays("tiny").tolist() == [failed.key["tiny"]]
+
+    def test_a_pickled_job_finds_its_row(self, lab: ModuleType, open_store: OpenStore) -> None:
+        lab.AnyKey.insert(lab.AnyKey.rows)
+        store = open_store(lab.FromAnyKey)
+        store.refresh()
+        store.release(pickle.loads(pickle.dumps(store.reserve(5))))
+        assert store.pending() == 2
+
+
+def described(keys: list[dict[str, Any]]) -> list[list[tuple[str, str, Any]]]:
+    """Keys in an order of their own, with their values' types, which may not differ either."""
+    return [
+        [(name, type(value).__name__, value) for name, value in key.items()]
+        for key in sorted(keys, key=lambda key: int(key["tiny"]))
+    ]
+
+
+class TestPickles:
+    def test_a_copy_belongs_to_the_same_run(self, store: JobsTable, jobs: Jobs) -> None:
+        copy = pickle.loads(pickle.dumps(store))
+        copy.release(store.reserve(6))
+        copy.close()
+        assert statuses(jobs) == {"pending": 6}
+
+    def test_the_password_does_not_show(self, store: JobsTable, server: Any) -> None:
+        store.pending()
+        copy = replace(store)
+        assert server.password not in f"{store!r} {store} {store.source!r} {copy!r} {vars(store)}"

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import concurrent.futures as cf
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import loky
+import pytest
+
+import djdist
+from djdist.errors import DjdistError, MissingLibraryError, OptionError
+from djdist.executor import default_places
+from djdist.executors import executor_class, resolve
+from djdist.executors.futures import FuturesExecutor
+from djdist.executors.local import LocalExecutor
+
+LIBRARIES = [("ray", "ray", "RayExecutor"), ("dask", "distributed", "DaskExecutor")]
+
+
+@pytest.fixture
+def pool() -> Iterator[cf.Executor]:
+    with cf.ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def test_local_runs_in_this_process_or_in_so_many() -> None:
+    one, three = resolve("local"), resolve("local", 3)
+    assert isinstance(one, LocalExecutor)
+    assert isinstance(three, LocalExecutor)
+    assert (one.in_process, one.processes) == (True, 1)
+    assert (three.in_process, three.processes) == (False, 3)
+
+
+@pytest.mark.parametrize("processes", [None, 0])
+def test_no_number_means_all_processors(processes: int | None) -> None:
+    everywhere = resolve("local", processes)
+    assert isinstance(everywhere, LocalExecutor)
+    assert everywhere.processes == default_places()
+
+
+@pytest.mark.parametrize("processes", [-1, -100])
+def test_negative_processes_are_refused(processes: int) -> None:
+    with pytest.raises(OptionError, match=f"processes={processes}"):
+        resolve("local", processes)
+
+
+@pytest.mark.parametrize(("name", "library", "attribute"), LIBRARIES)
+def test_names_of_clusters(name: str, library: str, attribute: str) -> None:
+    pytest.importorskip(library)
+    assert type(resolve(name)).__name__ == attribute
+    assert executor_class(name) is getattr(djdist, attribute)
+
+
+@pytest.mark.parametrize("name", ["rey", "", "Local", "LOCAL"])
+def test_an_unknown_name_is_told_the_names(name: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        resolve(name)
+    for known in ("'local'", "'ray'", "'dask'"):
+        assert known in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_futures_is_no_name_because_a_pool_has_to_be_given() -> None:
+    with pytest.raises(OptionError):
+        resolve("futures")
+    with pytest.raises(OptionError) as caught:
+        resolve("rey")
+    assert "'futures'" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "library", "attribute"), LIBRARIES)
+def test_a_missing_library_is_told_how_to_install_it(
+    name: str, library: str, attribute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"djdist.executors.{name}", raising=False)
+    for ask in (lambda: resolve(name), lambda: getattr(djdist, attribute)):
+        with pytest.raises(MissingLibraryError) as caught:
+            ask()
+        assert f'pip install "djdist[{name}]"' in str(caught.value)
+        assert library in str(caught.value)
+    assert isinstance(caught.value, ImportError)
+
+
+def test_objects_are_taken_as_they_are() -> None:
+    executor = LocalExecutor(2)
+    assert resolve(executor) is executor
+
+
+def test_pools_are_wrapped(pool: cf.Executor) -> None:
+    assert isinstance(resolve(pool), FuturesExecutor)
+    assert isinstance(resolve(loky.ProcessPoolExecutor(1)), FuturesExecutor)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, object(), LocalExecutor, ["local"], b"local"])
+def test_what_is_no_executor_is_refused(wrong: object) -> None:
+    with pytest.raises(OptionError, match="executor"):
+        resolve(wrong)
+
+
+@pytest.mark.parametrize("processes", [2, None, 0, -1])
+def test_processes_belong_to_local_alone(processes: int | None, pool: cf.Executor) -> None:
+    pytest.importorskip("ray")
+    for other in ("ray", pool, LocalExecutor(2)):
+        with pytest.raises(OptionError, match=f"processes={processes}"):
+            resolve(other, processes)
+
+
+def test_optional_libraries_are_loaded_on_first_use_only() -> None:
+    code = (
+        "import sys, djdist; print([name for name in ('ray', 'distributed', 'dask') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_djdist_names_what_it_offers() -> None:
+    assert list(djdist.__all__) == sorted(djdist.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        djdist.no_such_name  # noqa: B018
+    for name in ("ClusterError", "LocalExecutor", "FuturesExecutor", "OptionError"):
+        assert getattr(djdist, name).__name__ == name
+    assert issubclass(djdist.OptionError, DjdistError)

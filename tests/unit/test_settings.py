@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+import djdist
+from djdist.settings import Settings
+
+
+def test_the_defaults() -> None:
+    settings = Settings()
+    assert (settings.executor, settings.lease_seconds, settings.max_losses) == ("local", 60, 3)
+    assert settings.ship_credentials
+    assert settings.preload == ()
+
+
+def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DJDIST_EXECUTOR", "ray")
+    monkeypatch.setenv("DJDIST_LEASE_SECONDS", "120")
+    monkeypatch.setenv("DJDIST_SHIP_CREDENTIALS", "false")
+    settings = Settings()
+    assert (settings.executor, settings.lease_seconds, settings.ship_credentials) == ("ray", 120, False)
+
+
+def test_the_environment_is_read_when_djdist_is_imported() -> None:
+    code = "import djdist; print(djdist.config.executor, djdist.config.max_losses)"
+    environment = {"DJDIST_EXECUTOR": "dask", "DJDIST_MAX_LOSSES": "5"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["dask", "5"]
+
+
+def test_assignments_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(djdist.config, "lease_seconds", 120)
+    assert djdist.config.lease_seconds == 120
+    executor = object()
+    monkeypatch.setattr(djdist.config, "executor", executor)
+    assert djdist.config.executor is executor
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lease_seconds", 0),
+        ("lease_seconds", 65_536),
+        ("lease_seconds", "soon"),
+        ("max_losses", 0),
+        ("preload", "a module"),
+        ("ship_credentials", "perhaps"),
+        ("exekutor", "ray"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(name: str, value: object) -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError, match=name):
+        setattr(settings, name, value)
+    assert settings == Settings()
+
+
+def test_the_longest_lease_fits_into_a_token() -> None:
+    from djdist.job_stores.jobs_table import LEASE_RANGE, new_token
+
+    longest = LEASE_RANGE - 1
+    settings = Settings()
+    settings.lease_seconds = longest
+    assert new_token(longest) % LEASE_RANGE == longest

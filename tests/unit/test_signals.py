@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from djdist.errors import Terminated
+from djdist.signals import catching
+
+SECONDS = 10
+
+
+def send(number: signal.Signals) -> None:
+    """Send this process a signal, and wait until it has come."""
+    os.kill(os.getpid(), number)
+    time.sleep(SECONDS)
+
+
+def test_sigterm_raises_and_is_remembered() -> None:
+    with pytest.raises(Terminated, match="SIGTERM"), catching(signal.SIGTERM) as signals:
+        send(signal.SIGTERM)
+    assert signals.received
+
+
+def test_sigint_raises_and_is_remembered() -> None:
+    with pytest.raises(KeyboardInterrupt), catching(signal.SIGINT) as signals:
+        send(signal.SIGINT)
+    assert signals.received
+
+
+def test_nothing_is_remembered_when_nothing_comes() -> None:
+    with catching(signal.SIGINT, signal.SIGTERM) as signals:
+        pass
+    assert not signals.received
+
+
+def test_an_interrupt_that_code_raises_is_no_signal() -> None:
+    with pytest.raises(KeyboardInterrupt), catching(signal.SIGINT) as signals:
+        raise KeyboardInterrupt
+    assert not signals.received
+
+
+def test_only_the_given_signals_are_caught() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with catching(signal.SIGTERM):
+        assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_handlers_are_put_back_also_after_a_signal(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises((KeyboardInterrupt, Terminated)), catching(number):
+        send(number)
+    assert signal.getsignal(number) is before
+    with catching(number):
+        assert signal.getsignal(number) is not before
+    assert signal.getsignal(number) is before
+
+
+def test_an_inner_one_gives_back_to_the_outer_one() -> None:
+    with catching(signal.SIGTERM) as outer:
+        with pytest.raises(Terminated), catching(signal.SIGTERM) as inner:
+            send(signal.SIGTERM)
+        assert (inner.received, outer.received) == (True, False)
+        with pytest.raises(Terminated):
+            send(signal.SIGTERM)
+        assert outer.received
+
+
+def test_in_another_thread_nothing_changes() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    during: list[object] = []
+
+    def in_thread() -> None:
+        with catching(signal.SIGTERM) as signals:
+            during.extend([signal.getsignal(signal.SIGTERM), signals.received])
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join(SECONDS)
+    assert during == [before, False]
+
+
+def test_terminated_ends_a_program_that_does_not_catch_it() -> None:
+    assert issubclass(Terminated, SystemExit)
+    assert not issubclass(Terminated, Exception)
