@@ -1,6 +1,7 @@
 """``python -m djdist.demo``: a real pipeline on an embedded database."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,6 +14,9 @@ import djdist
 
 FOLDER = Path("djdist-demo")
 PICTURE = "djdist-demo.png"
+LOOK_ON = """\
+    import djdist; djdist.embedded({folder!r}); djdist.enable()
+    from djdist.demo.pipeline import Segmentation; Segmentation.jobs.progress()"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except djdist.DjdistError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped. What was made is kept: the same command goes on from here.\n")
+        return 130
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -32,16 +39,25 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--processes", type=int, default=2, help="processes of the local executor (2)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the database lies (%(default)s)")
-    parser.add_argument(
-        "--output", type=Path, default=Path(PICTURE), help="the picture to write (%(default)s)"
-    )
+    parser.add_argument("--output", type=_picture, default=PICTURE, help="the picture to write (%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget the results of an earlier run")
     return parser.parse_args(arguments)
+
+
+def _picture(text: str) -> Path:
+    """Check it now rather than after all the work."""
+    path = Path(text).expanduser()
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text} must end in .png")
+    if not os.access(path.parent, os.W_OK) or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} can't be written: no such folder, or not yours")
+    return path
 
 
 def _run(options: argparse.Namespace) -> int:
     database = djdist.embedded(options.folder)
     _say("Database", f"PostgreSQL runs in {database.folder} as long as this demo.")
+    _say("Look on", f"Meanwhile, in another Python:\n{LOOK_ON.format(folder=str(database.folder))}")
     pipeline = _pipeline(fresh=options.fresh)
     djdist.enable()
     with _executor(options) as executor:
@@ -88,7 +104,7 @@ def _repair(pipeline: Any) -> None:
     """Look at the errors, remove their cause, and put the keys back."""
     errors = pipeline.Statistics.jobs.errors
     _say("Errors", f"{len(errors)} keys failed. Statistics.jobs.errors.to_pandas() shows why:")
-    print(errors.to_pandas()[["error_message"]].to_string(max_colwidth=70))
+    print(errors.to_pandas()[["error_message"]].sort_index().to_string(max_colwidth=100))
     images = pipeline.Image & errors.keys()
     _say("Cure", f"The objects of {', '.join(images.to_arrays('image'))} are darker than their background.")
     pipeline.DarkObjects.insert(images, skip_duplicates=True)

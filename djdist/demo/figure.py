@@ -7,57 +7,107 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from skimage.segmentation import find_boundaries
+import numpy as np
+from matplotlib.colors import LogNorm
+from numpy.typing import NDArray
 
 from djdist.demo.pipeline import DarkObjects, GreyImage, Image, Method, Segmentation, Statistics
 
 # Okabe and Ito's colours, which colour-blind people can tell apart
 COLOURS = {"otsu": "#0072B2", "li": "#E69F00", "triangle": "#009E73", "yen": "#CC79A7"}
-OUTLINE = (1.0, 0.72, 0.0)
-COLUMNS = 4
+BRIGHT, DARK = "#E69F00", "#56B4E9"
+WIDTH_INCHES = 15
+ROW_ASPECT = 4.4
+TITLE_INCHES = 0.55
+CHARTS_INCHES = 5.0
+
+Tile = tuple[str, NDArray[Any], NDArray[Any], bool]
 
 
 def draw_results(path: Path) -> Path:
-    """Draw each image with its objects, and how large and how far apart they are."""
-    figure: Any = plt.figure(figsize=(15, 14), layout="constrained")
-    figure.suptitle("Objects found in photographs, outlined as Otsu's method sees them", fontsize=17)
-    images, distributions = figure.subfigures(2, 1, height_ratios=[2.4, 1])
-    _draw_images(images)
-    left, right = distributions.subplots(1, 2)
-    _draw_distribution(left, "area", "area of an object (pixels)", "How large the objects are")
-    _draw_distribution(right, "spacing", "distance to the next object (pixels)", "How far apart they are")
+    """Draw each image with its objects, how many each method finds, how large and how far apart."""
+    rows = _rows(sorted(map(_tile, Image.to_arrays("image", order_by="image")), key=_aspect))
+    heights = [WIDTH_INCHES / sum(map(_aspect, row)) + TITLE_INCHES for row in rows]
+    size = (WIDTH_INCHES, sum(heights) + CHARTS_INCHES)
+    figure: Any = plt.figure(figsize=size, layout="constrained")
+    figure.suptitle("Objects in photographs, outlined as Otsu's threshold parts them", fontsize=18)
+    *places, charts = figure.subfigures(len(rows) + 1, 1, height_ratios=[*heights, CHARTS_INCHES])
+    for place, row in zip(places, rows, strict=True):
+        _draw_row(place, row)
+    _draw_charts(charts)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
 
 
-def _draw_images(figure: Any) -> None:
-    keys = Image.keys(order_by="image")
-    axes = figure.subplots(-(-len(keys) // COLUMNS), COLUMNS).ravel()
-    for axis in axes:
-        axis.axis("off")
-    for axis, key in zip(axes, keys, strict=False):
-        _draw_image(axis, key)
-
-
-def _draw_image(axis: Any, key: dict[str, Any]) -> None:
+def _tile(image: str) -> Tile:
+    key = {"image": image}
     pixels = (GreyImage & key).fetch1("pixels")
-    labels, n_objects = (Segmentation & key & "method='otsu'").fetch1("labels", "n_objects")
-    coloured = plt.get_cmap("gray")(0.85 * pixels)[..., :3]
-    coloured[find_boundaries(labels, mode="inner")] = OUTLINE
-    axis.imshow(coloured, interpolation="nearest")
-    dark = ", darker than the background" if DarkObjects & key else ""
-    axis.set_title(f"{key['image'].replace('_', ' ')}: {n_objects}{dark}", fontsize=10.5)
+    labels = (Segmentation & key & {"method": "otsu"}).fetch1("labels")
+    return image, pixels, labels, bool(DarkObjects & key)
+
+
+def _aspect(tile: Tile) -> float:
+    height, width = tile[1].shape
+    return float(width / height)
+
+
+def _rows(tiles: list[Tile]) -> list[list[Tile]]:
+    """Share the images out to rows that each fill the page's width."""
+    rows: list[list[Tile]] = [[]]
+    for tile in tiles:
+        if sum(map(_aspect, rows[-1])) >= ROW_ASPECT:
+            rows.append([])
+        rows[-1].append(tile)
+    return rows
+
+
+def _draw_row(place: Any, row: list[Tile]) -> None:
+    axes = place.subplots(1, len(row), width_ratios=[_aspect(tile) for tile in row], squeeze=False)
+    for axis, tile in zip(axes[0], row, strict=True):
+        _draw_image(axis, *tile)
+
+
+def _draw_image(axis: Any, image: str, pixels: NDArray[Any], labels: NDArray[Any], dark: bool) -> None:
+    axis.imshow(pixels, cmap="gray", vmin=0, vmax=1.15)
+    axis.contour(labels > 0, levels=[0.5], colors=DARK if dark else BRIGHT, linewidths=1.1)
+    note = " darker than the background" if dark else ""
+    axis.set_title(f"{_shown(image)}: {labels.max()} objects{note}", fontsize=11)
+    axis.axis("off")
+
+
+def _shown(image: str) -> str:
+    return image.replace("_", " ")
+
+
+def _draw_charts(place: Any) -> None:
+    counts, areas, spacings = place.subplots(1, 3, width_ratios=[1, 1.2, 1.2])
+    _draw_counts(counts)
+    _draw_distribution(areas, "area", "area of an object (pixels)", "How large they are")
+    _draw_distribution(spacings, "spacing", "distance to the next object (pixels)", "How far apart they are")
+    areas.legend(frameon=False, loc="lower right", fontsize=11)
+
+
+def _draw_counts(axis: Any) -> None:
+    rows = Segmentation.to_dicts(order_by=["image", "method"])
+    images, methods = (sorted({row[name] for row in rows}) for name in ("image", "method"))
+    counts = np.array([row["n_objects"] for row in rows]).reshape(len(images), len(methods))
+    axis.imshow(counts, cmap="cividis", norm=LogNorm(1, counts.max()), aspect="auto")
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "black" if count > counts.max() ** 0.6 else "white"
+        axis.text(column, row, count, ha="center", va="center", color=colour)
+    axis.set_xticks(range(len(methods)), methods)
+    axis.set_yticks(range(len(images)), map(_shown, images))
+    axis.tick_params(length=0)
+    axis.set_title("How many each method finds", fontsize=13)
 
 
 def _draw_distribution(axis: Any, attribute: str, label: str, title: str) -> None:
     for method in Method.to_arrays("method", order_by="method"):
-        values = sorted((Statistics.Region & {"method": method}).to_arrays(attribute))
-        share = [100 * (rank + 1) / len(values) for rank in range(len(values))]
-        axis.plot(
-            values, share, color=COLOURS[method], linewidth=2, label=f"{method} ({len(values)} objects)"
-        )
-    axis.set(xscale="log", xlabel=label, ylabel="objects up to there (%)", title=title)
+        values = np.sort((Statistics.Region & {"method": method}).to_arrays(attribute))
+        share = 100 * np.arange(1, len(values) + 1) / len(values)
+        axis.plot(values, share, color=COLOURS[method], linewidth=2, label=f"{method} ({len(values)})")
+    axis.set(xscale="log", xlabel=label, ylabel="objects up to there (%)")
+    axis.set_title(title, fontsize=13)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="lower right")

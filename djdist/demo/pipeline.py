@@ -23,8 +23,8 @@ class Image(dj.Lookup):
     contents = [
         [name]
         for name in (
-            "astronaut", "brick", "camera", "coffee", "coins", "grass",
-            "gravel", "hubble_deep_field", "page", "rocket", "text",
+            "astronaut", "brick", "camera", "chelsea", "coffee",
+            "coins", "hubble_deep_field", "page", "rocket", "text",
         )
     ]  # fmt: skip
 
@@ -104,7 +104,7 @@ class Statistics(dj.Computed):
     def make(self, key: dict[str, Any]) -> None:
         labels = (Segmentation & key).fetch1("labels")
         found = measure.regionprops_table(labels, properties=("label", "area", "eccentricity", "centroid"))
-        spacing = _spacing(key, np.column_stack([found["centroid-0"], found["centroid-1"]]))
+        spacing = _spacing(np.column_stack([found["centroid-0"], found["centroid-1"]]))
         medians = {"median_area": np.median(found["area"]), "median_spacing": np.median(spacing)}
         self.insert1({**key, **medians})
         columns = zip(found["label"], found["area"], found["eccentricity"], spacing, strict=True)
@@ -112,12 +112,9 @@ class Statistics(dj.Computed):
         self.Region.insert({**key, **dict(zip(names, row, strict=True))} for row in columns)
 
 
-def _spacing(key: dict[str, Any], centres: NDArray[np.float64]) -> NDArray[np.float64]:
+def _spacing(centres: NDArray[np.float64]) -> NDArray[np.float64]:
     if len(centres) < 2:
-        raise ValueError(
-            f"{len(centres)} object in {key['image']} by {key['method']}: spacing needs two or more. "
-            "Are the objects darker than their background? Then add the image to DarkObjects."
-        )
+        raise ValueError(f"{len(centres)} object found, spacing needs 2: are objects darker than background?")
     distances = np.linalg.norm(centres[:, None] - centres[None], axis=2)
     np.fill_diagonal(distances, np.inf)
     return cast("NDArray[np.float64]", distances.min(axis=1))

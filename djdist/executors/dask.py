@@ -12,7 +12,7 @@ import dask
 import distributed
 
 from djdist.driver_actor import DriverActor, follow
-from djdist.errors import ClusterError
+from djdist.errors import ClusterError, DjdistError
 from djdist.executor import Drive, Executor, default_places, window
 from djdist.job import Completion, Job, Report, Summary, Watch, Work
 
@@ -76,6 +76,8 @@ class DaskExecutor(Executor):
             with self._client.as_current():
                 actor = submitted.result()
             return follow(lambda method: getattr(actor, method)().result(), watch)
+        except DjdistError:
+            raise
         except (OSError, ValueError, distributed.CancelledError, distributed.KilledWorker) as error:
             raise ClusterError(f"The run's driver was lost on the Dask cluster: {error}") from error
         finally:

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import djdist
+import lab as pipelines
+
+COUNTS = ["pending", "reserved", "success", "error", "ignore"]
+
+
+def counts(table: Any) -> dict[str, int]:
+    return {status: count for status, count in table.jobs.progress().items() if count and status != "total"}
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def test_errors_are_collected_recorded_and_retried_after_the_fix(lab: ModuleType, executor: Any) -> None:
+    pipelines.fill(lab, subjects=4, sessions=3)
+    options = {"reserve_jobs": True, "suppress_errors": True, "executor": executor}
+    summary = lab.Fragile.populate(**options)
+    assert summary["success_count"] == 10
+    assert sorted(message for _, message in summary["error_list"]) == [
+        "ValueError: bad n 10",
+        "ValueError: bad n 5",
+    ]
+    errors = lab.Fragile.jobs.errors
+    assert sorted(e["error_message"] for e in errors.to_dicts()) == [
+        "ValueError: bad n 10",
+        "ValueError: bad n 5",
+    ]
+    assert all("in make\n" in stack for stack in errors.to_arrays("error_stack"))
+    assert all(pid > 0 for pid in errors.to_pandas()["pid"])
+    assert lab.Fragile.populate(**options) == {"success_count": 0, "error_list": []}
+    lab.Fix.insert(errors.keys())
+    errors.delete()
+    assert lab.Fragile.populate(**options) == {"success_count": 2, "error_list": []}
+    assert counts(lab.Fragile) == {}
+
+
+def test_the_first_error_is_raised_as_itself_and_the_rest_is_given_back(
+    lab: ModuleType, executor: Any
+) -> None:
+    pipelines.fill(lab, subjects=4, sessions=3)
+    with pytest.raises(ValueError, match="bad n 5") as raised:
+        lab.Fragile.populate(reserve_jobs=True, executor=executor)
+    left = counts(lab.Fragile)
+    assert left["error"] == 1
+    assert "reserved" not in left
+    assert len(lab.Fragile()) + left["pending"] + left["error"] == 12
+    if executor != "local":
+        assert "bad n {n}" in str(raised.value.__cause__)
+
+
+def test_errors_as_exceptions(lab: ModuleType, executor: Any) -> None:
+    pipelines.fill(lab)
+    summary = lab.Fragile.populate(suppress_errors=True, return_exception_objects=True, executor=executor)
+    ((key, error),) = summary["error_list"]
+    assert (lab.Session & key).fetch1("n") == 5
+    assert isinstance(error, ValueError)
+    assert str(error) == "bad n 5"
+
+
+def test_ignored_jobs_are_left_alone(lab: ModuleType, executor: Any) -> None:
+    pipelines.fill(lab)
+    ignored = lab.Square.key_source.keys(limit=1)[0]
+    lab.Square.jobs.ignore(ignored)
+    assert lab.Square.populate(reserve_jobs=True, executor=executor)["success_count"] == 5
+    assert lab.Square.jobs.ignored.keys() == [ignored]
+
+
+def test_a_job_that_was_taken_over_changes_nothing(lab: ModuleType, executor: Any) -> None:
+    pipelines.fill(lab)
+    summary = lab.Stolen.populate(reserve_jobs=True, executor=executor, suppress_errors=True, max_calls=3)
+    assert summary == {"success_count": 0, "error_list": []}
+    assert len(lab.Stolen()) == 0
+    taken = lab.Stolen.jobs & "connection_id = 1"
+    assert set(taken.to_arrays("status")) == {"reserved"}
+
+
+def test_a_killed_worker_costs_no_key(lab: ModuleType, remote_executor: Any) -> None:
+    pipelines.fill(lab)
+    summary = lab.Deadly.populate(reserve_jobs=True, executor=remote_executor, suppress_errors=True)
+    assert summary == {"success_count": 6, "error_list": []}
+    assert counts(lab.Deadly) == {}
+
+
+def test_exceptions_that_do_not_pickle_arrive_as_text(lab: ModuleType, executor: Any) -> None:
+    pipelines.fill(lab, subjects=1, sessions=1)
+    with pytest.raises(Exception, match="has a lock") as raised:
+        lab.Unpicklable.populate(reserve_jobs=True, executor=executor)
+    own = type(raised.value).__name__ == "LockedError"
+    assert own if executor == "local" else isinstance(raised.value, djdist.MakeError)
+    assert counts(lab.Unpicklable) == {"error": 1}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_signal_leaves_nothing_reserved_and_no_error(
+    lab: ModuleType, script: Callable[..., Any], number: signal.Signals, processes: str
+) -> None:
+    pipelines.fill(lab)
+    process = script(
+        f"""
+import sys, {lab.__name__} as lab
+options = {{"reserve_jobs": True, "make_kwargs": {{"seconds": 600}}}}
+lab.Logged.populate(processes=int(sys.argv[1]), suppress_errors=True, **options)
+""",
+        processes,
+    )
+    wait_for(lambda: len(lab.Logged.jobs.reserved & "pid > 0"), "a job that has begun")
+    os.kill(process.pid, number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert counts(lab.Logged) == {"pending": 6}, error
+    assert len(lab.Logged()) == 0

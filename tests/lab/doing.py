@@ -1,0 +1,81 @@
+"""What tests let the make() of Scripted do before it inserts; files tell what has begun and when to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import datajoint as dj
+
+Key = dict[str, Any]
+GATE = "gate"
+SLEEP = {"mysql": "SELECT SLEEP(2)", "postgresql": "SELECT pg_sleep(2)"}
+
+
+def begun(folder: Path) -> list[int]:
+    """Give the sessions whose make() has begun, as often as it has."""
+    return sorted(int(file.name.split("-")[0]) for file in folder.glob("*-begun-*"))
+
+
+def open_gate(folder: Path) -> None:
+    (folder / GATE).touch()
+
+
+def nothing(table: dj.Table, key: Key, n: int) -> None:
+    pass
+
+
+def wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    _begin(n, folder)
+    while not (Path(folder) / GATE).exists():
+        time.sleep(0.01)
+
+
+def sleep_in_the_database(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    _begin(n, folder)
+    table.connection.query(SLEEP[table.connection.adapter.backend])
+
+
+def raise_error_of_the_pipeline(table: dj.Table, key: Key, n: int) -> None:
+    raise sys.modules[type(table).__module__].PipelineError(n, "the pipeline's own")
+
+
+def exit_python(table: dj.Table, key: Key, n: int) -> None:
+    sys.exit(f"session {n} is the end")
+
+
+def raise_at_the_first_while_others_run(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    """Fail at session 1 when another one has begun, which ends only after that error is on record."""
+    _begin(n, folder)
+    while n == 1 and len(begun(Path(folder))) < 2:
+        time.sleep(0.01)
+    if n == 1:
+        raise ValueError("the first fails")
+    while not len(table.jobs.errors):
+        time.sleep(0.02)
+
+
+def die_at_the_first_while_others_run(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    """Kill the worker of session 1 each time that it has begun beside another one, which takes longer."""
+    _begin(n, folder)
+    if n == 1:
+        while 2 * begun(Path(folder)).count(1) > len(begun(Path(folder))):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    while begun(Path(folder)).count(1) < 3:
+        time.sleep(0.01)
+    time.sleep(0.3)
+
+
+def insert_and_wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    """Insert a row of another session's key first, so that a half-done make() would show."""
+    table.insert1({**key, "pid": 0})
+    wait_at_gate(table, key, n, folder)
+
+
+def _begin(n: int, folder: str) -> None:
+    (Path(folder) / f"{n}-begun-{os.getpid()}-{time.monotonic_ns()}").touch()

@@ -1,0 +1,23 @@
+"""How tests look at a run from outside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+SECONDS = 120
+
+
+def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
+    """Wait for a condition and return what it gives."""
+    deadline = time.monotonic() + SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
+        time.sleep(0.02)
+    return found
+
+
+def counts(table: Any) -> dict[str, int]:
+    """Count a table's jobs by status, without those of which there are none."""
+    return {status: count for status, count in table.jobs.progress().items() if count and status != "total"}
