@@ -98,11 +98,11 @@ def refreshing(
 def jobs_of(table: Any) -> Jobs:
     """Give a table's jobs, with the jobs table declared if it isn't yet.
 
-    One object serves all uses of a class, because making one asks the database much.
+    One object serves all uses of a class, restricted or not, because making one asks the database much.
     """
     jobs = _jobs.get(type(table))
     if jobs is None or jobs.connection is not table.connection or jobs.database != table.database:
-        jobs = _jobs[type(table)] = Jobs(table)
+        jobs = _jobs[type(table)] = Jobs(type(table)())
     if not jobs.is_declared:
         jobs.declare()
     return jobs

@@ -64,6 +64,10 @@ def check_populates(table: Any) -> None:
         raise OptionError(
             f"{name} has no make(): define make(self, key), or make_fetch, make_compute and make_insert."
         )
+    if table.restriction:
+        raise dj.DataJointError(
+            "Cannot call populate on a restricted table. Instead, pass conditions to populate() as arguments."
+        )
     if table.connection.in_transaction:
         raise dj.DataJointError("Populate cannot be called during a transaction.")
 

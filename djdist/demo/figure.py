@@ -15,7 +15,7 @@ from djdist.demo.pipeline import DarkObjects, GreyImage, Image, Method, Segmenta
 
 # Okabe and Ito's colours, which colour-blind people can tell apart
 COLOURS = {"otsu": "#0072B2", "li": "#E69F00", "triangle": "#009E73", "yen": "#CC79A7"}
-BRIGHT, DARK = "#E69F00", "#56B4E9"
+BRIGHT, DARK = "#E69F00", "#0072B2"
 WIDTH_INCHES = 15
 ROW_ASPECT = 4.4
 TITLE_INCHES = 0.55
@@ -69,10 +69,9 @@ def _draw_row(place: Any, row: list[Tile]) -> None:
 
 
 def _draw_image(axis: Any, image: str, pixels: NDArray[Any], labels: NDArray[Any], dark: bool) -> None:
-    axis.imshow(pixels, cmap="gray", vmin=0, vmax=1.15)
-    axis.contour(labels > 0, levels=[0.5], colors=DARK if dark else BRIGHT, linewidths=1.1)
-    note = " darker than the background" if dark else ""
-    axis.set_title(f"{_shown(image)}: {labels.max()} objects{note}", fontsize=11)
+    axis.imshow(pixels, cmap="gray", vmin=0, vmax=1.05)
+    axis.contour(labels > 0, levels=[0.5], colors=DARK if dark else BRIGHT, linewidths=1.3)
+    axis.set_title(f"{_shown(image)}: {labels.max()} {'dark ' if dark else ''}objects", fontsize=11)
     axis.axis("off")
 
 

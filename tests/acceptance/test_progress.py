@@ -11,7 +11,10 @@ import lab as pipelines
 CODE = """
 import sys, {module} as lab
 lab.Fragile.populate(
-    reserve_jobs=True, suppress_errors=True, display_progress=sys.argv[1] == "shown", processes=int(sys.argv[2])
+    reserve_jobs=True,
+    suppress_errors=True,
+    display_progress=sys.argv[1] == "shown",
+    processes=int(sys.argv[2]),
 )
 """
 

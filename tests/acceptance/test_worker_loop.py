@@ -24,7 +24,7 @@ NAPPING = 'make_kwargs={"seconds": 0.02}'
 
 def test_the_documented_loop_ends_when_everything_is_made(lab: ModuleType, executor: Any) -> None:
     pipelines.fill(lab)
-    rounds = []
+    rounds: list[int] = []
     while not rounds or rounds[-1]:
         summary = lab.Square.populate(reserve_jobs=True, max_calls=4, executor=executor)
         rounds.append(summary["success_count"])

@@ -49,14 +49,14 @@ def exit_python(table: dj.Table, key: Key, n: int) -> None:
 
 
 def raise_at_the_first_while_others_run(table: dj.Table, key: Key, n: int, folder: str) -> None:
-    """Fail at session 1 when another one has begun, which ends only after that error is on record."""
+    """Fail at session 1 when another one has begun; that one waits at the gate."""
+    if n != 1:
+        wait_at_gate(table, key, n, folder)
+        return
     _begin(n, folder)
-    while n == 1 and len(begun(Path(folder))) < 2:
+    while len(begun(Path(folder))) < 2:
         time.sleep(0.01)
-    if n == 1:
-        raise ValueError("the first fails")
-    while not len(table.jobs.errors):
-        time.sleep(0.02)
+    raise ValueError("the first fails")
 
 
 def die_at_the_first_while_others_run(table: dj.Table, key: Key, n: int, folder: str) -> None:

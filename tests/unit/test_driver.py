@@ -4,12 +4,12 @@ import logging
 from collections import Counter
 
 import pytest
-from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
 
 from djdist.driver import WAIT_SECONDS, Driver
 from djdist.errors import WorkerSetupError
 from djdist.job import Completion, Ending, Job, Policy, Report, Status
 from djdist.job_stores.memory import MemoryStore
+from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
 
 
 def keys(count: int) -> list[dict[str, int]]:

@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
 
 from djdist.driver import WAIT_SECONDS, Driver
 from djdist.job import Completion, Ending, Failure, Job, Policy
 from djdist.job_store import JobStore
+from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
 
 MAX_LOSSES = 3
 

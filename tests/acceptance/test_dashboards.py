@@ -1,0 +1,36 @@
+"""What the engines' own tools show of a run."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import lab as pipelines
+
+
+def test_dask_groups_the_tasks_by_table_and_names_them_by_key(lab: ModuleType, dask_client: Any) -> None:
+    pipelines.fill(lab, subjects=1, sessions=3)
+    lab.Square.populate(reserve_jobs=True, executor=dask_client)
+    keys, groups = dask_client.run_on_scheduler(what_the_dashboard_shows)
+    assert {key[1] for key in keys if key[0] == "Square"} >= {
+        f"subject_id=1, session_date=2026-01-0{day}" for day in (1, 2, 3)
+    }
+    assert "Square" in groups
+    assert any("djdist driver" in str(key) for key in keys)
+
+
+def what_the_dashboard_shows(dask_scheduler: Any) -> tuple[list[Any], list[str]]:
+    """Give the names of all tasks that the scheduler has seen, and of the groups of its progress page."""
+    return [event[0] for event in dask_scheduler.transition_log], list(dask_scheduler.task_prefixes)
+
+
+def test_ray_names_the_tasks_by_table_and_key_and_the_driver_by_table(
+    lab: ModuleType, ray_cluster: Any
+) -> None:
+    from lab.watching import wait_until
+
+    pipelines.fill(lab, subjects=1, sessions=3)
+    lab.Square.populate(reserve_jobs=True, executor="ray")
+    wanted = {f"Square(subject_id=1, session_date=2026-01-0{day})" for day in (1, 2, 3)}
+    # Ray's workers send their events about once a second
+    wait_until(lambda: wanted <= {event["name"] for event in ray_cluster.timeline()}, "the tasks' events")

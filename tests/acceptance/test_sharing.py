@@ -1,0 +1,81 @@
+"""Several workers of several kinds on one table."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import lab as pipelines
+from lab import doing
+from lab.watching import SECONDS, counts, wait_until
+
+Script = Callable[..., "subprocess.Popen[str]"]
+
+WORKER = """
+import pathlib, sys, time
+from {lab} import Logged
+
+folder = pathlib.Path(sys.argv[1])
+(folder / f"{{sys.argv[2]}}-begun-").touch()
+while not (folder / "gate").exists():
+    time.sleep(0.01)
+made, seconds = 0, {{"seconds": 0.1}}
+while count := Logged.populate(reserve_jobs=True, make_kwargs=seconds, {options})["success_count"]:
+    made += count
+print("made", made)
+"""
+
+
+def start_together(script: Script, folder: Path, *codes: str) -> list[int]:
+    """Run workers that begin at the same time, and give what each of them made."""
+    workers = [script(code, str(folder), str(n)) for n, code in enumerate(codes)]
+    wait_until(lambda: len(doing.begun(folder)) == len(codes), "the workers")
+    doing.open_gate(folder)
+    made = []
+    for worker in workers:
+        output, error = worker.communicate(timeout=SECONDS)
+        assert worker.returncode == 0, error
+        made.append(int(output.split()[-1]))
+    return made
+
+
+@pytest.mark.parametrize("other", ["in process", "processes", "dask", "native"])
+def test_drivers_that_begin_together_share_the_keys(
+    lab: ModuleType, script: Script, tmp_path: Path, dask_client: Any, other: str
+) -> None:
+    pipelines.fill(lab, subjects=5, sessions=8)
+    on_dask = f"executor=djdist.DaskExecutor({dask_client.scheduler.address!r})"
+    options = {"processes": "processes=2", "dask": on_dask}.get(other, "")
+    companion = WORKER.format(lab=lab.__name__, options=options)
+    if other == "native":
+        companion = "djdist.disable()\n" + companion
+    made = start_together(script, tmp_path, WORKER.format(lab=lab.__name__, options=""), companion)
+    assert sum(made) == len(lab.Logged()) == 40
+    assert min(made) > 0
+    assert counts(lab.Logged) == {}
+
+
+@pytest.mark.parametrize("reserve_jobs", [True, False])
+def test_failed_keys_count_as_calls(lab: ModuleType, executor: Any, reserve_jobs: bool) -> None:
+    pipelines.fill(lab, subjects=2, sessions=5)
+    summary = lab.Fragile.populate(
+        reserve_jobs=reserve_jobs, max_calls=5, suppress_errors=True, executor=executor
+    )
+    assert (summary["success_count"], len(summary["error_list"])) == (4, 1)
+    assert len(lab.Fragile()) == 4
+
+
+def test_what_a_native_worker_holds_is_left_to_it_until_it_is_freed(lab: ModuleType, executor: Any) -> None:
+    pipelines.fill(lab)
+    lab.Square.jobs.refresh()
+    for key in lab.Square.jobs.pending.keys(limit=2):
+        assert lab.Square.jobs.reserve(key)
+    assert lab.Square.populate(reserve_jobs=True, executor=executor)["success_count"] == 4
+    assert counts(lab.Square) == {"reserved": 2}
+    wait_until(lambda: lab.Square.jobs.refresh(orphan_timeout=0.01)["orphaned"] == 2)
+    assert lab.Square.populate(reserve_jobs=True, executor=executor)["success_count"] == 2

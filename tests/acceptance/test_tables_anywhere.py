@@ -1,0 +1,244 @@
+"""Tables of modules, scripts and notebooks, and where executors come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import datajoint as dj
+import pytest
+
+import djdist
+import lab as pipelines
+from lab.watching import SECONDS
+from servers import Server
+
+Script = Callable[..., "subprocess.Popen[str]"]
+
+PIPELINE = """
+import os, threading, numpy
+from pathlib import Path
+
+import datajoint as dj
+
+schema = dj.Schema("{schema}")
+lock, log = threading.Lock(), open(os.devnull, "w")  # what can't be pickled, and no make() needs
+
+
+class NegativeError(Exception):
+    pass
+
+
+def squared(n):
+    return int(numpy.square(n))
+
+
+@schema
+class Number(dj.Manual):
+    definition = "n : int32"
+
+
+@schema
+class Squared(dj.Computed):
+    definition = '''
+    -> Number
+    ---
+    result : int64
+    pid : int64
+    '''
+
+    class Digit(dj.Part):
+        definition = '''
+        -> master
+        place : int32
+        ---
+        digit : int32
+        '''
+
+    def make(self, key):
+        if key["n"] < 0:
+            raise NegativeError(key["n"])
+        n = int((Number & key).fetch1("n"))
+        self.insert1({{**key, "result": squared(n), "pid": os.getpid()}})
+        digits = enumerate(str(squared(n)))
+        self.Digit.insert({{**key, "place": place, "digit": int(digit)}} for place, digit in digits)
+
+
+Number.insert([{{"n": n}} for n in range(-1, 6)], skip_duplicates=True)
+"""
+
+CALL = """
+try:
+    Squared.populate("n < 0", reserve_jobs=True{options})
+except NegativeError as error:
+    print("raised", error)
+summary = Squared.populate(reserve_jobs=True, suppress_errors=True{options})
+print("made", summary["success_count"], "in other processes", os.getpid() not in Squared().to_arrays("pid"))
+print(Squared().to_arrays("result", order_by="n").tolist(), len(Squared.Digit()))
+"""
+
+EXPECTED = ["raised -1", "made 6 in other processes True", "[0, 1, 4, 9, 16, 25] 8"]
+
+
+def said(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line and not line.startswith("[2")]
+
+
+@pytest.mark.parametrize("executor", ["processes=2", "executor='ray'", "executor='dask'"])
+def test_tables_of_a_script_without_a_guard(
+    script: Script, schema_name: str, connection: Any, executor: str
+) -> None:
+    code = PIPELINE.format(schema=schema_name) + CALL.format(options=f", {executor}")
+    process = script(code)
+    output, error = process.communicate(timeout=2 * SECONDS)
+    assert process.returncode == 0, error
+    assert said(output) == EXPECTED
+
+
+def test_tables_of_notebook_cells(schema_name: str, connection: Any, server: Server, tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    from acceptance.conftest import PREAMBLE
+
+    define, use = PIPELINE.format(schema=schema_name), CALL.format(options=", processes=2")
+    cells = [PREAMBLE.format(server=server), define, use]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    kernel = {
+        "kernel_name": "python3",
+        "timeout": SECONDS,
+        "resources": {"metadata": {"path": str(tmp_path)}},
+    }
+    nbclient.NotebookClient(notebook, **kernel).execute()
+    output = "".join(o["text"] for o in notebook.cells[-1].outputs if o.get("name") == "stdout")
+    assert said(output) == EXPECTED
+
+
+LAZY = """
+import datajoint as dj
+
+schema = dj.Schema()
+
+
+@schema
+class Number(dj.Manual):
+    definition = "n : int32"
+
+
+@schema
+class Doubled(dj.Computed):
+    definition = '''
+    -> Number
+    ---
+    result : int64
+    '''
+
+    class Half(dj.Part):
+        definition = '''
+        -> master
+        ---
+        half : int64
+        '''
+
+    def make(self, key):
+        n = int((Number & key).fetch1("n"))
+        self.insert1({**key, "result": 2 * n})
+        self.Half.insert1({**key, "half": n})
+"""
+
+
+def test_tables_that_are_bound_to_a_schema_after_the_import(
+    connection: Any,
+    schema_name: str,
+    modules_folder: Path,
+    remote_executor: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import importlib
+
+    name = f"lazy_{schema_name}"
+    (modules_folder / f"{name}.py").write_text(LAZY)
+    importlib.invalidate_caches()
+    lazy = importlib.import_module(name)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, name, lazy)
+    lazy.schema.activate(schema_name)
+    lazy.Number.insert([{"n": n} for n in range(4)])
+    summary = lazy.Doubled.populate(reserve_jobs=True, executor=remote_executor)
+    assert summary == {"success_count": 4, "error_list": []}
+    assert lazy.Doubled().to_arrays("result", order_by="n").tolist() == [0, 2, 4, 6]
+    assert lazy.Doubled.Half().to_arrays("half", order_by="n").tolist() == [0, 1, 2, 3]
+
+
+class TestActivation:
+    def test_twice_is_as_good_as_once(self, lab: ModuleType) -> None:
+        djdist.enable()
+        djdist.enable()
+        pipelines.fill(lab)
+        assert lab.Square.populate(executor="local", reserve_jobs=True)["success_count"] == 6
+        djdist.disable()
+        djdist.disable()
+        with pytest.raises(TypeError, match="executor"):
+            lab.Square.populate(executor="local")
+        assert type(lab.Square.jobs) is dj.Job
+
+    def test_tables_that_were_imported_before_are_included(self, lab: ModuleType) -> None:
+        djdist.disable()
+        pipelines.fill(lab)
+        table, jobs = lab.Square(), lab.Square.jobs
+        djdist.enable()
+        assert table.populate(executor="local", reserve_jobs=True)["success_count"] == 6
+        assert type(table.jobs) is not type(jobs)
+        assert type(lab.Square.jobs) is not type(jobs)
+
+    def test_instances_and_classes_are_populated_alike(self, lab: ModuleType) -> None:
+        pipelines.fill(lab)
+        assert lab.Square().populate(max_calls=2)["success_count"] == 2
+        assert lab.Square.populate()["success_count"] == 4
+
+
+class TestDefaultExecutor:
+    def test_comes_from_the_settings(self, lab: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+        pipelines.fill(lab)
+        monkeypatch.setattr(djdist.config, "executor", "nowhere")
+        with pytest.raises(djdist.OptionError, match="no executor 'nowhere'"):
+            lab.Square.populate()
+        assert lab.Square.populate(executor="local")["success_count"] == 6
+
+    def test_may_be_an_object(
+        self, lab: ModuleType, processes: djdist.LocalExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pipelines.fill(lab)
+        monkeypatch.setattr(djdist.config, "executor", processes)
+        lab.Logged.populate()
+        assert os.getpid() not in lab.Logged().to_arrays("pid")
+
+    def test_comes_from_the_environment(self, lab: ModuleType, script: Script, dask_client: Any) -> None:
+        pipelines.fill(lab)
+        call = "Logged.populate(reserve_jobs=True)"
+        code = f"import os\nfrom {lab.__name__} import Logged\n{call}\nprint(os.getpid())"
+        address = {"DASK_SCHEDULER_ADDRESS": dask_client.scheduler.address}
+        process = script(code, DJDIST_EXECUTOR="dask", **address)
+        output, error = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, error
+        workers = set(dask_client.run(os.getpid).values())
+        assert int(output.split()[-1]) not in workers
+        assert set(lab.Logged().to_arrays("pid")) <= workers
+
+    def test_processes_go_with_the_default_that_is_local(self, lab: ModuleType) -> None:
+        pipelines.fill(lab)
+        lab.Logged.populate(processes=2)
+        assert os.getpid() not in lab.Logged().to_arrays("pid")
+
+
+def test_importing_djdist_loads_no_optional_library() -> None:
+    optional = ("ray", "dask", "distributed", "psutil", "psycopg2", "matplotlib")
+    code = f"import sys, json, djdist; print(json.dumps([m for m in {optional} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
