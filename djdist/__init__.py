@@ -1,6 +1,5 @@
 """djdist runs DataJoint pipelines on Ray, on Dask and on all processors of this machine."""
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from djdist.activation import disable, enable
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from djdist.executors.local import LocalExecutor
     from djdist.executors.ray import RayExecutor
 
-__version__ = version("djdist")
+__version__ = "0.1.0"
 
 __all__ = [
     "ClusterError",

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import datajoint as dj
 
-from djdist.errors import OptionError
+from djdist.errors import DatabaseError, OptionError
 from djdist.job import Key
 from djdist.shipping import ConnectionSettings, settings_of
 
@@ -202,8 +202,34 @@ def is_infrastructure(error: BaseException) -> bool:
     pgcode = getattr(error, "pgcode", None)
     if isinstance(pgcode, str):
         return pgcode.startswith(PG_DEADLOCK_OR_LOST)
-    from_driver = type(error).__module__.split(".")[0] in ("pymysql", "psycopg2")
-    return from_driver and bool(error.args) and error.args[0] in DEADLOCK_OR_LOST
+    match type(error).__module__.split(".")[0]:
+        case "pymysql":
+            return bool(error.args) and error.args[0] in DEADLOCK_OR_LOST
+        case "psycopg2":
+            return type(error).__name__ in ("OperationalError", "InterfaceError")
+        case _:
+            return False
+
+
+@contextmanager
+def reachable(connection: dj.Connection) -> Iterator[None]:
+    """Say it clearly when the caller's own connection is gone.
+
+    Raises
+    ------
+    DatabaseError
+        The database can't be reached by this connection.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_infrastructure(error):
+            raise
+        place = f"{connection.conn_info['host']}:{connection.conn_info['port']}"
+        raise DatabaseError(
+            f"Lost connection to the database at {place}: {error}. "
+            "See that it runs and that dj.config.database names it, then call table.connection.connect()."
+        ) from error
 
 
 def pack_text(text: str) -> bytes:

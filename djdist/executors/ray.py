@@ -123,7 +123,8 @@ class RayExecutor(Executor):
         now = time.monotonic()
         if now - self._counted_at >= PLACES_AGE_SECONDS:
             total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            self._places = int(min(total.get(k, 0) / need for k, need in self._needs.items() if need))
+            fitting = (total.get(name, 0) / need for name, need in self._needs.items() if need)
+            self._places = int(min(fitting, default=total.get("CPU", 0)))
             self._counted_at = now
         return self._places
 

@@ -94,8 +94,8 @@ def test_completed_jobs_without_a_result_come_back_and_vanished_ones_leave(
     pipelines.fill(lab)
     with dj.config.override(jobs__keep_completed=True, jobs__stale_timeout=1):
         lab.Square.populate(reserve_jobs=True, executor=executor)
-        (lab.Square & only(lab, "n = 2")).delete(prompt=False)
+        (lab.Square & only(lab, "n = 2").keys()).delete_quick()
         assert lab.Square.jobs.refresh()["re_pended"] == 1
-        (lab.Session & "n in (1, 2)").delete(prompt=False)
+        (lab.Session & only(lab, "n in (1, 2)").keys()).delete(prompt=False)
         wait_until(lambda: lab.Square.jobs.refresh()["removed"] and len(lab.Square.jobs) == 4)
     assert counts(lab.Square) == {"success": 4}

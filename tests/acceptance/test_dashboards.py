@@ -1,4 +1,4 @@
-"""What the engines' own tools show of a run."""
+"""What Dask's own pages show of a run; what Ray's show is tested with the credentials."""
 
 from __future__ import annotations
 
@@ -22,15 +22,3 @@ def test_dask_groups_the_tasks_by_table_and_names_them_by_key(lab: ModuleType, d
 def what_the_dashboard_shows(dask_scheduler: Any) -> tuple[list[Any], list[str]]:
     """Give the names of all tasks that the scheduler has seen, and of the groups of its progress page."""
     return [event[0] for event in dask_scheduler.transition_log], list(dask_scheduler.task_prefixes)
-
-
-def test_ray_names_the_tasks_by_table_and_key_and_the_driver_by_table(
-    lab: ModuleType, ray_cluster: Any
-) -> None:
-    from lab.watching import wait_until
-
-    pipelines.fill(lab, subjects=1, sessions=3)
-    lab.Square.populate(reserve_jobs=True, executor="ray")
-    wanted = {f"Square(subject_id=1, session_date=2026-01-0{day})" for day in (1, 2, 3)}
-    # Ray's workers send their events about once a second
-    wait_until(lambda: wanted <= {event["name"] for event in ray_cluster.timeline()}, "the tasks' events")

@@ -40,8 +40,10 @@ def test_what_runs_at_the_first_error_is_finished_and_the_rest_given_back(
         lab.Scripted.populate(reserve_jobs=True, executor=remote_executor, make_kwargs=arguments)
     thread.join()
     assert "raise_at_the_first_while_others_run" in "".join(traceback.format_exception(raised.value))
-    assert counts(lab.Scripted) == {"error": 1, "pending": 4}
-    assert len(lab.Scripted()) == 1
+    made = len(lab.Scripted())
+    # on a cluster the task that waited behind the failed one may have begun before its driver knew
+    assert made in (1, 2)
+    assert counts(lab.Scripted) == {"error": 1, "pending": 5 - made}
 
 
 @pytest.mark.parametrize("reserve_jobs", [True, False])
