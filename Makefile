@@ -3,6 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
+# many processes import the same packages, and without compiled files each takes seconds for it
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv test check demo bench clean
 

@@ -19,24 +19,21 @@ from djdist.executors.futures import FuturesExecutor
 from djdist.settings import config
 
 if TYPE_CHECKING:
-    from djdist.executors.dask import DaskExecutor
-    from djdist.executors.local import LocalExecutor
-    from djdist.executors.ray import RayExecutor
+    from djdist.executors.dask import DaskExecutor as DaskExecutor
+    from djdist.executors.local import LocalExecutor as LocalExecutor
+    from djdist.executors.ray import RayExecutor as RayExecutor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ClusterError",
-    "DaskExecutor",
     "DatabaseError",
     "DjdistError",
     "FuturesExecutor",
     "LeaseLostError",
-    "LocalExecutor",
     "MakeError",
     "MissingLibraryError",
     "OptionError",
-    "RayExecutor",
     "WorkerSetupError",
     "config",
     "disable",

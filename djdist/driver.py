@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
 
 from djdist.errors import WorkerSetupError
@@ -138,8 +138,15 @@ class Driver:
         self._supply.note(asked=limit, given=len(jobs), idle=idle)
         self._calls += len(jobs)
         self._pending = max(0, self._pending - len(jobs))
-        for job in jobs:
-            self._in_flight[self._executor.submit(f"{self._table}({job})", (job,))] = job
+        self._submit(deque(jobs))
+
+    def _submit(self, jobs: deque[Job]) -> None:
+        try:
+            while jobs:
+                ticket = self._executor.submit(f"{self._table}({jobs[0]})", (jobs[0],))
+                self._in_flight[ticket] = jobs.popleft()
+        finally:
+            self._store.release(list(jobs))
 
     def _expects_more(self) -> bool:
         return not self._stopping and not self._supply.empty and self._free_calls(1) > 0

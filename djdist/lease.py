@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from djdist.errors import DatabaseError
 from djdist.job import Job
 from djdist.job_store import JobStore
 
@@ -49,5 +48,5 @@ class Lease:
             try:
                 self._store.renew(self._jobs())
                 self._store.rescue()
-            except DatabaseError as error:
+            except Exception as error:
                 logger.warning("The lease could not be renewed, trying again: %s", error)

@@ -204,7 +204,7 @@ def is_infrastructure(error: BaseException) -> bool:
         return pgcode.startswith(PG_DEADLOCK_OR_LOST)
     match type(error).__module__.split(".")[0]:
         case "pymysql":
-            return bool(error.args) and error.args[0] in DEADLOCK_OR_LOST
+            return type(error).__name__ == "InterfaceError" or not DEADLOCK_OR_LOST.isdisjoint(error.args[:1])
         case "psycopg2":
             return type(error).__name__ in ("OperationalError", "InterfaceError")
         case _:

@@ -186,7 +186,7 @@ def _drive(call: Call, executor: Executor, store: JobStore, fence: Fence | None)
     run = partial(drive, store=store, work=work, policy=policy, table=call.name)
     with executor:
         logger.info("Populating %s on %r", call.name, executor)
-        with catching(signal.SIGTERM), ProgressBar(call.name, shown=call.display_progress) as bar:
+        with catching(signal.SIGTERM), _progress(call) as bar:
             summary = executor.drive(run, partial(_show, bar), call.name)
     logger.info("Populated %s: %d made, %d errors", call.name, summary.success_count, len(summary.errors))
     return summary
@@ -219,6 +219,10 @@ def _packed(call: Call, pack: Any, value: Any, what: str) -> bytes:
             "Let it hold only what can be pickled: no open files, connections, locks or generators."
         ) from error
     return packed
+
+
+def _progress(call: Call) -> ProgressBar:
+    return ProgressBar(call.name, call.max_calls, shown=call.display_progress)
 
 
 def _show(bar: ProgressBar, status: Status) -> bool:

@@ -3,6 +3,7 @@
 import concurrent.futures as cf
 from collections.abc import Sequence
 
+from djdist.errors import ClusterError
 from djdist.executor import Executor, default_places, window
 from djdist.job import Completion, Job, Report, Work
 
@@ -24,6 +25,9 @@ class FuturesExecutor(Executor):
         self._tickets: dict[cf.Future[Report], int] = {}
         self._submitted = 0
 
+    def __repr__(self) -> str:
+        return f"FuturesExecutor({type(self._pool).__name__}, places={self._places})"
+
     def start(self, work: Work) -> None:
         self._work = work
 
@@ -31,8 +35,12 @@ class FuturesExecutor(Executor):
         return window(self._places) - len(self._tickets)
 
     def submit(self, name: str, jobs: Sequence[Job]) -> int:
+        try:
+            future = self._pool.submit(self._work, tuple(jobs))
+        except (cf.BrokenExecutor, RuntimeError) as error:
+            raise ClusterError(f"{self!r} takes no more tasks: {error}. Make a new pool.") from error
         self._submitted += 1
-        self._tickets[self._pool.submit(self._work, tuple(jobs))] = self._submitted
+        self._tickets[future] = self._submitted
         return self._submitted
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
@@ -40,11 +48,11 @@ class FuturesExecutor(Executor):
         return [_completion(self._tickets.pop(future), future) for future in done]
 
     def cancel(self, ticket: int) -> bool:
-        future = next(future for future, other in self._tickets.items() if other == ticket)
-        cancelled = future.cancel()
-        if cancelled:
-            del self._tickets[future]
-        return cancelled
+        future = next((future for future, other in self._tickets.items() if other == ticket), None)
+        if future is None or not future.cancel():
+            return False
+        del self._tickets[future]
+        return True
 
     def close(self) -> None:
         for future in self._tickets:

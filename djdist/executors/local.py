@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import loky
 
-from djdist.errors import OptionError
+from djdist.errors import ClusterError, OptionError
 from djdist.executor import Executor, default_places
 from djdist.executors.futures import FuturesExecutor
-from djdist.job import Completion, Ending, Job, Outcome, Report, Work
+from djdist.job import Completion, Ending, Job, Outcome, Work
 
 SETTINGS_TRAVEL = "ignore:No datajoint.json found"
 """What DataJoint warns of is no lack in a process that gets its caller's settings."""
@@ -75,9 +75,8 @@ class _InProcess(Executor):
         return self._submitted
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
-        reports = {ticket: self._made(jobs) for ticket, jobs in self._waiting.items()}
-        self._waiting.clear()
-        return [Completion(ticket, report) for ticket, report in reports.items()]
+        waiting, self._waiting = self._waiting, {}
+        return [self._completed(ticket, jobs) for ticket, jobs in waiting.items()]
 
     def cancel(self, ticket: int) -> bool:
         return self._waiting.pop(ticket, None) is not None
@@ -85,11 +84,14 @@ class _InProcess(Executor):
     def close(self) -> None:
         self._waiting.clear()
 
-    def _made(self, jobs: Sequence[Job]) -> Report:
-        report = self._work(jobs)
+    def _completed(self, ticket: int, jobs: Sequence[Job]) -> Completion:
+        try:
+            report = self._work(jobs)
+        except Exception as error:
+            return Completion(ticket, breakage=f"{type(error).__name__}: {error}")
         for outcome in report.outcomes:
             _pass_signal_on(outcome)
-        return report
+        return Completion(ticket, report)
 
 
 class _Processes(FuturesExecutor):
@@ -106,7 +108,7 @@ class _Processes(FuturesExecutor):
     def submit(self, name: str, jobs: Sequence[Job]) -> int:
         try:
             return super().submit(name, jobs)
-        except loky.BrokenProcessPool:
+        except ClusterError:
             self._replace()
             return super().submit(name, jobs)
 

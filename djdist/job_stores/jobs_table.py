@@ -150,7 +150,8 @@ class JobsTable(JobStore):
         def reserve(connection: sa.Connection) -> list[Job]:
             found = _jobs_in(connection.execute(due.limit(limit).with_for_update(skip_locked=True)))
             if found:
-                connection.execute(sa.update(self._jobs).where(self._among(found)).values(reservation))
+                change = sa.update(self._jobs).where(self._among(found)).values(reservation)
+                self._check_hits(connection.execute(change).rowcount, found)
             return found
 
         return self._transact(reserve)
@@ -220,6 +221,13 @@ class JobsTable(JobStore):
         keep = sa.update(self._jobs).where(*mine).values(success)
         finish = keep if keep_completed else sa.delete(self._jobs).where(*mine)
         return Fence(self.owner.token, self._statement(begin), self._statement(finish))
+
+    def _check_hits(self, hits: int, jobs: Sequence[Job]) -> None:
+        if hits != len(jobs):
+            raise DatabaseError(
+                f"{len(jobs) - hits} jobs of {self.source.target_table} can't be found by their key, such as "
+                f"{jobs[0]}: a float is not equal to what it was stored as. Make the key of decimals."
+            )
 
     def _key_column(self, name: str) -> sa.Column[Any]:
         return sa.Column(name, BinaryUuid() if name in self.source.uuids else sa.types.NullType())

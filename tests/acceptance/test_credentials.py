@@ -37,7 +37,8 @@ import time
 from ray.util.state import list_actors, list_tasks
 where = {"address": ray.get_runtime_context().gcs_address, "detail": True, "limit": 1000}
 deadline = time.monotonic() + 60
-while "2026-01-05)" not in str(list_tasks(**where)) and time.monotonic() < deadline:
+last = "Fragile(subject_id=1, session_date=2026-01-05)"
+while last not in str(list_tasks(**where)) and time.monotonic() < deadline:
     time.sleep(0.2)  # workers report their tasks about once a second
 print(list_tasks(**where), list_actors(**where))
 """

@@ -217,10 +217,7 @@ class TestEveryExecutor:
     def test_waiting_for_nothing_gives_nothing(self, executor: Executor) -> None:
         assert executor.wait(0.01) == []
 
-    def test_a_work_that_raises_is_a_breakage(
-        self, case: Case, fresh: Executor, tmp_path: Path, request: pytest.FixtureRequest
-    ) -> None:
-        expect_failure(request, case, "in process", "what work raises in process is raised by wait()")
+    def test_a_work_that_raises_is_a_breakage(self, case: Case, fresh: Executor, tmp_path: Path) -> None:
         submit(fresh, work.job(tmp_path, 0, "raise"))
         (completion,) = wait_for(fresh, 1)
         assert completion.report is None
@@ -388,12 +385,10 @@ class TestWhatIsGiven:
             wait_for(executor, 1)
             yield executor
 
-    @pytest.mark.xfail(strict=True, reason="submit() raises the pool's own BrokenProcessPool")
     def test_a_broken_pool_is_a_clear_error(self, broken: Executor) -> None:
         with pytest.raises(ClusterError, match="pool"):
             submit(broken)
 
-    @pytest.mark.xfail(strict=True, reason="jobs reserved but not yet submitted are not given back")
     def test_no_job_that_can_not_be_submitted_is_forgotten(self) -> None:
         store = MemoryStore([{"n": n} for n in range(9)])
         with pytest.raises(ClusterError):

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 import lab as pipelines
-from djdist.errors import LeaseLostError
+from djdist.errors import DatabaseError, LeaseLostError
 from djdist.fence import key_name
 from djdist.job import Failure, Job
 from djdist.job_store import JobStore
@@ -891,8 +891,7 @@ class TestKeysAndRestrictions:
         assert statuses(jobs) == {"error": 1}
         assert jobs.to_arrays("tiny").tolist() == [failed.key["tiny"]]
 
-    @pytest.mark.xfail(strict=True, reason="reserve() gives jobs that its UPDATE did not hit")
-    def test_no_job_is_given_whose_row_its_key_does_not_find(
+    def test_keys_that_do_not_find_their_rows_are_a_clear_error(
         self, lab: ModuleType, open_store: OpenStore
     ) -> None:
         """A float32 as the server sends it isn't equal to what it holds; a run would reserve it for ever."""
@@ -912,7 +911,9 @@ class TestKeysAndRestrictions:
         Dose.insert([(0.1,), (0.5,)])
         store = open_store(OfDose)
         store.refresh()
-        assert len(store.reserve(5)) + store.pending() == 2
+        with pytest.raises(DatabaseError, match="decimals"):
+            store.reserve(5)
+        assert store.pending() == 2
 
     def test_a_pickled_job_finds_its_row(self, lab: ModuleType, open_store: OpenStore) -> None:
         lab.AnyKey.insert(lab.AnyKey.rows)
