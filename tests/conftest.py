@@ -141,3 +141,30 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         sys.stderr.write(
             "\nThe tests left these processes running, they were killed:\n" + "\n".join(left) + "\n"
         )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="each database with each executor in every test")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Pair databases and executors off where a test is not about the pair."""
+    if config.getoption("--thorough"):
+        return
+    left_out = [item for item in items if not _belongs_to_short_run(item)]
+    items[:] = [item for item in items if item not in set(left_out)]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _belongs_to_short_run(item: pytest.Item) -> bool:
+    parameters = (
+        item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    )
+    executor = parameters.get("executor", parameters.get("remote_executor"))
+    if executor not in PAIRS or item.path.name in EVERY_PAIR:
+        return True
+    return parameters.get("server") == PAIRS[executor]
+
+
+EVERY_PAIR = {"test_results.py"}
+PAIRS = {"local": "postgresql", "processes": "mysql", "ray": "postgresql", "dask": "mysql"}

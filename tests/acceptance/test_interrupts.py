@@ -144,6 +144,8 @@ def test_workers_whose_driver_was_killed_change_nothing_once_their_jobs_were_mad
     made = lab.Scripted().to_dicts()
     doing.open_gate(tmp_path)
     _, alive = psutil.wait_procs(workers, timeout=SECONDS)
+    for worker in alive:
+        worker.kill()
     assert alive == []
     assert lab.Scripted().to_dicts() == made
     assert {row["pid"] for row in made} == {os.getpid()}
