@@ -148,7 +148,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Pair databases and executors off where a test is not about the pair."""
+    """Pair databases and executors off where a test is not about the pair, and leave out the long ones."""
     if config.getoption("--thorough"):
         return
     left_out = [item for item in items if not _belongs_to_short_run(item)]
@@ -157,6 +157,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _belongs_to_short_run(item: pytest.Item) -> bool:
+    if item.path.name in LONG:
+        return False
     parameters = (
         item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     )
@@ -166,5 +168,6 @@ def _belongs_to_short_run(item: pytest.Item) -> bool:
     return parameters.get("server") == PAIRS[executor]
 
 
+LONG = {"test_failures.py", "test_interrupts.py"}
 EVERY_PAIR = {"test_results.py"}
 PAIRS = {"local": "postgresql", "processes": "mysql", "ray": "postgresql", "dask": "mysql"}
