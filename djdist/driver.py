@@ -224,7 +224,7 @@ class Driver:
     def _give_back_all(self) -> None:
         if self._in_flight:
             self._executor.close()
-            self._store.release(self._jobs_in_flight())
+        self._store.release_all()
 
     def _count_pending(self) -> int:
         now = self._clock()

@@ -26,6 +26,10 @@ class JobStore(ABC):
         """Put reserved jobs back to pending; with ``only_waiting`` those that no worker has begun."""
 
     @abstractmethod
+    def release_all(self) -> None:
+        """Put back to pending all that the run still has reserved."""
+
+    @abstractmethod
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
         """Record the error of a reserved job."""
 

@@ -85,7 +85,7 @@ class RayExecutor(Executor):
         except RayError as error:
             raise ClusterError(f"The run's driver was lost on the Ray cluster: {error}") from error
         finally:
-            ray.kill(actor)
+            actor.__ray_terminate__.remote()  # a killed one could not report its last tasks to the dashboard
 
     def disconnect(self) -> None:
         if self._started:

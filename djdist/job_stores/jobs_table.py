@@ -164,6 +164,10 @@ class JobsTable(JobStore):
             sa.update(self._jobs).where(self._among(jobs), *self._owned(), *waiting).values(UNRESERVED)
         )
 
+    def release_all(self) -> None:
+        mine = self._jobs.c.connection_id == self.owner.token
+        self._change(lambda status: [status == "reserved", mine], sa.update(self._jobs).values(UNRESERVED))
+
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
         message, stack = _storable(failure.message), pack_text(_storable(failure.traceback))
         error = {"status": "error", "completed_time": NOW, "error_stack": stack, "host": host, "pid": pid}

@@ -33,6 +33,9 @@ class MemoryStore(JobStore):
         if not only_waiting:
             self._pending[:0] = [job for job in jobs if self._reserved.pop(job.identity, None)]
 
+    def release_all(self) -> None:
+        self.release(list(self._reserved.values()))
+
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
         if self._reserved.pop(job.identity, None):
             self.failures.append((job, failure))

@@ -42,6 +42,9 @@ class PriorityStore(JobStore):
         if not only_waiting:
             self.waiting |= {job.key["n"]: self.owned.pop(job.key["n"]) for job in jobs}
 
+    def release_all(self) -> None:
+        self.release([Job({"n": number}) for number in self.owned])
+
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
         self.failed[job.key["n"]] += 1
         del self.owned[job.key["n"]]
