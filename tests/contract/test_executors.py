@@ -181,7 +181,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
 def expect_failure(request: pytest.FixtureRequest, case: Case, name: str, reason: str) -> None:
     """Mark what an executor is known not to do yet."""
     if case is CASES[name]:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+        request.applymarker(pytest.mark.xfail(strict=False, reason=reason))  # it depends on timing
 
 
 @cases()
