@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 0.5
 RECOUNT_SECONDS = 2.0
+UNFINISHED = "a worker had begun it and is gone, or make() changed its own row in the jobs table"
+MAX_SPARES = 10
+"""So often a key may be lost before it begins; then it counts as lost, or the run might never end."""
 
 
 def drive(
@@ -61,6 +64,7 @@ class Driver:
         self._clock = clock
         self._in_flight: dict[int, Job] = {}
         self._losses: Counter[Hashable] = Counter()
+        self._spares: Counter[Hashable] = Counter()
         self._errors: list[tuple[Key, Failure]] = []
         self._made = 0
         self._calls = 0
@@ -180,7 +184,7 @@ class Driver:
             case Ending.LOST:
                 self._record_lost(outcome)
             case Ending.DISOWNED:
-                self._record_disowned(outcome)
+                self._record_disowned(outcome.job)
 
     def _record_failed(self, outcome: Outcome) -> None:
         failure = outcome.failure or Failure("unknown")
@@ -190,35 +194,42 @@ class Driver:
             self.stop()
 
     def _record_lost(self, outcome: Outcome) -> None:
-        cause = outcome.failure or Failure("unknown")
-        self._losses[outcome.job.identity] += 1
-        losses = self._losses[outcome.job.identity]
-        logger.warning(
-            "%s(%s) was lost, %d of %d: %s",
-            self._table,
-            outcome.job,
-            losses,
-            self._policy.max_losses,
-            cause.message,
-        )
-        if losses < self._policy.max_losses:
-            self._give_back(outcome.job)
+        job, cause = outcome.job, outcome.failure or Failure("unknown")
+        if self._spared(job):
+            return
+        self._losses[job.identity] += 1
+        losses = self._losses[job.identity]
+        most = self._policy.max_losses
+        logger.warning("%s(%s) was lost, %d of %d: %s", self._table, job, losses, most, cause.message)
+        if losses < most:
+            self._give_back(job)
             return
         message = f"lost {losses} times, last: {cause.message}"
-        self._record_failed(
-            Outcome(outcome.job, Ending.FAILED, Failure(message, cause.traceback, cause.exception))
-        )
+        self._record_failed(Outcome(job, Ending.FAILED, Failure(message, cause.traceback, cause.exception)))
 
-    def _record_disowned(self, outcome: Outcome) -> None:
+    def _spared(self, job: Job) -> bool:
+        """Give back at no cost a job that had not begun when its worker was lost."""
+        spent = self._spares[job.identity] >= MAX_SPARES
+        if spent or not self._store.release([job], only_waiting=True):
+            return False
+        self._spares[job.identity] += 1
+        self._recall()
+        return True
+
+    def _record_disowned(self, job: Job) -> None:
+        if self._store.renew([job]):
+            self._record_lost(Outcome(job, Ending.LOST, Failure(UNFINISHED)))
+            return
         self._calls -= 1
         if not self._stopping:
-            logger.warning(
-                "%s(%s) was not this run's any more; nothing was changed", self._table, outcome.job
-            )
+            logger.warning("%s(%s) was not this run's any more; nothing was changed", self._table, job)
 
     def _give_back(self, job: Job) -> None:
-        self._calls -= 1
         self._store.release([job])
+        self._recall()
+
+    def _recall(self) -> None:
+        self._calls -= 1
         self._supply.refill()
 
     def _give_back_all(self) -> None:

@@ -35,9 +35,10 @@ class Fence:
     token : int
         What the run's reservations carry as ``connection_id``.
     begin : Statement
-        Notes the worker's host and pid on a reserved job.
+        Notes the worker's host and pid on a reserved job that nobody has begun.
     finish : Statement
-        Deletes the job, or keeps it as a success; belongs into ``make()``'s transaction.
+        Deletes the job that this worker has begun, or keeps it as a success; belongs into
+        ``make()``'s transaction.
     """
 
     token: int
@@ -45,7 +46,7 @@ class Fence:
     finish: Statement
 
     def begins(self, connection: Connection, values: Mapping[str, Any]) -> bool:
-        """Mark a job as begun; False if it is no longer the run's."""
+        """Mark a job as begun; False if it is no longer the run's, or a worker has begun it before."""
         return self.begin.hits(connection, {**values, "token": self.token})
 
     def finish_or_undo(self, connection: Connection, values: Mapping[str, Any]) -> None:

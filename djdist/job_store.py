@@ -22,8 +22,8 @@ class JobStore(ABC):
         """Reserve up to ``limit`` of the run's due jobs, the most urgent first."""
 
     @abstractmethod
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> None:
-        """Put reserved jobs back to pending; with ``only_waiting`` those that no worker has begun."""
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> int:
+        """Put reserved jobs back to pending and count them; ``only_waiting``: if no worker has begun them."""
 
     @abstractmethod
     def release_all(self) -> None:
@@ -38,8 +38,8 @@ class JobStore(ABC):
         """Drop what is kept here of a job whose worker has finished it with its result."""
 
     @abstractmethod
-    def renew(self, jobs: Sequence[Job]) -> None:
-        """Renew the lease of reserved jobs."""
+    def renew(self, jobs: Sequence[Job]) -> int:
+        """Renew the lease of reserved jobs; count those that are still the run's."""
 
     @abstractmethod
     def rescue(self) -> int:

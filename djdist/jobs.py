@@ -65,8 +65,7 @@ class Jobs(dj.Job):
         options = refreshing(
             self, priority=priority, delay=delay, stale_timeout=stale_timeout, orphan_timeout=orphan_timeout
         )
-        if not self.is_declared:
-            self.declare()
+        declare(self)
         store = JobsTable(jobs_table_source(self, restrictions), refreshing=options)
         try:
             return store.refresh()
@@ -103,9 +102,19 @@ def jobs_of(table: Any) -> Jobs:
     jobs = _jobs.get(type(table))
     if jobs is None or jobs.connection is not table.connection or jobs.database != table.database:
         jobs = _jobs[type(table)] = Jobs(type(table)())
-    if not jobs.is_declared:
-        jobs.declare()
+    declare(jobs)
     return jobs
+
+
+def declare(jobs: dj.Job) -> None:
+    """Declare a jobs table that isn't there yet, while others may do the same."""
+    if jobs.is_declared:
+        return
+    try:
+        jobs.declare()
+    except Exception:
+        if not jobs.is_declared:
+            raise
 
 
 _jobs: dict[type, Jobs] = {}

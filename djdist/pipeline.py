@@ -195,6 +195,11 @@ def make_key(
             _leave_transaction(table.connection)
 
 
+def is_made(table: Any, key: Key) -> bool:
+    """Tell whether a key is in the table."""
+    return bool(key in table)
+
+
 def is_infrastructure(error: BaseException) -> bool:
     """Tell a lost connection, a deadlock or a full server from an error of ``make()``."""
     if isinstance(error, dj.errors.LostConnectionError):

@@ -158,7 +158,7 @@ def _local_cluster() -> distributed.SpecCluster:
         n_workers=default_places(),
         threads_per_worker=1,
         worker_kwargs={"env": environment},
-        scheduler_kwargs={"idle_timeout": IDLE_TIMEOUT},
+        scheduler_kwargs={"idle_timeout": IDLE_TIMEOUT, "allowed_failures": 0},
     )
 
 

@@ -45,7 +45,7 @@ class FuturesExecutor(Executor):
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
         done, _ = cf.wait(self._tickets, timeout_seconds, cf.FIRST_COMPLETED)
-        return [_completion(self._tickets.pop(future), future) for future in done]
+        return [completion_of(self._tickets.pop(future), future) for future in done]
 
     def cancel(self, ticket: int) -> bool:
         future = next((future for future, other in self._tickets.items() if other == ticket), None)
@@ -60,7 +60,8 @@ class FuturesExecutor(Executor):
         self._tickets.clear()
 
 
-def _completion(ticket: int, future: "cf.Future[Report]") -> Completion:
+def completion_of(ticket: int, future: "cf.Future[Report]") -> Completion:
+    """Give what became of a task that has ended."""
     error = future.exception()
     if error is not None:
         return Completion(ticket, breakage=f"{type(error).__name__}: {error}")

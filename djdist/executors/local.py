@@ -1,16 +1,22 @@
 """This machine: the caller's process, or processes of its own by loky."""
 
+import concurrent.futures as cf
+import os
+import threading
+import time
 from collections.abc import Sequence
 
 import loky
 
-from djdist.errors import ClusterError, OptionError
-from djdist.executor import Executor, default_places
-from djdist.executors.futures import FuturesExecutor
-from djdist.job import Completion, Ending, Job, Outcome, Work
+from djdist.errors import OptionError
+from djdist.executor import Executor, default_places, window
+from djdist.executors.futures import completion_of
+from djdist.job import Completion, Ending, Job, Outcome, Report, Work
 
 SETTINGS_TRAVEL = "ignore:No datajoint.json found"
 """What DataJoint warns of is no lack in a process that gets its caller's settings."""
+
+PARENT_CHECK_SECONDS = 1.0
 
 
 class LocalExecutor(Executor):
@@ -94,36 +100,85 @@ class _InProcess(Executor):
         return Completion(ticket, report)
 
 
-class _Processes(FuturesExecutor):
-    """A pool of its own, replaced when one of its processes dies or has to be stopped."""
-
-    _pool: loky.ProcessPoolExecutor
+class _Processes(Executor):
+    """Processes of its own, each in a pool of one: one that dies takes no other with it."""
 
     def __init__(self, processes: int) -> None:
-        super().__init__(_pool(processes), processes)
+        self._places = processes
+        self._idle: list[loky.ProcessPoolExecutor] = []
+        self._waiting: dict[int, tuple[Job, ...]] = {}
+        self._running: dict[cf.Future[Report], tuple[int, loky.ProcessPoolExecutor]] = {}
+        self._submitted = 0
 
     def disconnect(self) -> None:
-        self._pool.shutdown(kill_workers=True)
+        self.close()
+        _kill(self._idle)
+        self._idle.clear()
+
+    def start(self, work: Work) -> None:
+        self._work = work
+
+    def free_places(self) -> int:
+        return window(self._places) - len(self._waiting) - len(self._running)
 
     def submit(self, name: str, jobs: Sequence[Job]) -> int:
-        try:
-            return super().submit(name, jobs)
-        except ClusterError:
-            self._replace()
-            return super().submit(name, jobs)
+        self._submitted += 1
+        self._waiting[self._submitted] = tuple(jobs)
+        self._fill()
+        return self._submitted
+
+    def wait(self, timeout_seconds: float) -> list[Completion]:
+        done, _ = cf.wait(self._running, timeout_seconds, cf.FIRST_COMPLETED)
+        completions = [self._completed(future) for future in done]
+        self._fill()
+        return completions
+
+    def cancel(self, ticket: int) -> bool:
+        return self._waiting.pop(ticket, None) is not None
 
     def close(self) -> None:
-        if self._tickets:
-            super().close()
-            self._replace()
+        self._waiting.clear()
+        _kill([pool for _, pool in self._running.values()])
+        self._running.clear()
 
-    def _replace(self) -> None:
-        self._pool.shutdown(kill_workers=True)
-        self._pool = _pool(self._places)
+    def _fill(self) -> None:
+        while self._waiting and len(self._running) < self._places:
+            ticket = next(iter(self._waiting))
+            pool = self._idle.pop() if self._idle else _pool_of_one()
+            self._running[pool.submit(self._work, self._waiting.pop(ticket))] = ticket, pool
+
+    def _completed(self, future: "cf.Future[Report]") -> Completion:
+        ticket, pool = self._running.pop(future)
+        if isinstance(future.exception(), cf.BrokenExecutor):
+            _kill([pool])
+        else:
+            self._idle.append(pool)
+        return completion_of(ticket, future)
 
 
-def _pool(processes: int) -> loky.ProcessPoolExecutor:
-    return loky.ProcessPoolExecutor(max_workers=processes, env={"PYTHONWARNINGS": SETTINGS_TRAVEL})
+def _pool_of_one() -> loky.ProcessPoolExecutor:
+    return loky.ProcessPoolExecutor(
+        max_workers=1,
+        initializer=_end_with_parent,
+        initargs=(os.getpid(),),
+        env={"PYTHONWARNINGS": SETTINGS_TRAVEL},
+    )
+
+
+def _kill(pools: Sequence[loky.ProcessPoolExecutor]) -> None:
+    for pool in pools:
+        pool.shutdown(kill_workers=True)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let no process go on whose caller was killed before it could close its pool."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="djdist-parent", daemon=True).start()
 
 
 def _pass_signal_on(outcome: Outcome) -> None:

@@ -156,13 +156,9 @@ class JobsTable(JobStore):
 
         return self._transact(reserve)
 
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> None:
-        if not jobs:
-            return
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> int:
         waiting = [self._jobs.c.pid == 0] if only_waiting else []
-        self._execute(
-            sa.update(self._jobs).where(self._among(jobs), *self._owned(), *waiting).values(UNRESERVED)
-        )
+        return self._change_owned(jobs, sa.update(self._jobs).where(*waiting).values(UNRESERVED))
 
     def release_all(self) -> None:
         mine = self._jobs.c.connection_id == self.owner.token
@@ -183,10 +179,8 @@ class JobsTable(JobStore):
     def finish(self, job: Job) -> None:
         """Nothing to do: the worker did it in ``make()``'s transaction."""
 
-    def renew(self, jobs: Sequence[Job]) -> None:
-        renewal = sa.update(self._jobs).values(reserved_time=NOW)
-        for batch in _batches(jobs):
-            self._execute(renewal.where(self._among(batch), *self._owned()))
+    def renew(self, jobs: Sequence[Job]) -> int:
+        return self._change_owned(jobs, sa.update(self._jobs).values(reserved_time=NOW))
 
     def rescue(self) -> int:
         jobs = self._jobs.c
@@ -210,20 +204,22 @@ class JobsTable(JobStore):
 
     def fence(self, *, keep_completed: bool) -> Fence:
         """Give the workers their statements."""
-        mine = [self._jobs.c[name] == sa.bindparam(key_name(name)) for name in self.source.key]
+        jobs = self._jobs.c
+        mine = [jobs[name] == sa.bindparam(key_name(name)) for name in self.source.key]
         mine += [
-            self._jobs.c.status == sa.literal_column("'reserved'"),
-            self._jobs.c.connection_id == sa.bindparam("token"),
+            jobs.status == sa.literal_column("'reserved'"),
+            jobs.connection_id == sa.bindparam("token"),
         ]
         worker: dict[str, Any] = {"host": sa.bindparam("worker_host"), "pid": sa.bindparam("worker_pid")}
+        begun_here = [jobs[name] == parameter for name, parameter in worker.items()]
         success = {
             "status": sa.literal_column("'success'"),
             "completed_time": NOW,
             "duration": sa.bindparam("seconds"),
         }
-        begin = sa.update(self._jobs).where(*mine).values(worker)
-        keep = sa.update(self._jobs).where(*mine).values(success)
-        finish = keep if keep_completed else sa.delete(self._jobs).where(*mine)
+        begin = sa.update(self._jobs).where(*mine, jobs.pid == sa.literal_column("0")).values(worker)
+        finish = sa.update(self._jobs).values(success) if keep_completed else sa.delete(self._jobs)
+        finish = finish.where(*mine, *begun_here)
         return Fence(self.owner.token, self._statement(begin), self._statement(finish))
 
     def _check_hits(self, hits: int, jobs: Sequence[Job]) -> None:
@@ -337,6 +333,10 @@ class JobsTable(JobStore):
         found = self._transact(lambda connection: _jobs_in(connection.execute(rows)))
         still = condition(_unindexed(self._jobs.c.status))
         return sum(self._execute(change.where(self._among(batch), *still)) for batch in _batches(found))
+
+    def _change_owned(self, jobs: Sequence[Job], change: sa.Update) -> int:
+        owned = change.where(*self._owned())
+        return sum(self._execute(owned.where(self._among(batch))) for batch in _batches(jobs))
 
     def _execute(self, statement: sa.Executable) -> int:
         return self._transact(lambda connection: int(connection.execute(statement).rowcount))

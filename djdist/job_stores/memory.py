@@ -29,9 +29,12 @@ class MemoryStore(JobStore):
         self._reserved |= {job.identity: job for job in jobs}
         return jobs
 
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> None:
-        if not only_waiting:
-            self._pending[:0] = [job for job in jobs if self._reserved.pop(job.identity, None)]
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> int:
+        if only_waiting:  # nobody notes here what has begun
+            return 0
+        released = [job for job in jobs if self._reserved.pop(job.identity, None)]
+        self._pending[:0] = released
+        return len(released)
 
     def release_all(self) -> None:
         self.release(list(self._reserved.values()))
@@ -43,8 +46,8 @@ class MemoryStore(JobStore):
     def finish(self, job: Job) -> None:
         self._reserved.pop(job.identity, None)
 
-    def renew(self, jobs: Sequence[Job]) -> None:
-        """Nothing to do: no other run can take these jobs."""
+    def renew(self, jobs: Sequence[Job]) -> int:
+        return sum(job.identity in self._reserved for job in jobs)
 
     def rescue(self) -> int:
         return 0

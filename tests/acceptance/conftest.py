@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import djdist
@@ -72,8 +74,16 @@ def script(server: servers.Server, tmp_path: Path, modules_folder: Path) -> Iter
 
     yield run
     for process in started:
-        process.kill()
+        end_with_children(process)
         process.communicate()
+
+
+def end_with_children(process: subprocess.Popen[str]) -> None:
+    """Kill all that a script has started: what is left of it would keep its output open."""
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+    process.kill()
 
 
 PREAMBLE = """

@@ -99,6 +99,8 @@ class Case:
     """Tasks run in processes of their own."""
     survives: bool = True
     """It goes on when one of those processes is killed."""
+    once: bool = True
+    """It doesn't run by itself a task again whose process was killed."""
     cluster: bool = False
     """The driver belongs there, too."""
 
@@ -110,7 +112,7 @@ CASES = {
     "process pool": Case(on_process_pool, survives=False),
     "loky": Case(on_loky, survives=False),
     "ray": Case(on_ray, cluster=True),
-    "dask": Case(on_dask, cluster=True),
+    "dask": Case(on_dask, once=False, cluster=True),
 }
 
 
@@ -176,12 +178,6 @@ def wait_until(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def expect_failure(request: pytest.FixtureRequest, case: Case, name: str, reason: str) -> None:
-    """Mark what an executor is known not to do yet."""
-    if case is CASES[name]:
-        request.applymarker(pytest.mark.xfail(strict=False, reason=reason))  # it depends on timing
 
 
 @cases()
@@ -273,12 +269,11 @@ class TestInProcesses:
         assert os.getpid() not in {outcome.pid for outcome in outcomes}
 
 
-@cases(processes=True)
+@cases(processes=True, once=True)
 class TestKilledProcess:
     def test_its_task_is_a_breakage_and_is_not_tried_again(
-        self, case: Case, fresh: Executor, tmp_path: Path, request: pytest.FixtureRequest
+        self, case: Case, fresh: Executor, tmp_path: Path
     ) -> None:
-        expect_failure(request, case, "dask", "Dask tries it on allowed-failures + 1 = 4 workers")
         ticket = submit(fresh, work.job(tmp_path, 0, "die"))
         (completion,) = wait_for(fresh, 1)
         assert completion.ticket == ticket
@@ -303,9 +298,8 @@ class TestAfterAKilledProcess:
             assert all(completion.report for _, completion in ended.values())
 
     def test_the_key_that_kills_does_not_take_the_others_with_it(
-        self, case: Case, fresh: Executor, tmp_path: Path, request: pytest.FixtureRequest
+        self, case: Case, fresh: Executor, tmp_path: Path
     ) -> None:
-        expect_failure(request, case, "local processes", "a broken pool counts as a loss of all it held")
         jobs = [work.job(tmp_path, n, "die" if n == 1 else "linger") for n in range(5)]
         driver = Driver(MemoryStore([job.key for job in jobs]), fresh, Policy(suppress_errors=True))
         summary = driver.run(lambda status: True)

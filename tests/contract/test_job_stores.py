@@ -62,18 +62,19 @@ class JobStoreContract:
         self, store: JobStore, keys: list[dict[str, Any]]
     ) -> None:
         reserved = store.reserve(4)
-        store.release(reserved[1:3])
+        assert store.release(reserved[1:3]) == 2
         assert store.pending() == 4
         assert keys_of(store.reserve(3)) == [keys[1], keys[2], keys[4]]
 
     def test_releases_nothing_when_there_is_nothing(self, store: JobStore) -> None:
-        store.release([])
+        assert store.release([]) == 0
         assert store.pending() == 6
 
     def test_does_not_give_a_failed_job_again(self, store: JobStore, keys: list[dict[str, Any]]) -> None:
         (job,) = store.reserve(1)
         store.fail(job, FAILURE, "a host", 7)
-        store.release([job])
+        assert store.release([job]) == 0
+        assert store.renew([job]) == 0
         assert store.pending() == 5
         assert keys_of(store.reserve(6)) == keys[1:]
 
@@ -96,8 +97,8 @@ class JobStoreContract:
         assert keys_of(store.reserve(6)) == keys
 
     def test_renews_and_rescues_without_taking_live_jobs(self, store: JobStore) -> None:
-        store.renew(store.reserve(2))
-        store.renew([])
+        assert store.renew(store.reserve(2)) == 2
+        assert store.renew([]) == 0
         assert store.rescue() == 0
         assert store.pending() == 4
 
@@ -129,7 +130,7 @@ class TestMemoryStore(JobStoreContract):
         assert store.failures == [(job, FAILURE)]
 
     def test_keeps_reserved_jobs_that_may_have_begun(self, store: MemoryStore) -> None:
-        store.release(store.reserve(2), only_waiting=True)
+        assert store.release(store.reserve(2), only_waiting=True) == 0
         assert store.pending() == 4
 
 
@@ -387,7 +388,7 @@ class TestGivingBack:
     ) -> None:
         begun, waiting = store.reserve(2)
         assert store.fence(keep_completed=False).begins(connection, fence_values(store, begun))
-        store.release([begun, waiting], only_waiting=True)
+        assert store.release([begun, waiting], only_waiting=True) == 1
         assert row(jobs, begun.key)["status"] == "reserved"
         assert row(jobs, waiting.key)["status"] == "pending"
 
@@ -548,9 +549,32 @@ class TestFence:
         begun = row(jobs, job.key)
         assert (begun["host"], begun["pid"], begun["status"]) == ("a worker", 77, "reserved")
 
+    def test_a_job_begins_once(self, store: JobsTable, connection: Any) -> None:
+        """A cluster may run a task again whose first worker it takes for dead."""
+        (job,) = store.reserve(1)
+        fence, values = store.fence(keep_completed=False), fence_values(store, job)
+        assert fence.begins(connection, values)
+        assert not fence.begins(connection, {**values, "worker_pid": 78})
+        with pytest.raises(LeaseLostError):
+            fence.finish_or_undo(connection, {**values, "worker_pid": 78})
+        fence.finish_or_undo(connection, values)
+
+    def test_a_released_job_is_not_finished_by_who_had_begun_it(
+        self, store: JobsTable, connection: Any
+    ) -> None:
+        (job,) = store.reserve(1)
+        fence, values = store.fence(keep_completed=False), fence_values(store, job)
+        assert fence.begins(connection, values)
+        store.release([job])
+        assert store.reserve(1) == [job]
+        with pytest.raises(LeaseLostError):
+            fence.finish_or_undo(connection, values)
+
     def test_finishing_removes_the_job(self, store: JobsTable, jobs: Jobs, connection: Any) -> None:
         (job,) = store.reserve(1)
-        store.fence(keep_completed=False).finish_or_undo(connection, fence_values(store, job))
+        fence, values = store.fence(keep_completed=False), fence_values(store, job)
+        assert fence.begins(connection, values)
+        fence.finish_or_undo(connection, values)
         assert not jobs & job.key
         assert len(jobs) == 5
 
@@ -558,7 +582,9 @@ class TestFence:
         self, store: JobsTable, jobs: Jobs, connection: Any
     ) -> None:
         (job,) = store.reserve(1)
-        store.fence(keep_completed=True).finish_or_undo(connection, fence_values(store, job))
+        fence, values = store.fence(keep_completed=True), fence_values(store, job)
+        assert fence.begins(connection, values)
+        fence.finish_or_undo(connection, values)
         finished = row(jobs, job.key)
         assert (finished["status"], finished["duration"]) == ("success", 1.5)
         assert finished["completed_time"] is not None

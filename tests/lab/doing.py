@@ -60,15 +60,13 @@ def raise_at_the_first_while_others_run(table: dj.Table, key: Key, n: int, folde
 
 
 def die_at_the_first_while_others_run(table: dj.Table, key: Key, n: int, folder: str) -> None:
-    """Kill the worker of session 1 each time that it has begun beside another one, which takes longer."""
+    """Kill the worker of session 1 each time, as soon as another one has begun; those take longer."""
     _begin(n, folder)
     if n == 1:
-        while 2 * begun(Path(folder)).count(1) > len(begun(Path(folder))):
+        while set(begun(Path(folder))) == {1}:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
-    while begun(Path(folder)).count(1) < 3:
-        time.sleep(0.01)
-    time.sleep(0.3)
+    time.sleep(0.5)
 
 
 def insert_and_wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -28,6 +29,7 @@ class CountingStore(MemoryStore):
         self.asked: list[int] = []
         self.refreshed = 0
         self.only_waiting: list[Job] = []
+        self.not_begun: set[int] = set()
 
     def refresh(self) -> dict[str, int]:
         self.refreshed += 1
@@ -37,10 +39,11 @@ class CountingStore(MemoryStore):
         self.asked.append(limit)
         return super().reserve(limit)
 
-    def release(self, jobs: list[Job], *, only_waiting: bool = False) -> None:  # type: ignore[override]
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> int:
         if only_waiting:
             self.only_waiting += jobs
-        super().release(jobs, only_waiting=only_waiting)
+            jobs = [job for job in jobs if job.key["n"] in self.not_begun]
+        return super().release(jobs)
 
 
 def test_every_key_is_made_once_and_counted() -> None:
@@ -141,6 +144,33 @@ def test_a_key_that_always_loses_its_worker_becomes_an_error_and_the_rest_is_mad
     assert sum("was lost" in record.message for record in caplog.records) == 3
 
 
+def test_keys_that_had_not_begun_are_lost_at_no_cost() -> None:
+    """An engine may blame all that a dead worker had in store."""
+    executor = ScriptedExecutor(places=1, answer=lambda t, job: lost(t, job) if t <= 5 else made(t, job))
+    store = CountingStore(1)
+    store.not_begun = {0}
+    assert Driver(store, executor, Policy(max_losses=1)).run(going_on).success_count == 1
+
+
+def test_a_key_whose_workers_never_begin_it_becomes_an_error_in_the_end() -> None:
+    store = CountingStore(2)
+    store.not_begun = {0}
+    executor = ScriptedExecutor(
+        places=1, answer=lambda t, job: made(t, job) if job.key["n"] else lost(t, job)
+    )
+    summary = Driver(store, executor, Policy(suppress_errors=True, max_losses=2)).run(going_on)
+    assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (1, [0])
+
+
+def test_a_job_that_an_earlier_worker_had_begun_counts_as_lost() -> None:
+    """The cluster ran the task again by itself, which its worker refused."""
+    executor = ScriptedExecutor(places=1, answer=lambda t, job: ended(t, job, Ending.DISOWNED))
+    policy = Policy(suppress_errors=True, max_losses=3)
+    ((_, failure),) = Driver(CountingStore(1), executor, policy).run(going_on).errors
+    assert "lost 3 times" in failure.message
+    assert len(executor.begun) == 3
+
+
 def test_losses_do_not_count_as_calls() -> None:
     executor = ScriptedExecutor(places=1, answer=lambda t, job: lost(t, job) if t == 1 else made(t, job))
     assert Driver(MemoryStore(keys(5)), executor, Policy(max_calls=3)).run(going_on).success_count == 3
@@ -166,7 +196,12 @@ def test_a_key_that_is_there_already_is_finished_but_not_counted() -> None:
 def test_a_job_taken_over_by_somebody_else_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     store = CountingStore(1)
-    executor = ScriptedExecutor(places=1, answer=lambda t, job: ended(t, job, Ending.DISOWNED))
+
+    def taken_over(ticket: int, job: Job) -> Completion:
+        store.finish(job)
+        return ended(ticket, job, Ending.DISOWNED)
+
+    executor = ScriptedExecutor(places=1, answer=taken_over)
     summary = Driver(store, executor, Policy()).run(going_on)
     assert (summary.success_count, summary.errors, store.failures) == (0, (), [])
     assert "not this run's any more" in caplog.text

@@ -38,9 +38,11 @@ class PriorityStore(JobStore):
         self.owned |= {number: self.waiting.pop(number) for number in urgent}
         return [Job({"n": number}) for number in urgent]
 
-    def release(self, jobs: Any, *, only_waiting: bool = False) -> None:
-        if not only_waiting:
-            self.waiting |= {job.key["n"]: self.owned.pop(job.key["n"]) for job in jobs}
+    def release(self, jobs: Any, *, only_waiting: bool = False) -> int:
+        if only_waiting:
+            return 0
+        self.waiting |= {job.key["n"]: self.owned.pop(job.key["n"]) for job in jobs}
+        return len(jobs)
 
     def release_all(self) -> None:
         self.release([Job({"n": number}) for number in self.owned])
@@ -53,8 +55,8 @@ class PriorityStore(JobStore):
         self.finished[job.key["n"]] += 1
         del self.owned[job.key["n"]]
 
-    def renew(self, jobs: Any) -> None:
-        """Nobody else is there."""
+    def renew(self, jobs: Any) -> int:
+        return len(jobs)
 
     def rescue(self) -> int:
         return 0
