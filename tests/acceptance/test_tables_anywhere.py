@@ -238,7 +238,7 @@ class TestDefaultExecutor:
 
 
 def test_importing_djdist_loads_no_optional_library() -> None:
-    optional = ("ray", "dask", "distributed", "psutil", "psycopg2", "matplotlib")
+    optional = ("ray", "dask", "distributed", "psutil", "matplotlib")
     code = f"import sys, json, djdist; print(json.dumps([m for m in {optional} if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == []
