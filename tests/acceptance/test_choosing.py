@@ -37,7 +37,7 @@ def test_an_urgent_job_overtakes_those_that_wait_while_others_run(
 
     thread = threading.Thread(target=make_it_urgent)
     thread.start()
-    arguments = {"do": doing.wait_at_gate, "folder": str(tmp_path)}
+    arguments = {"do": doing.wait_at_gate_and_take_a_while, "folder": str(tmp_path)}
     lab.Scripted.populate(reserve_jobs=True, make_kwargs=arguments, executor=remote_executor)
     thread.join()
     files = sorted(tmp_path.glob("*-begun-*"), key=lambda file: int(file.name.split("-")[-1]))

@@ -35,6 +35,11 @@ def wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:
         time.sleep(0.01)
 
 
+def wait_at_gate_and_take_a_while(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    wait_at_gate(table, key, n, folder)
+    time.sleep(0.2)
+
+
 def sleep_in_the_database(table: dj.Table, key: Key, n: int, folder: str) -> None:
     _begin(n, folder)
     table.connection.query(SLEEP[table.connection.adapter.backend])
