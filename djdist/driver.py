@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections import deque
+from collections.abc import Callable
 
+from djdist.attempts import Attempts
 from djdist.errors import WorkerSetupError
 from djdist.executor import Executor
 from djdist.job import Completion, Ending, Failure, Job, Key, Outcome, Policy, Status, Summary, Watch, Work
@@ -15,9 +16,10 @@ logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 0.5
 RECOUNT_SECONDS = 2.0
+TIMEOUT_CHECKS = 10
+CLOCKS_DIFFER_SECONDS = 0.1
+UNKNOWN = Failure("unknown")
 UNFINISHED = "a worker had begun it and is gone, or make() changed its own row in the jobs table"
-MAX_SPARES = 10
-"""So often a key may be lost before it begins; then it counts as lost, or the run might never end."""
 
 
 def drive(
@@ -46,7 +48,9 @@ class Driver:
     table : str
         Name of the table, for the tasks' names.
     clock : callable
-        Seconds that pass, for when to ask the store again.
+        Seconds that pass.
+    sleep : callable
+        Lets so many seconds pass, where there is nothing to do but to wait.
     """
 
     def __init__(
@@ -56,25 +60,31 @@ class Driver:
         policy: Policy,
         table: str = "",
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._store = store
         self._executor = executor
         self._policy = policy
         self._table = table
         self._clock = clock
+        self._sleep = sleep
+        self._attempts = Attempts(policy)
+        self._overdue = _Overdue(policy.timeout_seconds, clock)
         self._in_flight: dict[int, Job] = {}
-        self._losses: Counter[Hashable] = Counter()
-        self._spares: Counter[Hashable] = Counter()
         self._errors: list[tuple[Key, Failure]] = []
         self._made = 0
+        self._failed = 0
         self._calls = 0
         self._stopping = False
+        self._stop_by: float | None = None
         self._supply = _Supply(clock)
         self._pending = 0
         self._counted_at: float | None = None
 
     def run(self, watch: Watch) -> Summary:
         """Do all steps and return the summary; whatever happens, give back what is left.
+
+        A run that had to begin anew, because its driver died, frees first what it held.
 
         Raises
         ------
@@ -83,11 +93,10 @@ class Driver:
         """
         try:
             self._try_workers(watch)
+            self._store.release_all()
             self._store.refresh()
             with Lease(self._store, self._jobs_in_flight, self._policy.lease_seconds):
-                while self.step():
-                    if not watch(self.status()):
-                        self.stop()
+                self._do_all_steps(watch)
         finally:
             self._give_back_all()
         watch(self.status())
@@ -96,13 +105,17 @@ class Driver:
     def step(self) -> bool:
         """Fill the free places and collect what has ended; False when nothing is left to do."""
         self._fill()
-        if self._in_flight:
-            for completion in self._executor.wait(WAIT_SECONDS):
-                self._collect(completion)
+        for completion in self._executor.wait(self._wait_seconds()):
+            self._collect(completion)
+        self._end_overdue()
+        if not self._in_flight and self._supply.pauses and self._expects_more():
+            self._sleep(WAIT_SECONDS)
         return bool(self._in_flight) or self._expects_more()
 
-    def stop(self) -> None:
-        """Reserve no more and give back what has not begun; what runs may finish."""
+    def stop(self, grace_seconds: float | None = None) -> None:
+        """Reserve no more and give back what has not begun; what runs may finish, within the grace."""
+        if grace_seconds is not None and self._stop_by is None:
+            self._stop_by = self._clock() + grace_seconds
         if self._stopping:
             return
         self._stopping = True
@@ -113,11 +126,26 @@ class Driver:
     def status(self) -> Status:
         """Count what is done, what runs and, if the policy asks for it, what is left."""
         pending = self._count_pending() if self._policy.count_pending else 0
-        return Status(self._made, len(self._errors), len(self._in_flight), pending)
+        return Status(self._made, self._failed, len(self._in_flight), pending)
 
     def summary(self) -> Summary:
         """Give the run's result so far."""
         return Summary(self._made, tuple(self._errors))
+
+    def _do_all_steps(self, watch: Watch) -> None:
+        try:
+            self._go_on(watch)
+        except (KeyboardInterrupt, SystemExit):
+            self.stop(0 if self._executor.in_process else self._policy.grace_seconds)
+            self._go_on(watch)
+            raise
+
+    def _go_on(self, watch: Watch) -> None:
+        while self.step():
+            if not watch(self.status()):
+                self.stop(self._policy.grace_seconds)
+            if self._stop_by is not None and self._clock() >= self._stop_by:
+                return
 
     def _jobs_in_flight(self) -> list[Job]:
         return list(self._in_flight.values())
@@ -149,6 +177,7 @@ class Driver:
             while jobs:
                 ticket = self._executor.submit(f"{self._table}({jobs[0]})", (jobs[0],))
                 self._in_flight[ticket] = jobs.popleft()
+                self._overdue.note(ticket)
         finally:
             self._store.release(list(jobs))
 
@@ -160,11 +189,26 @@ class Driver:
             return places
         return min(places, self._policy.max_calls - self._calls)
 
+    def _wait_seconds(self) -> float:
+        left = WAIT_SECONDS if self._stop_by is None else self._stop_by - self._clock()
+        return max(0.0, min(WAIT_SECONDS, left, self._overdue.period_seconds))
+
+    def _end_overdue(self) -> None:
+        if not self._overdue.asks():
+            return
+        begun = self._store.begun(self._jobs_in_flight())
+        for ticket in self._overdue.among(self._in_flight, begun):
+            self._record_failed(Outcome(self._in_flight.pop(ticket), Ending.FAILED, self._overdue.failure))
+            self._executor.kill(ticket)
+
     def _collect(self, completion: Completion) -> None:
         job = self._in_flight.pop(completion.ticket, None)
         if job is None:
             return
-        if trouble := _trouble(completion):
+        trouble, overdue = _trouble(completion), self._overdue.explains(completion.ticket)
+        if trouble and overdue:
+            self._record(Outcome(job, Ending.FAILED, self._overdue.failure))
+        elif trouble:
             self._record(Outcome(job, Ending.LOST, Failure(trouble)))
         elif completion.report:
             for outcome in completion.report.outcomes:
@@ -182,60 +226,74 @@ class Driver:
             case Ending.INTERRUPTED:
                 self._give_back(outcome.job)
             case Ending.LOST:
-                self._record_lost(outcome)
+                self._record_lost(outcome.job, outcome.failure or UNKNOWN)
+            case Ending.DEFERRED:
+                self._record_deferred(outcome)
             case Ending.DISOWNED:
                 self._record_disowned(outcome.job)
 
     def _record_failed(self, outcome: Outcome) -> None:
-        failure = outcome.failure or Failure("unknown")
-        self._errors.append((outcome.job.key, failure))
-        self._store.fail(outcome.job, failure, outcome.host, outcome.pid)
+        failure = outcome.failure or UNKNOWN
+        pause_seconds = None if self._stopping else self._attempts.after_failure(outcome.job, failure)
+        if pause_seconds is not None:
+            self._log("failed and is tried again in %.1f s: %s", outcome.job, pause_seconds, failure.message)
+            self._give_back(outcome.job, pause_seconds)
+            return
+        self._fail(outcome.job, failure, outcome.host, outcome.pid)
+
+    def _fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
+        self._failed += 1
+        if len(self._errors) < self._policy.max_errors_listed:
+            self._errors.append((job.key, failure))
+        self._store.fail(job, failure, host, pid)
         if not self._policy.suppress_errors:
             self.stop()
 
-    def _record_lost(self, outcome: Outcome) -> None:
-        job, cause = outcome.job, outcome.failure or Failure("unknown")
-        if self._spared(job):
+    def _record_lost(self, job: Job, cause: Failure) -> None:
+        if self._attempts.may_be_spared(job) and self._store.release([job], only_waiting=True):
+            self._recall()
             return
-        self._losses[job.identity] += 1
-        losses = self._losses[job.identity]
-        most = self._policy.max_losses
-        logger.warning("%s(%s) was lost, %d of %d: %s", self._table, job, losses, most, cause.message)
-        if losses < most:
-            self._give_back(job)
+        pause_seconds = self._attempts.after_loss(job)
+        losses = self._attempts.losses[job.identity]
+        self._log("was lost, %d of %d: %s", job, losses, self._policy.max_losses, cause.message)
+        if pause_seconds is not None:
+            self._give_back(job, pause_seconds)
             return
-        message = f"lost {losses} times, last: {cause.message}"
-        self._record_failed(Outcome(job, Ending.FAILED, Failure(message, cause.traceback, cause.exception)))
+        self._fail(job, Failure(f"lost {losses} times, last: {cause.message}", cause.traceback))
 
-    def _spared(self, job: Job) -> bool:
-        """Give back at no cost a job that had not begun when its worker was lost."""
-        spent = self._spares[job.identity] >= MAX_SPARES
-        if spent or not self._store.release([job], only_waiting=True):
-            return False
-        self._spares[job.identity] += 1
-        self._recall()
-        return True
+    def _record_deferred(self, outcome: Outcome) -> None:
+        failure = outcome.failure or UNKNOWN
+        pause_seconds = self._attempts.after_deferral(outcome.job)
+        if pause_seconds is None:
+            self._fail(outcome.job, failure, outcome.host, outcome.pid)
+            return
+        level = logging.WARNING if pause_seconds >= 1 else logging.INFO
+        logger.log(level, "%s(%s) waits for the database: %s", self._table, outcome.job, failure.message)
+        self._give_back(outcome.job, pause_seconds)
 
     def _record_disowned(self, job: Job) -> None:
         if self._store.renew([job]):
-            self._record_lost(Outcome(job, Ending.LOST, Failure(UNFINISHED)))
+            self._record_lost(job, Failure(UNFINISHED))
             return
         self._calls -= 1
         if not self._stopping:
-            logger.warning("%s(%s) was not this run's any more; nothing was changed", self._table, job)
+            self._log("was not this run's any more; nothing was changed", job)
 
-    def _give_back(self, job: Job) -> None:
-        self._store.release([job])
-        self._recall()
+    def _log(self, message: str, job: Job, *arguments: object) -> None:
+        logger.warning("%s(%s) " + message, self._table, job, *arguments)
 
-    def _recall(self) -> None:
+    def _give_back(self, job: Job, pause_seconds: float = 0) -> None:
+        self._store.release([job], delay_seconds=pause_seconds)
+        self._recall(pause_seconds)
+
+    def _recall(self, pause_seconds: float = 0) -> None:
         self._calls -= 1
-        self._supply.refill()
+        self._supply.refill(pause_seconds)
 
     def _give_back_all(self) -> None:
+        self._store.release_all()
         if self._in_flight:
             self._executor.close()
-        self._store.release_all()
 
     def _count_pending(self) -> int:
         now = self._clock()
@@ -247,20 +305,29 @@ class Driver:
 class _Supply:
     """Remembers how the store's supply looked when last asked, to spare it vain questions.
 
-    It counts as empty only if it was so when nothing ran any more.
+    It counts as empty only if it was so when nothing ran any more, and nothing that the
+    run itself has put back is due later.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._due_at = clock()
         self.refill()
 
-    def refill(self) -> None:
+    def refill(self, pause_seconds: float = 0) -> None:
         self.empty = False
         self._short = False
         self._asked_at = self._clock()
+        if pause_seconds:
+            self._due_at = max(self._due_at, self._asked_at + pause_seconds + CLOCKS_DIFFER_SECONDS)
+
+    @property
+    def pauses(self) -> bool:
+        """Whether it was empty but for what is due later."""
+        return self._short
 
     def note(self, *, asked: int, given: int, idle: bool) -> None:
-        self.empty = idle and given == 0
+        self.empty = idle and given == 0 and self._clock() >= self._due_at
         self._short = given < asked
         self._asked_at = self._clock()
 
@@ -268,6 +335,37 @@ class _Supply:
         if not self._short:
             return True
         return idle or self._clock() - self._asked_at >= WAIT_SECONDS
+
+
+class _Overdue:
+    """Knows since when jobs have been running, as seen now and then, and which take too long."""
+
+    def __init__(self, timeout_seconds: float | None, clock: Callable[[], float]) -> None:
+        self._timeout_seconds = timeout_seconds or float("inf")
+        self.period_seconds = self._timeout_seconds / TIMEOUT_CHECKS
+        error = TimeoutError(f"timed out after {self._timeout_seconds:g} seconds")
+        self.failure = Failure(f"TimeoutError: {error}", "", error, ("TimeoutError", "OSError", "Exception"))
+        self._submitted_at: dict[int, float] = {}
+        self._clock = clock
+        self._asked_at = clock()
+        self._begun_at: dict[int, float] = {}
+
+    def note(self, ticket: int) -> None:
+        self._submitted_at[ticket] = self._clock()
+
+    def explains(self, ticket: int) -> bool:
+        """Tell whether a worker that died may have ended itself because of the timeout."""
+        return self._clock() - self._submitted_at.pop(ticket) >= self._timeout_seconds
+
+    def asks(self) -> bool:
+        return self._clock() - self._asked_at >= self.period_seconds
+
+    def among(self, in_flight: dict[int, Job], begun: list[Job]) -> list[int]:
+        self._asked_at = now = self._clock()
+        running = {job.identity for job in begun}
+        tickets = [ticket for ticket, job in in_flight.items() if job.identity in running]
+        self._begun_at = {ticket: self._begun_at.get(ticket, now) for ticket in tickets}
+        return [ticket for ticket in tickets if now - self._begun_at[ticket] >= self._timeout_seconds]
 
 
 def _trouble(completion: Completion) -> str:

@@ -1,16 +1,20 @@
 """A run in a thread of its own on a cluster, and how its caller follows it."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from djdist.errors import ClusterError, DjdistError
+from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Drive, Executor
 from djdist.job import Status, Summary, Watch
 
+logger = logging.getLogger(__name__)
+
 FIRST_POLL_SECONDS = 0.02
 POLL_SECONDS = 0.5
+MAX_DRIVERS = 3
 
 
 class DriverActor:
@@ -22,12 +26,16 @@ class DriverActor:
         The run.
     executor : Executor
         Where its tasks go.
+    patience_seconds : float
+        The run stops when its caller hasn't asked for so long, and so is gone.
     """
 
-    def __init__(self, run: Drive, executor: Executor) -> None:
+    def __init__(self, run: Drive, executor: Executor, patience_seconds: float) -> None:
         self._status = Status()
         self._stopping = threading.Event()
         self._result: Summary | DjdistError | None = None
+        self._patience_seconds = patience_seconds
+        self._asked_at = time.monotonic()
         executor.attach()
         self._thread = threading.Thread(
             target=self._drive, args=(run, executor), name="djdist-driver", daemon=True
@@ -36,6 +44,7 @@ class DriverActor:
 
     def status(self) -> Status:
         """Tell how far the run is."""
+        self._asked_at = time.monotonic()
         return self._status
 
     def stop(self) -> None:
@@ -44,6 +53,7 @@ class DriverActor:
 
     def result(self) -> Summary | DjdistError | None:
         """Give the run's summary, or what ended it; None while it goes on."""
+        self._asked_at = time.monotonic()
         return self._result
 
     def _drive(self, run: Drive, executor: Executor) -> None:
@@ -57,7 +67,46 @@ class DriverActor:
 
     def _watch(self, status: Status) -> bool:
         self._status = status
+        if time.monotonic() - self._asked_at > self._patience_seconds:
+            logger.warning("The run's caller is gone, so it stops")
+            self.stop()
         return not self._stopping.is_set()
+
+
+def outlive(drive: Callable[[Watch], Summary], watch: Watch) -> Summary:
+    """Do a run by one driver after another, where the cluster loses them.
+
+    Parameters
+    ----------
+    drive : callable
+        Starts a driver and follows it. A later one adopts what the earlier one held.
+    watch : callable
+        Is told the run's status, over all its drivers.
+
+    Raises
+    ------
+    ClusterError
+        Too many drivers were lost.
+    """
+    before = Status()
+    for drivers in range(1, MAX_DRIVERS + 1):
+        last = before
+
+        def watch_all(status: Status, before: Status = before) -> bool:
+            nonlocal last
+            last = Status(
+                before.made + status.made, before.failed + status.failed, status.running, status.pending
+            )
+            return watch(last)
+
+        try:
+            summary = drive(watch_all)
+        except DriverLostError as error:
+            logger.warning("Lost the run's driver, %d of %d: %s", drivers, MAX_DRIVERS, error)
+            lost, before = error, last
+        else:
+            return Summary(before.made + summary.success_count, summary.errors)
+    raise ClusterError(f"The cluster lost the run's driver {MAX_DRIVERS} times, last: {lost}") from lost
 
 
 def follow(ask: Callable[[str], Any], watch: Watch) -> Summary:

@@ -9,8 +9,9 @@
         ├── DatabaseError                     the jobs table can't be reached or changed
         ├── WorkerSetupError                  the workers can't load the pipeline or connect
         ├── ClusterError                      the cluster can't be joined, or lost the driver
+        │   └── DriverLostError               the driver's process or node died
         ├── LeaseLostError                    a job that was rescued belongs to somebody else now
-        └── MakeError                         make() failed with an exception that can't travel
+        └── MakeError                         make() failed otherwise than by an exception that travels
     SystemExit
     └── Terminated                            SIGTERM came while populate() was running
 
@@ -42,12 +43,16 @@ class ClusterError(DjdistError):
     """The Ray or Dask cluster can't be joined, or lost the run's driver."""
 
 
+class DriverLostError(ClusterError):
+    """The process or the node of a run's driver died."""
+
+
 class LeaseLostError(DjdistError):
     """The job was rescued meanwhile and belongs to somebody else."""
 
 
 class MakeError(DjdistError):
-    """``make()`` failed on a worker with an exception that can't be pickled."""
+    """``make()`` failed with an exception that can't be pickled, or closed its connection."""
 
 
 class Terminated(SystemExit):

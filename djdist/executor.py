@@ -7,6 +7,7 @@ from types import TracebackType
 
 from typing_extensions import Self
 
+from djdist.errors import OptionError
 from djdist.job import Completion, Job, Summary, Watch, Work
 
 Drive = Callable[["Executor", Watch], Summary]
@@ -39,9 +40,12 @@ class Executor(ABC):
     ----------
     in_process : bool
         Tasks run in the caller's own thread, with the caller's own table.
+    kills : bool
+        It can end the process that runs a task.
     """
 
     in_process = False
+    kills = True
     _entered = 0
 
     def __enter__(self) -> Self:
@@ -70,6 +74,21 @@ class Executor(ABC):
     def attach(self) -> None:
         """Take what only an actor's own thread can have; called before the run's thread begins."""
 
+    def killing(self) -> "Executor":
+        """Give this executor, or its like that ``kills``.
+
+        Raises
+        ------
+        OptionError
+            There is none.
+        """
+        if not self.kills:
+            raise OptionError(
+                f"{self!r} can't stop a make() that takes too long: leave timeout_seconds out, "
+                "or use processes=, Ray or Dask."
+            )
+        return self
+
     @abstractmethod
     def start(self, work: Work) -> None:
         """Get ready to run ``work`` on groups of jobs."""
@@ -91,5 +110,9 @@ class Executor(ABC):
         """Forget a task that has not begun; False if it has or that can't be told."""
 
     @abstractmethod
+    def kill(self, ticket: int) -> None:
+        """End the process that runs a task; where it ``kills``, the task then completes as broken."""
+
+    @abstractmethod
     def close(self) -> None:
-        """Stop what runs and let go of what ``start`` took."""
+        """End what runs, as far as it can, and let go of what ``start`` took."""

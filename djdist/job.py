@@ -34,7 +34,9 @@ class Ending(Enum):
     INTERRUPTED = "interrupted"
     """A signal stopped it."""
     LOST = "lost"
-    """A worker, a node or a connection broke; not the fault of ``make()``."""
+    """Its worker or its node died."""
+    DEFERRED = "deferred"
+    """The database was away, or gave its transaction up for another one."""
     DISOWNED = "disowned"
     """The job is no longer this run's; nothing was changed."""
 
@@ -44,12 +46,14 @@ class Failure:
     """Why a key was not made.
 
     ``exception`` is the object itself where it was raised in this process, its
-    pickle where it comes from another one, None where it can't be pickled.
+    pickle where it comes from another one, None where it can't be pickled; ``kinds`` are
+    the names of its class and of that class's bases.
     """
 
     message: str
     traceback: str = ""
     exception: BaseException | bytes | None = field(default=None, repr=False)
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,22 @@ class Completion:
 
 @dataclass(frozen=True)
 class Policy:
-    """How a run goes about its jobs."""
+    """How a run goes about its jobs.
+
+    ``timeout_seconds`` of None lets a ``make()`` take as long as it likes; ``retry_on`` holds
+    names of exception classes, none of them for all.
+    """
 
     max_calls: int | None = None
     suppress_errors: bool = False
     max_losses: int = 3
     lease_seconds: float = 60.0
     count_pending: bool = False
+    grace_seconds: float = 10.0
+    timeout_seconds: float | None = None
+    retries: int = 0
+    retry_on: tuple[str, ...] = ()
+    max_errors_listed: int = 1000
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run's result."""
+    """A run's result; ``errors`` are its first ones."""
 
     success_count: int = 0
     errors: tuple[tuple[Key, Failure], ...] = ()

@@ -22,8 +22,12 @@ class JobStore(ABC):
         """Reserve up to ``limit`` of the run's due jobs, the most urgent first."""
 
     @abstractmethod
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> int:
-        """Put reserved jobs back to pending and count them; ``only_waiting``: if no worker has begun them."""
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
+        """Put reserved jobs back to pending and count them.
+
+        With ``only_waiting`` only those that no worker has begun; with a delay they are
+        not due before it is over.
+        """
 
     @abstractmethod
     def release_all(self) -> None:
@@ -44,6 +48,10 @@ class JobStore(ABC):
     @abstractmethod
     def rescue(self) -> int:
         """Put jobs whose lease ran out back to pending; return how many."""
+
+    @abstractmethod
+    def begun(self, jobs: Sequence[Job]) -> list[Job]:
+        """Tell which reserved jobs a worker has begun, as far as that is known."""
 
     @abstractmethod
     def pending(self) -> int:

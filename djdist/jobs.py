@@ -1,11 +1,13 @@
 """``Table.jobs`` as users see it while djdist is enabled."""
 
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import datajoint as dj
 
 from djdist.job_stores.jobs_table import JobsTable, Refreshing
-from djdist.pipeline import check_priority, declared_type, jobs_table_source
+from djdist.pipeline import check_priority, condition_sql, declared_type, jobs_table_source
 
 
 class Jobs(dj.Job):
@@ -69,6 +71,33 @@ class Jobs(dj.Job):
         store = JobsTable(jobs_table_source(self, restrictions), refreshing=options)
         try:
             return store.refresh()
+        finally:
+            store.close()
+
+    def retry(self, *restrictions: Any) -> int:
+        """Put errors back to pending, with their priority, in one statement.
+
+        Parameters
+        ----------
+        *restrictions
+            Which of them, as in ``jobs.errors & restriction``. Default: all.
+
+        Returns
+        -------
+        int
+            How many.
+
+        Raises
+        ------
+        DatabaseError
+            The database can't be reached.
+        """
+        if not self.is_declared:
+            return 0
+        errors = reduce(and_, restrictions, self & "TRUE")
+        store = JobsTable(jobs_table_source(self))
+        try:
+            return store.retry(condition_sql(errors))
         finally:
             store.close()
 

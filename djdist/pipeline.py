@@ -4,7 +4,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from uuid import UUID
 
 import datajoint as dj
 
-from djdist.errors import DatabaseError, OptionError
+from djdist.errors import DatabaseError, MakeError, OptionError
 from djdist.job import Key
-from djdist.shipping import ConnectionSettings, settings_of
+from djdist.shipping import ConnectionSettings, quiet, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,11 @@ def plain_sql(query: dj.expression.QueryExpression) -> str:
     return str(query.make_sql()).replace("%%", "%")
 
 
+def condition_sql(query: dj.expression.QueryExpression) -> str:
+    """Give a restricted table's condition as the server should read it."""
+    return str(query.where_clause()).replace("%%", "%").removeprefix(" WHERE ")
+
+
 def job_columns(key: Key, settings: ConnectionSettings) -> dict[str, Any]:
     """Give a key's values as the database's driver takes them."""
     binary = settings.backend == "mysql"
@@ -181,10 +186,19 @@ def make_key(
     bool
         False if the key was in the table already; ``finish`` was not called then.
     """
-    with _version_is(version), _before_commit(table.connection, finish) as committed:
+    connection = table.connection
+    with (
+        _version_is(version),
+        _closing(connection) as closed,
+        _before_commit(connection, finish) as committed,
+    ):
         try:
             return bool(table._populate1(key, None, False, False, make_kwargs=make_kwargs))
         except Exception as error:
+            if closed:
+                raise MakeError(
+                    "make() closed the connection to the database, which it has to leave open"
+                ) from error
             if not committed:
                 raise
             logger.warning(
@@ -192,7 +206,16 @@ def make_key(
             )
             return True
         finally:
-            _leave_transaction(table.connection)
+            _leave_transaction(connection)
+
+
+def connect_anew(connection: dj.Connection) -> None:
+    """Leave behind what a session holds: a transaction, locks, or a socket that is dead."""
+    with suppress(Exception):
+        connection.close()
+    with quiet():
+        connection.connect()
+    connection._in_transaction = False
 
 
 def is_made(table: Any, key: Key) -> bool:
@@ -252,6 +275,23 @@ def _leave_transaction(connection: dj.Connection) -> None:
             connection.cancel_transaction()
     except dj.errors.LostConnectionError:
         connection.connect()
+
+
+@contextmanager
+def _closing(connection: dj.Connection) -> Iterator[list[bool]]:
+    """Note whether the connection is closed, which else would look like a lost one."""
+    closed: list[bool] = []
+    close = connection.close
+
+    def noting() -> None:
+        closed.append(True)
+        close()
+
+    connection.close = noting
+    try:
+        yield closed
+    finally:
+        del connection.close
 
 
 @contextmanager

@@ -42,6 +42,9 @@ def populate(
     priority: int | None = None,
     refresh: bool | None = None,
     executor: Any = None,
+    timeout_seconds: float | None = None,
+    retries: int | None = None,
+    retry_on: Sequence[str | type[BaseException]] | None = None,
 ) -> dict[str, Any]:
     """Make the missing keys of a Computed or Imported table, here or on a cluster.
 
@@ -78,11 +81,20 @@ def populate(
         Where keys are made: ``"local"``, ``"ray"``, ``"dask"``, an executor of djdist,
         a ``dask.distributed.Client`` or any ``concurrent.futures.Executor``. Default:
         ``djdist.config.executor``.
+    timeout_seconds : float, optional
+        End a ``make()`` that takes longer, with its process, and record an error. Default:
+        the attribute ``timeout_seconds`` of the table's class, else of ``djdist.config``.
+    retries : int, optional
+        Try a key that failed so often again, after pauses that double. Default:
+        ``djdist.config.retries``.
+    retry_on : sequence of exception classes or of their names, optional
+        Which errors are worth another try. Default: ``djdist.config.retry_on``.
 
     Returns
     -------
     dict
-        ``success_count`` and ``error_list``, pairs of a key and its error.
+        ``success_count`` and ``error_list``, pairs of a key and its error, of which there
+        are at most ``djdist.config.max_errors_listed``.
 
     Raises
     ------
@@ -103,8 +115,13 @@ def populate(
         make_kwargs or {},
         priority,
         refresh,
+        _timeout_seconds(table, timeout_seconds),
+        config.retries if retries is None else retries,
+        config.retry_on if retry_on is None else _names(retry_on),
     )
     chosen = executors.resolve(config.executor if executor is None else executor, processes)
+    if call.timeout_seconds is not None:
+        chosen = chosen.killing()
     with reachable(table.connection):
         store, fence = _jobs_table(call) if reserve_jobs else _keys_only(call)
     summary = _drive(call, chosen, store, fence)
@@ -128,8 +145,15 @@ class Call:
     make_kwargs: dict[str, Any]
     priority: int | None
     refresh: bool | None
+    timeout_seconds: float | None
+    retries: int
+    retry_on: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if self.timeout_seconds is not None and not self.timeout_seconds > 0:
+            raise OptionError(f"timeout_seconds={self.timeout_seconds!r} must be more than 0, or None.")
+        if not isinstance(self.retries, int) or self.retries < 0:
+            raise OptionError(f"retries={self.retries!r} must be a whole number from 0.")
         if self.max_calls is not None and (not isinstance(self.max_calls, int) or self.max_calls < 0):
             raise OptionError(
                 f"max_calls={self.max_calls!r} must be a whole number from 0, or None for no limit."
@@ -166,7 +190,9 @@ def _jobs_table(call: Call) -> tuple[JobStore, Fence]:
     owner = Owner(new_token(config.lease_seconds), user_of(call.table), call.version)
     refreshes = settings.auto_refresh if call.refresh is None else call.refresh
     options = refreshing(call.table, priority=call.priority)
-    store = JobsTable(source, owner, call.priority, options if refreshes else None)
+    store = JobsTable(
+        source, owner, call.priority, options if refreshes else None, config.database_patience_seconds
+    )
     return store, store.fence(keep_completed=settings.keep_completed)
 
 
@@ -181,6 +207,11 @@ def _drive(call: Call, executor: Executor, store: JobStore, fence: Fence | None)
         max_losses=config.max_losses,
         lease_seconds=config.lease_seconds,
         count_pending=call.display_progress,
+        grace_seconds=config.grace_seconds,
+        timeout_seconds=call.timeout_seconds,
+        retries=call.retries,
+        retry_on=call.retry_on,
+        max_errors_listed=config.max_errors_listed,
     )
     work = _workplace(call, fence) if executor.in_process else _parcel(call, fence)
     run = partial(drive, store=store, work=work, policy=policy, table=call.name)
@@ -207,7 +238,17 @@ def _parcel(call: Call, fence: Fence | None) -> Work:
         version=call.version,
         fence=fence,
         preload=config.preload,
+        timeout_seconds=call.timeout_seconds,
     )
+
+
+def _timeout_seconds(table: Any, given: float | None) -> float | None:
+    chosen = getattr(table, "timeout_seconds", None) if given is None else given
+    return config.timeout_seconds if chosen is None else chosen
+
+
+def _names(exceptions: Sequence[str | type[BaseException]]) -> tuple[str, ...]:
+    return tuple(given if isinstance(given, str) else given.__name__ for given in exceptions)
 
 
 def _packed(call: Call, pack: Any, value: Any, what: str) -> bytes:

@@ -94,7 +94,7 @@ def unpack_table(packed: bytes, settings: ConnectionSettings, preload: tuple[str
         What connecting to the database raises.
     """
     apply_settings(settings, dj.config)
-    with _quiet():
+    with quiet():
         _leave_other_database(settings)
         for module in preload:
             import_module(module)
@@ -107,7 +107,7 @@ def unpack_table(packed: bytes, settings: ConnectionSettings, preload: tuple[str
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Spare the caller's terminal a message for each worker that connects."""
     level = dj.logger.level
     dj.logger.setLevel(logging.WARNING)

@@ -1,8 +1,10 @@
 """Makes one key and finishes its job; never raises."""
 
+import faulthandler
 import os
 import platform
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -17,11 +19,15 @@ import cloudpickle
 from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Fence, key_name
 from djdist.job import Ending, Failure, Job, Outcome, Report
-from djdist.pipeline import is_infrastructure, is_made, job_columns, make_key
+from djdist.pipeline import connect_anew, is_infrastructure, is_made, job_columns, make_key
 from djdist.shipping import ConnectionSettings, unpack_table
 from djdist.signals import catching
 
+OVERDUE_FACTOR = 1.2
+OVERDUE_SECONDS = 5.0
 TABLES_KEPT = 8
+TEXT_LENGTH = 100_000
+PICKLE_LENGTH = 1_000_000
 THREADS = (
     "A worker process with several threads makes one key at a time, because a DataJoint connection serves "
     "one thread: give workers one thread each (Dask: threads_per_worker=1, or --nthreads 1)."
@@ -55,6 +61,8 @@ class Parcel:
         Statements on the jobs table; None where a run has none.
     preload : tuple of str
         Modules to import first.
+    timeout_seconds : float or None
+        How long a ``make()`` may take.
     """
 
     run: int
@@ -65,6 +73,7 @@ class Parcel:
     version: str = ""
     fence: Fence | None = field(default=None, repr=False)
     preload: tuple[str, ...] = ()
+    timeout_seconds: float | None = None
 
     def __call__(self, jobs: Sequence[Job]) -> Report:
         """Make a group of jobs on a worker; what comes back can be pickled."""
@@ -72,19 +81,29 @@ class Parcel:
             try:
                 workplace = _workplace(self)
             except Exception as error:
-                return Report(trouble=_setup_trouble(self.name, error))
-            return Report(tuple(_portable(make_job(workplace, job)) for job in jobs))
+                return _without_workplace(self.name, jobs, error)
+            return Report(tuple(self._make(workplace, job) for job in jobs))
+
+    def _make(self, workplace: "Workplace", job: Job) -> Outcome:
+        with _ending_itself(self.timeout_seconds, watched=self.fence is not None):
+            return _portable_outcome(make_job(workplace, job))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Workplace:
-    """A table and what belongs to it, ready in this process."""
+    """A table and what belongs to it, ready in this process.
+
+    Where the connection is the worker's own, the next key gets a new one after all that
+    was not made: what it left behind, such as locks, must not meet that key.
+    """
 
     table: Any
     make_kwargs: dict[str, Any]
     settings: ConnectionSettings
     version: str = ""
     fence: Fence | None = None
+    own_connection: bool = False
+    clean: bool = True
 
     def __call__(self, jobs: Sequence[Job]) -> Report:
         """Make a group of jobs in the process of the caller, with the caller's own table."""
@@ -104,11 +123,14 @@ def make_job(workplace: Workplace, job: Job) -> Outcome:
             ending, failure = Ending.DISOWNED, None
         except BaseException as error:
             ending, failure = _ending(error, interrupted=signals.received), _failure(error)
+    workplace.clean = ending in (Ending.MADE, Ending.PRESENT)
     return Outcome(job, ending, failure, host, pid)
 
 
 def _attempt(workplace: Workplace, job: Job, values: Mapping[str, Any]) -> Ending:
     table, fence = workplace.table, workplace.fence
+    if not workplace.clean and (workplace.own_connection or not table.connection.is_connected):
+        connect_anew(table.connection)
     if fence and not fence.begins(table.connection, values):
         return Ending.MADE if is_made(table, job.key) else Ending.DISOWNED  # a cluster may run a task again
     started = time.monotonic()
@@ -126,19 +148,28 @@ def _attempt(workplace: Workplace, job: Job, values: Mapping[str, Any]) -> Endin
 def _ending(error: BaseException, *, interrupted: bool) -> Ending:
     if isinstance(error, Terminated) or (interrupted and isinstance(error, KeyboardInterrupt)):
         return Ending.INTERRUPTED
-    return Ending.LOST if is_infrastructure(error) else Ending.FAILED
+    return Ending.DEFERRED if is_infrastructure(error) else Ending.FAILED
 
 
 def _failure(error: BaseException) -> Failure:
     text = str(error)
     message = type(error).__name__ + (f": {text}" if text else "")
-    return Failure(message, traceback.format_exc(), error)
+    kinds = tuple(kind.__name__ for kind in type(error).__mro__)
+    return Failure(_shortened(message), _shortened(traceback.format_exc()), error, kinds)
 
 
-def _portable(outcome: Outcome) -> Outcome:
-    if outcome.failure is None:
-        return outcome
-    return replace(outcome, failure=replace(outcome.failure, exception=_pickled(outcome.failure.exception)))
+def _shortened(text: str) -> str:
+    """Leave the middle out of what is too long to travel."""
+    half = TEXT_LENGTH // 2
+    return text if len(text) <= TEXT_LENGTH else f"{text[:half]}\n...\n{text[-half:]}"
+
+
+def _portable_outcome(outcome: Outcome) -> Outcome:
+    return replace(outcome, failure=_portable(outcome.failure)) if outcome.failure else outcome
+
+
+def _portable(failure: Failure) -> Failure:
+    return replace(failure, exception=_pickled(failure.exception))
 
 
 def _pickled(error: BaseException | bytes | None) -> bytes | None:
@@ -147,7 +178,7 @@ def _pickled(error: BaseException | bytes | None) -> bytes | None:
         cloudpickle.loads(pickled)
     except Exception:
         return None
-    return pickled
+    return pickled if len(pickled) <= PICKLE_LENGTH else None
 
 
 _workplaces: dict[tuple[int, int], Workplace] = {}
@@ -162,7 +193,9 @@ def _workplace(parcel: Parcel) -> Workplace:
         make_kwargs = cloudpickle.loads(parcel.make_kwargs)
         while len(_workplaces) >= TABLES_KEPT:
             del _workplaces[next(iter(_workplaces))]
-        _workplaces[here] = Workplace(table, make_kwargs, parcel.settings, parcel.version, parcel.fence)
+        _workplaces[here] = Workplace(
+            table, make_kwargs, parcel.settings, parcel.version, parcel.fence, own_connection=True
+        )
     return _workplaces[here]
 
 
@@ -173,6 +206,30 @@ def _making() -> Iterator[None]:
         warnings.warn(THREADS, stacklevel=3)
     with _lock:
         yield
+
+
+@contextmanager
+def _ending_itself(timeout_seconds: float | None, *, watched: bool) -> Iterator[None]:
+    """End this process where a make() takes too long, even if it lets no other thread run.
+
+    Where a driver watches, that does it first and records why; but it may sit on the very
+    Dask worker whose interpreter hangs.
+    """
+    if timeout_seconds is None:
+        yield
+        return
+    patience_seconds = timeout_seconds * OVERDUE_FACTOR + OVERDUE_SECONDS if watched else timeout_seconds
+    faulthandler.dump_traceback_later(patience_seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _without_workplace(name: str, jobs: Sequence[Job], error: Exception) -> Report:
+    if jobs and is_infrastructure(error):
+        return Report(tuple(Outcome(job, Ending.DEFERRED, _portable(_failure(error))) for job in jobs))
+    return Report(trouble=_setup_trouble(name, error))
 
 
 def _setup_trouble(name: str, error: Exception) -> str:

@@ -1,9 +1,10 @@
 """Dask: the driver as an actor on a worker, keys as tasks."""
 
+import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -11,12 +12,16 @@ from uuid import uuid4
 import dask
 import distributed
 
-from djdist.driver_actor import DriverActor, follow
-from djdist.errors import ClusterError, DjdistError
+from djdist.driver_actor import DriverActor, follow, outlive
+from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Drive, Executor, default_places, window
 from djdist.job import Completion, Job, Report, Summary, Watch, Work
+from djdist.settings import config
+
+logger = logging.getLogger(__name__)
 
 PLACES_AGE_SECONDS = 1.0
+RESTART_SECONDS = 30
 IDLE_TIMEOUT = "10 minutes"
 """After it a cluster ends whose caller was killed before it could."""
 
@@ -53,12 +58,14 @@ class DaskExecutor(Executor):
         self._tickets: dict[distributed.Future[Report], int] = {}
         self._submitted = 0
         self._counted_at = float("-inf")
+        self._run = ""
+        self._own_worker = ""
 
     def __repr__(self) -> str:
         return f"DaskExecutor({self._cluster or 'auto'})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_cluster, (self._options,)
+        return _without_cluster, (self._options, self._run)
 
     def connect(self) -> None:
         try:
@@ -70,16 +77,24 @@ class DaskExecutor(Executor):
             ) from error
 
     def drive(self, run: Drive, watch: Watch, name: str) -> Summary:
-        key = ("djdist driver", name, uuid4().hex[:8])
-        submitted = self._client.submit(DriverActor, run, self, actor=True, key=key)
+        return outlive(lambda watch_all: self._drive_once(run, watch_all, name), watch)
+
+    def _drive_once(self, run: Drive, watch: Watch, name: str) -> Summary:
+        self._run = uuid4().hex[:8]
+        key = ("djdist driver", name, self._run)
+        patience_seconds = config.lease_seconds
+        submitted = self._client.submit(DriverActor, run, self, patience_seconds, actor=True, key=key)
         try:
             with self._client.as_current():
                 actor = submitted.result()
             return follow(lambda method: getattr(actor, method)().result(), watch)
         except DjdistError:
             raise
-        except (OSError, ValueError, distributed.CancelledError, distributed.KilledWorker) as error:
-            raise ClusterError(f"The run's driver was lost on the Dask cluster: {error}") from error
+        except (OSError, RuntimeError, distributed.CancelledError, distributed.KilledWorker) as error:
+            raise DriverLostError(f"The run's driver was lost on the Dask cluster: {error}") from error
+        except (KeyboardInterrupt, SystemExit):
+            self._restart(self._busy_with(self._belongs_to_run))
+            raise
         finally:
             submitted.release()
 
@@ -89,10 +104,11 @@ class DaskExecutor(Executor):
 
     def attach(self) -> None:
         self._client = distributed.get_client()
+        self._own_worker = distributed.get_worker().address
 
     def start(self, work: Work) -> None:
         self._work = work
-        self._run = uuid4().hex[:8]
+        self._run = self._run or uuid4().hex[:8]
 
     def free_places(self) -> int:
         return window(self._count_places()) - len(self._tickets)
@@ -116,10 +132,17 @@ class DaskExecutor(Executor):
     def cancel(self, ticket: int) -> bool:
         return False
 
+    def kill(self, ticket: int) -> None:
+        keys = {future.key for future, running in self._tickets.items() if running == ticket}
+        self._restart(self._busy_with(keys.__contains__))
+
     def close(self) -> None:
+        """End what runs, but for what shares a worker with the driver, which the caller ends."""
         if self._tickets:
+            busy = self._busy_with(self._belongs_to_run) - {self._own_worker}
             self._client.cancel(list(self._tickets))
             self._tickets.clear()
+            self._restart(busy)
 
     def _find_client(self) -> distributed.Client:
         if isinstance(self._cluster, distributed.Client):
@@ -139,6 +162,24 @@ class DaskExecutor(Executor):
         client = distributed.Client(address or self._started[0], set_as_default=False)
         self._started.append(client)
         return client
+
+    def _belongs_to_run(self, key: Any) -> bool:
+        return isinstance(key, tuple) and str(key[-1]).startswith(f"{self._run}-")
+
+    def _busy_with(self, wanted: Callable[[Any], bool]) -> set[str]:
+        """Find the workers that have one of these tasks."""
+        tasks: dict[str, Sequence[Any]] = self._client.processing()
+        return {worker for worker, keys in tasks.items() if any(map(wanted, keys))}
+
+    def _restart(self, workers: set[str]) -> None:
+        if not workers:
+            return
+        try:
+            self._client.restart_workers(list(workers), timeout=RESTART_SECONDS, raise_for_error=False)
+        except ValueError as error:
+            logger.warning(
+                "Workers without a nanny can't be stopped; what runs there will change nothing: %s", error
+            )
 
     def _count_places(self) -> int:
         now = time.monotonic()
@@ -167,8 +208,10 @@ def _configured_address() -> str | None:
     return address
 
 
-def _without_cluster(options: dict[str, Any]) -> DaskExecutor:
-    return DaskExecutor(**options)
+def _without_cluster(options: dict[str, Any], run: str) -> DaskExecutor:
+    executor = DaskExecutor(**options)
+    executor._run = run
+    return executor
 
 
 def _completion(ticket: int, future: "distributed.Future[Report]") -> Completion:

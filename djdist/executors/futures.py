@@ -19,6 +19,8 @@ class FuturesExecutor(Executor):
         How many tasks run at once. Default: the pool's number of workers.
     """
 
+    kills = False
+
     def __init__(self, pool: cf.Executor, places: int | None = None) -> None:
         self._pool = pool
         self._places = places or getattr(pool, "_max_workers", None) or default_places()
@@ -53,6 +55,9 @@ class FuturesExecutor(Executor):
             return False
         del self._tickets[future]
         return True
+
+    def kill(self, ticket: int) -> None:
+        """Can't be done: a pool doesn't say which of its processes has the task."""
 
     def close(self) -> None:
         for future in self._tickets:

@@ -35,6 +35,7 @@ class LocalExecutor(Executor):
             raise OptionError(f"processes={processes} must be at least 1, or None for all processors.")
         self.processes = processes or default_places()
         self.in_process = self.processes == 1
+        self.kills = not self.in_process
 
     def __repr__(self) -> str:
         return f"LocalExecutor(processes={self.processes})"
@@ -44,6 +45,11 @@ class LocalExecutor(Executor):
 
     def disconnect(self) -> None:
         self._tasks.disconnect()
+
+    def killing(self) -> "LocalExecutor":
+        beside = LocalExecutor(self.processes)
+        beside.in_process, beside.kills = False, True
+        return beside if self.in_process else self
 
     def start(self, work: Work) -> None:
         self._tasks.start(work)
@@ -59,6 +65,9 @@ class LocalExecutor(Executor):
 
     def cancel(self, ticket: int) -> bool:
         return self._tasks.cancel(ticket)
+
+    def kill(self, ticket: int) -> None:
+        self._tasks.kill(ticket)
 
     def close(self) -> None:
         self._tasks.close()
@@ -86,6 +95,9 @@ class _InProcess(Executor):
 
     def cancel(self, ticket: int) -> bool:
         return self._waiting.pop(ticket, None) is not None
+
+    def kill(self, ticket: int) -> None:
+        """Can't be done without the caller."""
 
     def close(self) -> None:
         self._waiting.clear()
@@ -136,6 +148,9 @@ class _Processes(Executor):
     def cancel(self, ticket: int) -> bool:
         return self._waiting.pop(ticket, None) is not None
 
+    def kill(self, ticket: int) -> None:
+        _kill([pool for running, pool in self._running.values() if running == ticket])
+
     def close(self) -> None:
         self._waiting.clear()
         _kill([pool for _, pool in self._running.values()])
@@ -149,10 +164,10 @@ class _Processes(Executor):
 
     def _completed(self, future: "cf.Future[Report]") -> Completion:
         ticket, pool = self._running.pop(future)
-        if isinstance(future.exception(), cf.BrokenExecutor):
-            _kill([pool])
-        else:
+        if future.exception() is None:
             self._idle.append(pool)
+        else:
+            _kill([pool])
         return completion_of(ticket, future)
 
 

@@ -9,10 +9,11 @@ from uuid import uuid4
 import ray
 from ray.exceptions import RayError
 
-from djdist.driver_actor import DriverActor, follow
-from djdist.errors import ClusterError
+from djdist.driver_actor import DriverActor, follow, outlive
+from djdist.errors import ClusterError, DriverLostError
 from djdist.executor import Drive, Executor, window
 from djdist.job import Completion, Job, Report, Summary, Watch, Work
+from djdist.settings import config
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +78,18 @@ class RayExecutor(Executor):
         self._started = True
 
     def drive(self, run: Drive, watch: Watch, name: str) -> Summary:
+        return outlive(lambda watch_all: self._drive_once(run, watch_all, name), watch)
+
+    def _drive_once(self, run: Drive, watch: Watch, name: str) -> Summary:
         actor_class: Any = ray.remote(num_cpus=0, resources=HEAD_NODE, max_restarts=0)(DriverActor)
         actor_name = f"djdist {name} {uuid4().hex[:8]}"
-        actor = actor_class.options(name=actor_name, **self._runtime_env).remote(run, self)
+        actor = actor_class.options(name=actor_name, **self._runtime_env).remote(
+            run, self, config.lease_seconds
+        )
         try:
             return follow(lambda method: ray.get(getattr(actor, method).remote()), watch)
         except RayError as error:
-            raise ClusterError(f"The run's driver was lost on the Ray cluster: {error}") from error
+            raise DriverLostError(f"The run's driver was lost on the Ray cluster: {error}") from error
         finally:
             actor.__ray_terminate__.remote()  # a killed one could not report its last tasks to the dashboard
 
@@ -114,9 +120,14 @@ class RayExecutor(Executor):
     def cancel(self, ticket: int) -> bool:
         return False
 
+    def kill(self, ticket: int) -> None:
+        for reference, running in self._tickets.items():
+            if running == ticket:
+                ray.cancel(reference, force=True)
+
     def close(self) -> None:
         for reference in self._tickets:
-            ray.cancel(reference)
+            ray.cancel(reference, force=True)
         self._tickets.clear()
 
     def _count_places(self) -> int:

@@ -32,8 +32,9 @@ LEASE_RANGE = 2**16
 ERROR_MESSAGE_LENGTH = 2047
 TRUNCATED = "...truncated"
 BATCH = 500
-TRIES = 6
+FIRST_PATIENCE_SECONDS = 2.0
 FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 5.0
 
 NOW: sa.ColumnElement[Any] = sa.literal_column("CURRENT_TIMESTAMP(3)")
 COLUMNS = (
@@ -99,12 +100,16 @@ class JobsTable(JobStore):
         Reserve only jobs of this priority or a more urgent one.
     refreshing : Refreshing, optional
         How to refresh; None where a run takes the jobs as they are.
+    patience_seconds : float
+        How long to wait for a database that goes away after it was there.
     """
 
     source: JobsTableSource
     owner: Owner = field(default_factory=lambda: Owner(SMALLEST_TOKEN))
     max_priority: int | None = None
     refreshing: Refreshing | None = None
+    patience_seconds: float = 2.0
+    _reached: bool = field(default=False, init=False, repr=False, compare=False)
     _open_engine: sa.Engine | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -113,7 +118,7 @@ class JobsTable(JobStore):
         self._jobs = sa.Table(self.source.jobs_table, sa.MetaData(), *columns, schema=self.source.schema)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return JobsTable, (self.source, self.owner, self.max_priority, self.refreshing)
+        return JobsTable, (self.source, self.owner, self.max_priority, self.refreshing, self.patience_seconds)
 
     def refresh(self) -> dict[str, int]:
         """Bring the jobs up to date with the key source and the target, if the run wants that.
@@ -133,6 +138,11 @@ class JobsTable(JobStore):
             "re_pended": self._repend_completed(options.priority) if options.keep_completed else 0,
             "removed": self._remove_vanished() + self._remove_stale(options.stale_seconds),
         }
+
+    def retry(self, condition: str) -> int:
+        """Put the errors that fulfil a condition in SQL back to pending; count them."""
+        errors = sa.update(self._jobs).where(self._jobs.c.status == "error", _verbatim(condition))
+        return self._execute(errors.values(FRESH))
 
     def reserve(self, limit: int) -> list[Job]:
         jobs = self._jobs.c
@@ -156,9 +166,10 @@ class JobsTable(JobStore):
 
         return self._transact(reserve)
 
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> int:
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
         waiting = [self._jobs.c.pid == 0] if only_waiting else []
-        return self._change_owned(jobs, sa.update(self._jobs).where(*waiting).values(UNRESERVED))
+        due = {"scheduled_time": shifted(NOW, sa.literal(delay_seconds))} if delay_seconds else {}
+        return self._change_owned(jobs, sa.update(self._jobs).where(*waiting).values(UNRESERVED | due))
 
     def release_all(self) -> None:
         mine = self._jobs.c.connection_id == self.owner.token
@@ -192,6 +203,10 @@ class JobsTable(JobStore):
         if rescued:
             logger.warning("Rescued %d jobs of %s from a run that died", rescued, self.source.target_table)
         return rescued
+
+    def begun(self, jobs: Sequence[Job]) -> list[Job]:
+        begun = sa.select(*self._key()).where(*self._owned(), self._jobs.c.pid != 0)
+        return [job for batch in _batches(jobs) for job in self._found(begun.where(self._among(batch)))]
 
     def pending(self) -> int:
         count = sa.select(sa.func.count()).select_from(self._jobs).where(*self._due())
@@ -251,9 +266,8 @@ class JobsTable(JobStore):
         return due
 
     def _keys(self, query: str) -> sa.Subquery:
-        verbatim = sa.text(query.replace(":", "\\:"))
         names = dict.fromkeys(self.source.key + self.source.target_key)
-        return verbatim.columns(*[sa.column(name) for name in names]).subquery("keys_to_make")
+        return _verbatim(query).columns(*[sa.column(name) for name in names]).subquery("keys_to_make")
 
     def _in(self, keys: sa.FromClause) -> sa.ColumnElement[bool]:
         return sa.exists().where(*[keys.c[name] == self._jobs.c[name] for name in self.source.key])
@@ -330,7 +344,7 @@ class JobsTable(JobStore):
         theirs. Locked by the index on status, driver and worker could wait for each other.
         """
         rows = sa.select(*self._key()).where(*condition(self._jobs.c.status))
-        found = self._transact(lambda connection: _jobs_in(connection.execute(rows)))
+        found = self._found(rows)
         still = condition(_unindexed(self._jobs.c.status))
         return sum(self._execute(change.where(self._among(batch), *still)) for batch in _batches(found))
 
@@ -338,19 +352,29 @@ class JobsTable(JobStore):
         owned = change.where(*self._owned())
         return sum(self._execute(owned.where(self._among(batch))) for batch in _batches(jobs))
 
+    def _found(self, rows: sa.Select[Any]) -> list[Job]:
+        return self._transact(lambda connection: _jobs_in(connection.execute(rows)))
+
     def _execute(self, statement: sa.Executable) -> int:
         return self._transact(lambda connection: int(connection.execute(statement).rowcount))
 
     def _transact(self, act: Callable[[sa.Connection], Result]) -> Result:
-        """Do something in a transaction, again where the database gave it up for another one."""
-        for attempt in range(TRIES):
+        """Do something in a transaction, again where the database was away or gave it up for another one."""
+        patience_seconds = self.patience_seconds if self._reached else FIRST_PATIENCE_SECONDS
+        patient_until = time.monotonic() + patience_seconds
+        for pause_seconds in _pauses():
             try:
                 with self._engine().begin() as connection:
-                    return act(connection)
+                    result = act(connection)
             except sa.exc.DBAPIError as error:
-                if attempt + 1 == TRIES or error.orig is None or not is_infrastructure(error.orig):
+                impatient = time.monotonic() + pause_seconds > patient_until
+                if impatient or error.orig is None or not is_infrastructure(error.orig):
                     raise self._unreachable(error) from error
-                time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
+                logger.info("Waiting for the database: %s", error.orig)
+                time.sleep(pause_seconds)
+            else:
+                self._reached = True
+                return result
         raise AssertionError("unreachable")
 
     def _engine(self) -> sa.Engine:
@@ -420,6 +444,17 @@ def _jobs_in(rows: sa.CursorResult[Any]) -> list[Job]:
 
 def _batches(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
     return (jobs[first : first + BATCH] for first in range(0, len(jobs), BATCH))
+
+
+def _verbatim(sql: str) -> sa.TextClause:
+    return sa.text(sql.replace(":", "\\:"))
+
+
+def _pauses() -> Iterator[float]:
+    seconds = FIRST_PAUSE_SECONDS
+    while True:
+        yield min(seconds, LONGEST_PAUSE_SECONDS)
+        seconds *= 2
 
 
 def _storable(text: str) -> str:

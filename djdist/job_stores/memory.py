@@ -1,5 +1,6 @@
 """Jobs kept in this process, for runs without a jobs table."""
 
+import time
 from collections.abc import Iterable, Sequence
 
 from djdist.job import Failure, Job, Key
@@ -18,6 +19,7 @@ class MemoryStore(JobStore):
     def __init__(self, keys: Iterable[Key]) -> None:
         self._pending = [Job(key) for key in keys]
         self._reserved: dict[object, Job] = {}
+        self._later: list[tuple[float, Job]] = []
         self.failures: list[tuple[Job, Failure]] = []
 
     def refresh(self) -> dict[str, int]:
@@ -25,15 +27,19 @@ class MemoryStore(JobStore):
         return {}
 
     def reserve(self, limit: int) -> list[Job]:
+        self._let_due_in()
         jobs, self._pending = self._pending[:limit], self._pending[limit:]
         self._reserved |= {job.identity: job for job in jobs}
         return jobs
 
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> int:
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
         if only_waiting:  # nobody notes here what has begun
             return 0
         released = [job for job in jobs if self._reserved.pop(job.identity, None)]
-        self._pending[:0] = released
+        if delay_seconds:
+            self._later += [(time.monotonic() + delay_seconds, job) for job in released]
+        else:
+            self._pending[:0] = released
         return len(released)
 
     def release_all(self) -> None:
@@ -52,5 +58,14 @@ class MemoryStore(JobStore):
     def rescue(self) -> int:
         return 0
 
+    def begun(self, jobs: Sequence[Job]) -> list[Job]:
+        return []  # nobody notes it here
+
     def pending(self) -> int:
+        self._let_due_in()
         return len(self._pending)
+
+    def _let_due_in(self) -> None:
+        now = time.monotonic()
+        self._pending += [job for due, job in self._later if due <= now]
+        self._later = [(due, job) for due, job in self._later if due > now]

@@ -306,6 +306,26 @@ class TestAfterAKilledProcess:
         assert [key["n"] for key, _ in summary.errors] == [1]
         assert summary.success_count == 4
 
+    def test_a_task_is_ended_with_its_process_and_others_run(
+        self, case: Case, fresh: Executor, tmp_path: Path
+    ) -> None:
+        assert fresh.kills
+        ticket = submit(fresh, work.job(tmp_path, 0, "wait"))
+        wait_until(lambda: work.begun(tmp_path))
+        (pid,) = pids_of(tmp_path)
+        fresh.kill(ticket)
+        (completion,) = wait_for(fresh, 1)
+        assert (completion.ticket, completion.report) == (ticket, None)
+        wait_until(lambda: not alive(pid))
+        assert all(ended.report for _, ended in run_all(fresh, [work.job(tmp_path, 5)]).values())
+
+    def test_closing_ends_what_runs(self, case: Case, fresh: Executor, tmp_path: Path) -> None:
+        submit(fresh, work.job(tmp_path, 0, "wait"))
+        wait_until(lambda: work.begun(tmp_path))
+        (pid,) = pids_of(tmp_path)
+        fresh.close()
+        wait_until(lambda: not alive(pid))
+
 
 def allow_no_failures(dask_scheduler: Any) -> None:
     dask_scheduler.allowed_failures = 0
@@ -359,6 +379,10 @@ class Refusing(ScriptedExecutor):
 
 
 class TestWhatIsGiven:
+    def test_a_pool_that_can_not_stop_a_task_says_so(self) -> None:
+        with cf.ThreadPoolExecutor(1) as pool, pytest.raises(OptionError, match="timeout_seconds"):
+            FuturesExecutor(pool).killing()
+
     def test_threads_stay_usable(self) -> None:
         with cf.ThreadPoolExecutor(1) as pool:
             with started(FuturesExecutor(pool)):
@@ -436,7 +460,7 @@ class TestWhatIsStarted:
             run_all(executor, [work.job(tmp_path, n) for n in range(4)])
             submit(executor, work.job(tmp_path, 9, "wait"))
             wait_until(lambda: 9 in work.begun(tmp_path))
-            pids = {int(file.name.split("-")[2]) for file in tmp_path.glob("*-begun-*")}
+            pids = pids_of(tmp_path)
             assert pids <= children() - before
         wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
@@ -469,6 +493,11 @@ class TestWhatIsStarted:
             assert executor.drive(work.run_tasks, lambda status: True, "Table") == Summary(20)
             pids = children() - before
         wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def pids_of(folder: Path) -> set[int]:
+    """Give the processes in which jobs have begun."""
+    return {int(file.name.split("-")[2]) for file in folder.glob("*-begun-*")}
 
 
 def children() -> set[int]:

@@ -25,6 +25,7 @@ from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.jobs import Jobs, jobs_of, refreshing
 from djdist.pipeline import job_columns, jobs_table_source
+from lab.watching import wait_until
 
 FAILURE = Failure("ValueError: no", "Traceback of it")
 OpenStore = Callable[..., JobsTable]
@@ -65,6 +66,22 @@ class JobStoreContract:
         assert store.release(reserved[1:3]) == 2
         assert store.pending() == 4
         assert keys_of(store.reserve(3)) == [keys[1], keys[2], keys[4]]
+
+    def test_a_job_released_for_later_is_not_due_before(
+        self, store: JobStore, keys: list[dict[str, Any]]
+    ) -> None:
+        (job,) = store.reserve(1)
+        assert store.release([job], delay_seconds=1.5) == 1
+        assert keys_of(store.reserve(6)) == keys[1:]
+        wait_until(store.pending, "the delay to end")
+        assert store.reserve(6) == [job]
+
+    def test_tells_only_of_begun_jobs_that_they_have_begun(self, store: JobStore) -> None:
+        (job,) = store.reserve(1)
+        assert store.begun([job]) == []
+        store.release([job])
+        assert store.begun([job]) == []
+        assert store.begun([]) == []
 
     def test_releases_nothing_when_there_is_nothing(self, store: JobStore) -> None:
         assert store.release([]) == 0
@@ -546,6 +563,7 @@ class TestFence:
     def test_a_worker_notes_where_it_works(self, store: JobsTable, jobs: Jobs, connection: Any) -> None:
         (job,) = store.reserve(1)
         assert store.fence(keep_completed=False).begins(connection, fence_values(store, job))
+        assert store.begun([job]) == [job]
         begun = row(jobs, job.key)
         assert (begun["host"], begun["pid"], begun["status"]) == ("a worker", 77, "reserved")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -49,6 +51,12 @@ def raise_error_of_the_pipeline(table: dj.Table, key: Key, n: int) -> None:
     raise sys.modules[type(table).__module__].PipelineError(n, "the pipeline's own")
 
 
+def fail_the_first_time(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    _begin(n, folder)
+    if begun(Path(folder)).count(n) == 1:
+        raise ConnectionRefusedError(f"session {n} is not there yet")
+
+
 def exit_python(table: dj.Table, key: Key, n: int) -> None:
     sys.exit(f"session {n} is the end")
 
@@ -78,6 +86,58 @@ def insert_and_wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> N
     """Insert a row of another session's key first, so that a half-done make() would show."""
     table.insert1({**key, "pid": 0})
     wait_at_gate(table, key, n, folder)
+
+
+def never_end_at_the_first(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    _begin(n, folder)
+    while n == 1:
+        time.sleep(0.05)
+
+
+def hold_the_interpreter_at_the_first(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    """Never end, in code that lets no other thread run: a search that backtracks for ever."""
+    _begin(n, folder)
+    if n == 1:
+        re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+def raise_a_long_message(table: dj.Table, key: Key, n: int) -> None:
+    raise ValueError("long " * 2_000_000)
+
+
+def print_without_end(table: dj.Table, key: Key, n: int) -> None:
+    for line in range(20_000):
+        print("line", line, "of session", n)
+        print("line", line, "of session", n, file=sys.stderr)
+
+
+def use_processes(table: dj.Table, key: Key, n: int) -> None:
+    """Compute in a pool of processes, as many pipelines do."""
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+
+
+def fork_by_hand(table: dj.Table, key: Key, n: int) -> None:
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def close_the_connection(table: dj.Table, key: Key, n: int) -> None:
+    if n == 1:
+        table.connection.close()
+
+
+def leave_a_lock_and_a_transaction(table: dj.Table, key: Key, n: int) -> None:
+    """Fail at session 1 with a lock held that all other sessions need."""
+    mysql = table.connection.adapter.backend == "mysql"
+    lock = "SELECT GET_LOCK('djdist', 5)" if mysql else "SELECT pg_try_advisory_lock(7)"
+    assert table.connection.query(lock).fetchone()[0]
+    if n == 1:
+        table.insert1({**key, "pid": 0})
+        raise ValueError("the lock stays")
+    table.connection.query("SELECT RELEASE_LOCK('djdist')" if mysql else "SELECT pg_advisory_unlock(7)")
 
 
 def _begin(n: int, folder: str) -> None:

@@ -34,6 +34,7 @@ class ScriptedExecutor(Executor):
         self.overfull = False
         self.cancellable: set[int] = set()
         self.trial = Report()
+        self.killed: list[Job] = []
         self.closed = False
         self._trials: list[int] = []
         self._submitted = 0
@@ -71,6 +72,9 @@ class ScriptedExecutor(Executor):
             del self.running[ticket]
             return True
         return False
+
+    def kill(self, ticket: int) -> None:
+        self.killed.append(self.running.pop(ticket))
 
     def close(self) -> None:
         self.closed = True

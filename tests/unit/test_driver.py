@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from djdist.driver import WAIT_SECONDS, Driver
 from djdist.errors import WorkerSetupError
-from djdist.job import Completion, Ending, Job, Policy, Report, Status
+from djdist.job import Completion, Ending, Job, Policy, Report, Status, Summary
 from djdist.job_stores.memory import MemoryStore
 from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
 
@@ -30,6 +30,7 @@ class CountingStore(MemoryStore):
         self.refreshed = 0
         self.only_waiting: list[Job] = []
         self.not_begun: set[int] = set()
+        self.has_begun: set[int] = set()
 
     def refresh(self) -> dict[str, int]:
         self.refreshed += 1
@@ -39,11 +40,14 @@ class CountingStore(MemoryStore):
         self.asked.append(limit)
         return super().reserve(limit)
 
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False) -> int:
+    def begun(self, jobs: Sequence[Job]) -> list[Job]:
+        return [job for job in jobs if job.key["n"] in self.has_begun]
+
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
         if only_waiting:
             self.only_waiting += jobs
             jobs = [job for job in jobs if job.key["n"] in self.not_begun]
-        return super().release(jobs)
+        return super().release(jobs, delay_seconds=delay_seconds)
 
 
 def test_every_key_is_made_once_and_counted() -> None:
@@ -205,6 +209,142 @@ def test_a_job_taken_over_by_somebody_else_is_left_alone(caplog: pytest.LogCaptu
     summary = Driver(store, executor, Policy()).run(going_on)
     assert (summary.success_count, summary.errors, store.failures) == (0, (), [])
     assert "not this run's any more" in caplog.text
+
+
+def waking(clock: Clock) -> Callable[[float], None]:
+    """Let the seconds pass at once, for the clock and for what the store holds back."""
+
+    def sleep(seconds: float) -> None:
+        clock.seconds += seconds
+
+    return sleep
+
+
+class PatientStore(CountingStore):
+    """Gives jobs back when they are due by the test's clock."""
+
+    def __init__(self, count: int, clock: Clock) -> None:
+        super().__init__(count)
+        self.clock = clock
+        self.delayed: list[tuple[float, Job]] = []
+        self.delays: list[float] = []
+
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
+        released = super().release(jobs, only_waiting=only_waiting)
+        if delay_seconds:
+            self.delays.append(delay_seconds)
+            self.delayed += [(self.clock() + delay_seconds, job) for job in super().reserve(len(jobs))]
+        return released
+
+    def reserve(self, limit: int) -> list[Job]:
+        due = [job for at, job in self.delayed if at <= self.clock()][:limit]
+        self.delayed = [(at, job) for at, job in self.delayed if job not in due]
+        return due or super().reserve(limit)
+
+
+def test_a_failed_key_is_tried_again_in_the_same_run_once_its_pause_is_over() -> None:
+    clock = Clock()
+    store = PatientStore(1, clock)
+    executor = ScriptedExecutor(places=1, answer=lambda t, job: failed(t, job) if t <= 3 else made(t, job))
+    driver = Driver(store, executor, Policy(retries=2), clock=clock, sleep=waking(clock))
+    assert driver.run(going_on) == Summary(1)
+    assert len(store.delays) == 2
+    assert store.failures == []
+
+
+def test_a_key_that_fails_once_too_often_is_an_error() -> None:
+    clock = Clock()
+    store = PatientStore(1, clock)
+    executor = ScriptedExecutor(places=1, answer=failed)
+    policy = Policy(retries=2, suppress_errors=True)
+    summary = Driver(store, executor, policy, clock=clock, sleep=waking(clock)).run(going_on)
+    assert [key["n"] for key, _ in summary.errors] == [0]
+    assert len(executor.begun) == 3
+
+
+def test_what_the_database_gave_up_is_tried_again_at_no_cost() -> None:
+    clock = Clock()
+    executor = ScriptedExecutor(
+        places=1, answer=lambda t, job: ended(t, job, Ending.DEFERRED, "lost") if t <= 6 else made(t, job)
+    )
+    policy = Policy(max_losses=1, max_calls=1)
+    driver = Driver(PatientStore(1, clock), executor, policy, clock=clock, sleep=waking(clock))
+    assert driver.run(going_on) == Summary(1)
+
+
+def test_a_make_that_takes_too_long_is_ended_and_becomes_an_error() -> None:
+    clock = Clock()
+
+    def answer(ticket: int, job: Job) -> Completion | None:
+        clock.seconds += 1
+        return None if job.key["n"] == 1 else made(ticket, job)
+
+    executor = ScriptedExecutor(places=2, answer=answer)
+    store = CountingStore(4)
+    store.has_begun = {1}
+    policy = Policy(suppress_errors=True, timeout_seconds=10)
+    summary = Driver(store, executor, policy, clock=clock).run(going_on)
+    assert summary.success_count == 3
+    ((key, failure),) = summary.errors
+    assert (key, failure.message) == ({"n": 1}, "TimeoutError: timed out after 10 seconds")
+    assert [job.key["n"] for job in executor.killed] == [1]
+    assert 10 <= clock.seconds <= 14
+
+
+def test_a_worker_that_ended_itself_because_of_the_timeout_is_an_error_and_no_loss() -> None:
+    clock = Clock()
+
+    def answer(ticket: int, job: Job) -> Completion | None:
+        clock.seconds += 1
+        return lost(ticket, job) if clock.seconds >= 12 else None
+
+    policy = Policy(suppress_errors=True, timeout_seconds=10)
+    executor = ScriptedExecutor(places=1, answer=answer)
+    summary = Driver(CountingStore(1), executor, policy, clock=clock).run(going_on)
+    assert [failure.message for _, failure in summary.errors] == ["TimeoutError: timed out after 10 seconds"]
+    assert len(executor.begun) == 1
+
+
+def test_a_stop_ends_what_still_runs_after_the_grace() -> None:
+    clock = Clock()
+
+    def answer(ticket: int, job: Job) -> Completion | None:
+        clock.seconds += 1
+        return None
+
+    executor = ScriptedExecutor(places=2, answer=answer)
+    store = CountingStore(4)
+    driver = Driver(store, executor, Policy(grace_seconds=5), clock=clock)
+    summary = driver.run(lambda status: clock.seconds < 3)
+    assert summary == Summary(0)
+    assert 5 <= clock.seconds <= 12
+    assert executor.closed
+    assert store.pending() == 4
+
+
+def test_what_runs_at_an_interrupt_may_finish_within_the_grace() -> None:
+    interrupts = iter([KeyboardInterrupt()])
+
+    def answer(ticket: int, job: Job) -> Completion:
+        for interrupt in interrupts:
+            raise interrupt
+        return made(ticket, job)
+
+    store = CountingStore(5)
+    driver = Driver(store, ScriptedExecutor(places=3, answer=answer), Policy())
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(going_on)
+    assert driver.summary().success_count == 3
+    assert store.pending() == 2
+
+
+def test_no_more_errors_are_kept_than_wanted_but_all_are_counted() -> None:
+    store = CountingStore(10)
+    policy = Policy(suppress_errors=True, max_errors_listed=4)
+    driver = Driver(store, ScriptedExecutor(places=2, answer=failed), policy)
+    assert len(driver.run(going_on).errors) == 4
+    assert driver.status().failed == 10
+    assert len(store.failures) == 10
 
 
 def test_workers_that_can_not_work_end_the_run_before_anything_is_touched() -> None:

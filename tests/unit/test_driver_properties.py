@@ -38,7 +38,7 @@ class PriorityStore(JobStore):
         self.owned |= {number: self.waiting.pop(number) for number in urgent}
         return [Job({"n": number}) for number in urgent]
 
-    def release(self, jobs: Any, *, only_waiting: bool = False) -> int:
+    def release(self, jobs: Any, *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
         if only_waiting:
             return 0
         self.waiting |= {job.key["n"]: self.owned.pop(job.key["n"]) for job in jobs}
@@ -61,6 +61,9 @@ class PriorityStore(JobStore):
     def rescue(self) -> int:
         return 0
 
+    def begun(self, jobs: Any) -> list[Job]:
+        return list(jobs)
+
     def pending(self) -> int:
         return len(self.waiting)
 
@@ -75,13 +78,16 @@ class DriverMachine(RuleBasedStateMachine):
         self.next_completion: Completion | None = None
         self.executor = ScriptedExecutor(places=3, answer=self.answer)
         policy = Policy(suppress_errors=True, max_losses=MAX_LOSSES)
-        self.driver = Driver(self.store, self.executor, policy, clock=self.clock)
+        self.driver = Driver(self.store, self.executor, policy, clock=self.clock, sleep=self.pass_by)
         self.added: dict[int, int] = {}
         self.losses: Counter[int] = Counter()
 
     def answer(self, ticket: int, job: Job) -> Completion | None:
         completion = self.next_completion
         return completion if completion and completion.ticket == ticket else None
+
+    def pass_by(self, seconds: float) -> None:
+        self.clock.seconds += seconds
 
     def step(self) -> None:
         before = dict(self.store.waiting)
