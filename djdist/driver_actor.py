@@ -33,6 +33,7 @@ class DriverActor:
     def __init__(self, run: Drive, executor: Executor, patience_seconds: float) -> None:
         self._status = Status()
         self._stopping = threading.Event()
+        self._cut = threading.Event()
         self._result: Summary | DjdistError | None = None
         self._patience_seconds = patience_seconds
         self._asked_at = time.monotonic()
@@ -51,6 +52,10 @@ class DriverActor:
         """Let the run reserve no more jobs."""
         self._stopping.set()
 
+    def cut(self) -> None:
+        """End the run without any grace."""
+        self._cut.set()
+
     def result(self) -> Summary | DjdistError | None:
         """Give the run's summary, or what ended it; None while it goes on."""
         self._asked_at = time.monotonic()
@@ -61,13 +66,23 @@ class DriverActor:
             self._result = run(executor, self._watch)
         except DjdistError as error:
             self._result = error
+        except KeyboardInterrupt:
+            self._result = Summary()
         except BaseException as error:
             self._result = ClusterError(f"The run's driver failed: {type(error).__name__}: {error}")
             raise
+        finally:
+            if self._is_forsaken():
+                executor.abandon()
+
+    def _is_forsaken(self) -> bool:
+        return time.monotonic() - self._asked_at > self._patience_seconds
 
     def _watch(self, status: Status) -> bool:
         self._status = status
-        if time.monotonic() - self._asked_at > self._patience_seconds:
+        if self._cut.is_set():
+            raise KeyboardInterrupt
+        if self._is_forsaken() and not self._stopping.is_set():
             logger.warning("The run's caller is gone, so it stops")
             self.stop()
         return not self._stopping.is_set()
@@ -142,6 +157,15 @@ def follow(ask: Callable[[str], Any], watch: Watch) -> Summary:
 
 
 def _stop(ask: Callable[[str], Any]) -> None:
+    """Stop a run, at once where the user asks for it again meanwhile."""
     ask("stop")
+    try:
+        _wait_for_end(ask)
+    except (KeyboardInterrupt, SystemExit):
+        ask("cut")
+        _wait_for_end(ask)
+
+
+def _wait_for_end(ask: Callable[[str], Any]) -> None:
     while ask("result") is None:
         time.sleep(FIRST_POLL_SECONDS)

@@ -89,6 +89,9 @@ class Executor(ABC):
             )
         return self
 
+    def abandon(self) -> None:
+        """End, for a caller that is gone, what ``close`` left to it."""
+
     @abstractmethod
     def start(self, work: Work) -> None:
         """Get ready to run ``work`` on groups of jobs."""

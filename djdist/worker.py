@@ -19,7 +19,7 @@ import cloudpickle
 from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Fence, key_name
 from djdist.job import Ending, Failure, Job, Outcome, Report
-from djdist.pipeline import connect_anew, is_infrastructure, is_made, job_columns, make_key
+from djdist.pipeline import connect_anew, is_alive, is_infrastructure, is_made, job_columns, make_key
 from djdist.shipping import ConnectionSettings, unpack_table
 from djdist.signals import catching
 
@@ -129,7 +129,7 @@ def make_job(workplace: Workplace, job: Job) -> Outcome:
 
 def _attempt(workplace: Workplace, job: Job, values: Mapping[str, Any]) -> Ending:
     table, fence = workplace.table, workplace.fence
-    if not workplace.clean and (workplace.own_connection or not table.connection.is_connected):
+    if not workplace.clean and (workplace.own_connection or not is_alive(table.connection)):
         connect_anew(table.connection)
     if fence and not fence.begins(table.connection, values):
         return Ending.MADE if is_made(table, job.key) else Ending.DISOWNED  # a cluster may run a task again

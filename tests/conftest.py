@@ -162,10 +162,11 @@ def _belongs_to_short_run(item: pytest.Item) -> bool:
     parameters = (
         item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     )
-    executor = parameters.get("executor", parameters.get("remote_executor"))
-    if executor not in PAIRS or item.path.name in EVERY_PAIR:
+    named = [str(value).removeprefix("executor=").strip("'") for value in parameters.values()]
+    executors = [name for name in named if name in PAIRS]
+    if not executors or item.path.name in EVERY_PAIR:
         return True
-    return parameters.get("server") == PAIRS[executor]
+    return parameters.get("server") == PAIRS[executors[0]]
 
 
 LONG = {"test_failures.py", "test_interrupts.py"}

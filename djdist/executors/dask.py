@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -60,6 +60,7 @@ class DaskExecutor(Executor):
         self._counted_at = float("-inf")
         self._run = ""
         self._own_worker = ""
+        self._left: list[distributed.Future[Report]] = []
 
     def __repr__(self) -> str:
         return f"DaskExecutor({self._cluster or 'auto'})"
@@ -91,9 +92,10 @@ class DaskExecutor(Executor):
         except DjdistError:
             raise
         except (OSError, RuntimeError, distributed.CancelledError, distributed.KilledWorker) as error:
+            self._restart(self._still_running())
             raise DriverLostError(f"The run's driver was lost on the Dask cluster: {error}") from error
         except (KeyboardInterrupt, SystemExit):
-            self._restart(self._busy_with(self._belongs_to_run))
+            self._restart(self._tasks_of_workers(self._belongs_to_run))
             raise
         finally:
             submitted.release()
@@ -134,15 +136,21 @@ class DaskExecutor(Executor):
 
     def kill(self, ticket: int) -> None:
         keys = {future.key for future, running in self._tickets.items() if running == ticket}
-        self._restart(self._busy_with(keys.__contains__))
+        self._restart(self._tasks_of_workers(keys.__contains__))
 
     def close(self) -> None:
         """End what runs, but for what shares a worker with the driver, which the caller ends."""
         if self._tickets:
-            busy = self._busy_with(self._belongs_to_run) - {self._own_worker}
-            self._client.cancel(list(self._tickets))
+            tasks = self._tasks_of_workers(self._belongs_to_run)
+            beside = tasks.pop(self._own_worker, set())
+            self._left = [future for future in self._tickets if future.key in beside]
+            self._client.cancel([future for future in self._tickets if future.key not in beside])
             self._tickets.clear()
-            self._restart(busy)
+            self._restart(tasks)
+
+    def abandon(self) -> None:
+        if self._left:
+            self._restart({self._own_worker})
 
     def _find_client(self) -> distributed.Client:
         if isinstance(self._cluster, distributed.Client):
@@ -166,16 +174,23 @@ class DaskExecutor(Executor):
     def _belongs_to_run(self, key: Any) -> bool:
         return isinstance(key, tuple) and str(key[-1]).startswith(f"{self._run}-")
 
-    def _busy_with(self, wanted: Callable[[Any], bool]) -> set[str]:
-        """Find the workers that have one of these tasks."""
+    def _tasks_of_workers(self, wanted: Callable[[Any], bool]) -> dict[str, set[Any]]:
+        """Find the workers that have some of these tasks."""
         tasks: dict[str, Sequence[Any]] = self._client.processing()
-        return {worker for worker, keys in tasks.items() if any(map(wanted, keys))}
+        found = {worker: set(filter(wanted, keys)) for worker, keys in tasks.items()}
+        return {worker: keys for worker, keys in found.items() if keys}
 
-    def _restart(self, workers: set[str]) -> None:
-        if not workers:
+    def _still_running(self) -> list[str]:
+        """Find the workers that are still with the run, though the scheduler has forgotten its tasks."""
+        keys: dict[str, list[Any]] = self._client.run(_keys_in_threads, on_error="ignore")
+        return [worker for worker, running in keys.items() if any(map(self._belongs_to_run, running))]
+
+    def _restart(self, workers: Iterable[str]) -> None:
+        addresses = list(workers)
+        if not addresses:
             return
         try:
-            self._client.restart_workers(list(workers), timeout=RESTART_SECONDS, raise_for_error=False)
+            self._client.restart_workers(addresses, timeout=RESTART_SECONDS, raise_for_error=False)
         except ValueError as error:
             logger.warning(
                 "Workers without a nanny can't be stopped; what runs there will change nothing: %s", error
@@ -201,6 +216,10 @@ def _local_cluster() -> distributed.SpecCluster:
         worker_kwargs={"env": environment},
         scheduler_kwargs={"idle_timeout": IDLE_TIMEOUT, "allowed_failures": 0},
     )
+
+
+def _keys_in_threads(dask_worker: distributed.Worker) -> list[Any]:
+    return list(dask_worker.active_threads.values())
 
 
 def _configured_address() -> str | None:

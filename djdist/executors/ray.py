@@ -81,17 +81,24 @@ class RayExecutor(Executor):
         return outlive(lambda watch_all: self._drive_once(run, watch_all, name), watch)
 
     def _drive_once(self, run: Drive, watch: Watch, name: str) -> Summary:
-        actor_class: Any = ray.remote(num_cpus=0, resources=HEAD_NODE, max_restarts=0)(DriverActor)
-        actor_name = f"djdist {name} {uuid4().hex[:8]}"
-        actor = actor_class.options(name=actor_name, **self._runtime_env).remote(
-            run, self, config.lease_seconds
-        )
+        host, driver = self._host(), f"{name} {uuid4().hex[:8]}"
         try:
-            return follow(lambda method: ray.get(getattr(actor, method).remote()), watch)
+            ray.get(host.begin.remote(driver, run, self, config.lease_seconds))
+            return follow(lambda method: ray.get(host.ask.remote(driver, method)), watch)
         except RayError as error:
+            _hosts.clear()
             raise DriverLostError(f"The run's driver was lost on the Ray cluster: {error}") from error
         finally:
-            actor.__ray_terminate__.remote()  # a killed one could not report its last tasks to the dashboard
+            host.end.remote(driver)
+
+    def _host(self) -> Any:
+        """Give this process's actor for drivers; only its first run waits for the actor to start."""
+        here = (ray.get_runtime_context().get_job_id(), repr(self._runtime_env))
+        if here not in _hosts:
+            actor_class: Any = ray.remote(num_cpus=0, resources=HEAD_NODE, max_restarts=0)(DriverHost)
+            name = f"djdist drivers {uuid4().hex[:8]}"
+            _hosts[here] = actor_class.options(name=name, **self._runtime_env).remote()
+        return _hosts[here]
 
     def disconnect(self) -> None:
         if self._started:
@@ -138,6 +145,28 @@ class RayExecutor(Executor):
             self._places = int(min(fitting, default=total.get("CPU", 0)))
             self._counted_at = now
         return self._places
+
+
+class DriverHost:
+    """Keeps the drivers of one caller's runs."""
+
+    def __init__(self) -> None:
+        self._drivers: dict[str, DriverActor] = {}
+
+    def begin(self, driver: str, run: Drive, executor: Executor, patience_seconds: float) -> None:
+        """Start a run."""
+        self._drivers[driver] = DriverActor(run, executor, patience_seconds)
+
+    def ask(self, driver: str, method: str) -> Any:
+        """Call a method of a driver."""
+        return getattr(self._drivers[driver], method)()
+
+    def end(self, driver: str) -> None:
+        """Forget a driver."""
+        self._drivers.pop(driver, None)
+
+
+_hosts: dict[tuple[str, str], Any] = {}
 
 
 def _run(work: Work, jobs: Sequence[Job]) -> Report:

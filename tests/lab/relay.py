@@ -1,4 +1,4 @@
-"""A way to a server that tests can cut."""
+"""A way to a server that tests can cut and mend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ class Relay:
         self._server = (host, port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self._open: list[socket.socket] = [self._listener]
+        self._open: list[socket.socket] = []
+        self._out = False
+        self.refused = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def refuse(self) -> None:
@@ -25,8 +27,21 @@ class Relay:
         self._listener.close()
 
     def cut(self) -> None:
+        """Let no new connection through and end those that are open."""
         self.refuse()
-        for end in self._open:
+        self._end_all()
+
+    def go_out(self) -> None:
+        """Be away like a server that restarts: end all connections, and each new one at once."""
+        self._out = True
+        self._end_all()
+
+    def come_back(self) -> None:
+        self._out = False
+
+    def _end_all(self) -> None:
+        while self._open:
+            end = self._open.pop()
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
@@ -35,6 +50,10 @@ class Relay:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                if self._out:
+                    self.refused += 1
+                    near.close()
+                    continue
                 far = socket.create_connection(self._server)
                 self._open += [near, far]
                 for source, sink in ((near, far), (far, near)):

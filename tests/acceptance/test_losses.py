@@ -1,0 +1,208 @@
+"""What dies, goes away or is told to go while it works: nothing is lost, nothing is half there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+import pytest
+
+import djdist
+import lab as pipelines
+from lab import doing
+from lab.relay import Relay, relayed
+from lab.watching import SECONDS, counts, wait_until
+from servers import Server
+
+Script = Callable[..., Any]
+
+CALL = """
+from {lab} import Scripted
+from lab import doing
+
+make_kwargs = {{"do": doing.wait_at_gate, "folder": {folder!r}}}
+Scripted.populate(reserve_jobs=True, make_kwargs=make_kwargs, {options})
+"""
+
+
+def call(lab: ModuleType, folder: Path, options: str) -> str:
+    return CALL.format(lab=lab.__name__, folder=str(folder), options=options)
+
+
+def options_for(executor: Any) -> tuple[str, dict[str, str]]:
+    """Say how a script joins the executor of a test."""
+    if executor == "ray":
+        import ray
+
+        return "executor='ray'", {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    if isinstance(executor, djdist.LocalExecutor):
+        return "processes=2", {}
+    return "executor='dask'", {"DASK_SCHEDULER_ADDRESS": executor.scheduler.address}
+
+
+@contextmanager
+def meanwhile(act: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread while the test waits for a run."""
+    errors: list[BaseException] = []
+
+    def do() -> None:
+        try:
+            act()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=do)
+    thread.start()
+    yield
+    thread.join()
+    assert errors == []
+
+
+class TestGrace:
+    def test_what_still_runs_after_the_grace_is_ended_and_given_back(
+        self, lab: ModuleType, script: Script, remote_executor: Any, tmp_path: Path
+    ) -> None:
+        pipelines.fill(lab)
+        options, environment = options_for(remote_executor)
+        process = script(call(lab, tmp_path, options), DJDIST_GRACE_SECONDS="0.5", **environment)
+        wait_until(lambda: len(doing.begun(tmp_path)) == 2, "two jobs")
+        workers = pids_of(tmp_path)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=SECONDS)
+        assert "SIGTERM" in error
+        assert counts(lab.Scripted) == {"pending": 6}
+        wait_until(lambda: not any(map(alive, workers)), "the end of the workers")
+        assert len(lab.Scripted()) == 0
+
+    def test_a_second_ctrl_c_cuts_the_grace(
+        self, lab: ModuleType, script: Script, remote_executor: Any, tmp_path: Path
+    ) -> None:
+        pipelines.fill(lab)
+        options, environment = options_for(remote_executor)
+        process = script(call(lab, tmp_path, options), DJDIST_GRACE_SECONDS="600", **environment)
+        wait_until(lambda: len(doing.begun(tmp_path)) == 2, "two jobs")
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: counts(lab.Scripted) == {"reserved": 2, "pending": 4}, "the rest to be given back")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=SECONDS)
+        wait_until(lambda: counts(lab.Scripted) == {"pending": 6}, "all to be given back")
+        doing.open_gate(tmp_path)
+        assert lab.Square.populate(reserve_jobs=True)["success_count"] == 6
+
+
+class TestCallerKilled:
+    def test_its_run_stops_and_the_next_one_makes_what_it_held(
+        self, lab: ModuleType, script: Script, remote_executor: Any, tmp_path: Path
+    ) -> None:
+        pipelines.fill(lab)
+        options, environment = options_for(remote_executor)
+        lease = {"DJDIST_LEASE_SECONDS": "2", "DJDIST_GRACE_SECONDS": "1"}
+        process = script(call(lab, tmp_path, options), **lease, **environment)
+        wait_until(lambda: len(doing.begun(tmp_path)) == 2, "two jobs")
+        workers = pids_of(tmp_path)
+        process.kill()
+        wait_until(lambda: not any(map(alive, workers)), "the end of the workers")
+
+        def made_all() -> bool:
+            lab.Scripted.populate(reserve_jobs=True, make_kwargs={"do": doing.nothing})
+            return len(lab.Scripted()) == 6
+
+        wait_until(made_all, "the lease to end")
+        assert counts(lab.Scripted) == {}
+
+
+class TestDriverKilled:
+    def test_another_one_adopts_the_run(
+        self, lab: ModuleType, tmp_path: Path, cluster_with_driver: tuple[Any, Callable[[], int]]
+    ) -> None:
+        executor, find_driver = cluster_with_driver
+        pipelines.fill(lab)
+
+        def kill_the_driver() -> None:
+            wait_until(lambda: len(doing.begun(tmp_path)) == 2, "two jobs")
+            os.kill(find_driver(), signal.SIGKILL)
+            wait_until(lambda: len(doing.begun(tmp_path)) >= 4, "the next driver's jobs")
+            doing.open_gate(tmp_path)
+
+        arguments = {"do": doing.wait_at_gate, "folder": str(tmp_path)}
+        with meanwhile(kill_the_driver):
+            lab.Scripted.populate(reserve_jobs=True, executor=executor, make_kwargs=arguments)
+        assert len(lab.Scripted()) == 6
+        assert counts(lab.Scripted) == {}
+
+    @pytest.fixture(params=["ray", "dask"])
+    def cluster_with_driver(self, request: pytest.FixtureRequest) -> tuple[Any, Callable[[], int]]:
+        """A cluster, and how to find the process of its driver."""
+        if request.param == "ray":
+            request.getfixturevalue("ray_cluster")
+            return "ray", ray_driver
+        client = request.getfixturevalue("dask_client")
+        return client, lambda: dask_driver(client)
+
+
+def ray_driver() -> int:
+    titles = {process.pid: " ".join(process.cmdline()) for process in psutil.process_iter()}
+    (pid,) = [pid for pid, title in titles.items() if title.startswith("ray::") and "Driver" in title]
+    return pid
+
+
+def dask_driver(client: Any) -> int:
+    (address,) = {
+        workers[0] for key, workers in client.who_has().items() if workers and "djdist driver" in str(key)
+    }
+    pid: int = client.run(os.getpid, workers=[address])[address]
+    return pid
+
+
+def pids_of(folder: Path) -> set[int]:
+    return {int(file.name.split("-")[2]) for file in folder.glob("*-begun-*")}
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+class TestDatabaseAway:
+    @pytest.fixture
+    def relay(self, server: Server) -> Iterator[Relay]:
+        with relayed(server.host, server.port) as relay:
+            yield relay
+
+    @pytest.fixture
+    def far_lab(
+        self, connection: Any, server: Server, relay: Relay, schema_name: str, modules_folder: Path
+    ) -> Iterator[ModuleType]:
+        """A pipeline over a connection that can go away."""
+        far = replace(server, port=relay.port).configure()
+        lab = pipelines.declare(schema_name, modules_folder)
+        pipelines.fill(lab)
+        yield lab
+        pipelines.forget(lab)
+        far.close()
+
+    def test_the_run_waits_and_goes_on(
+        self, far_lab: ModuleType, relay: Relay, executor: Any, tmp_path: Path
+    ) -> None:
+        def go_out_for_a_while() -> None:
+            wait_until(lambda: doing.begun(tmp_path), "a job")
+            relay.go_out()
+            doing.open_gate(tmp_path)
+            wait_until(lambda: relay.refused >= 6, "some attempts to connect")
+            relay.come_back()
+
+        arguments = {"do": doing.wait_at_gate, "folder": str(tmp_path)}
+        options = {"reserve_jobs": True, "executor": executor, "make_kwargs": arguments}
+        with meanwhile(go_out_for_a_while):
+            summary = far_lab.Scripted.populate(**options)
+        assert summary["error_list"] == []
+        far_lab.schema.connection.connect()
+        assert len(far_lab.Scripted()) == 6
+        assert counts(far_lab.Scripted) == {}
