@@ -11,12 +11,12 @@ from djdist.executor import Executor
 from djdist.job import Completion, Ending, Failure, Job, Key, Outcome, Policy, Status, Summary, Watch, Work
 from djdist.job_store import JobStore
 from djdist.lease import Lease
+from djdist.overdue import Overdue
 
 logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 0.5
 RECOUNT_SECONDS = 2.0
-TIMEOUT_CHECKS = 10
 CLOCKS_DIFFER_SECONDS = 0.1
 UNKNOWN = Failure("unknown")
 UNFINISHED = "a worker had begun it and is gone, or make() changed its own row in the jobs table"
@@ -69,7 +69,7 @@ class Driver:
         self._clock = clock
         self._sleep = sleep
         self._attempts = Attempts(policy)
-        self._overdue = _Overdue(policy.timeout_seconds, clock)
+        self._overdue = Overdue(policy.timeout_seconds, clock)
         self._in_flight: dict[int, Job] = {}
         self._errors: list[tuple[Key, Failure]] = []
         self._made = 0
@@ -335,37 +335,6 @@ class _Supply:
         if not self._short:
             return True
         return idle or self._clock() - self._asked_at >= WAIT_SECONDS
-
-
-class _Overdue:
-    """Knows since when jobs have been running, as seen now and then, and which take too long."""
-
-    def __init__(self, timeout_seconds: float | None, clock: Callable[[], float]) -> None:
-        self._timeout_seconds = timeout_seconds or float("inf")
-        self.period_seconds = self._timeout_seconds / TIMEOUT_CHECKS
-        error = TimeoutError(f"timed out after {self._timeout_seconds:g} seconds")
-        self.failure = Failure(f"TimeoutError: {error}", "", error, ("TimeoutError", "OSError", "Exception"))
-        self._submitted_at: dict[int, float] = {}
-        self._clock = clock
-        self._asked_at = clock()
-        self._begun_at: dict[int, float] = {}
-
-    def note(self, ticket: int) -> None:
-        self._submitted_at[ticket] = self._clock()
-
-    def explains(self, ticket: int) -> bool:
-        """Tell whether a worker that died may have ended itself because of the timeout."""
-        return self._clock() - self._submitted_at.pop(ticket) >= self._timeout_seconds
-
-    def asks(self) -> bool:
-        return self._clock() - self._asked_at >= self.period_seconds
-
-    def among(self, in_flight: dict[int, Job], begun: list[Job]) -> list[int]:
-        self._asked_at = now = self._clock()
-        running = {job.identity for job in begun}
-        tickets = [ticket for ticket, job in in_flight.items() if job.identity in running]
-        self._begun_at = {ticket: self._begun_at.get(ticket, now) for ticket in tickets}
-        return [ticket for ticket in tickets if now - self._begun_at[ticket] >= self._timeout_seconds]
 
 
 def _trouble(completion: Completion) -> str:

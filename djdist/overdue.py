@@ -1,0 +1,56 @@
+"""Which jobs take longer than they may."""
+
+from collections.abc import Callable
+
+from djdist.job import Failure, Job
+
+CHECKS = 10
+
+
+class Overdue:
+    """Knows since when jobs have been running, as far as it is told.
+
+    Parameters
+    ----------
+    timeout_seconds : float or None
+        How long a job may take.
+    clock : callable
+        Seconds that pass.
+
+    Attributes
+    ----------
+    period_seconds : float
+        After so long it wants to be told again which jobs have begun.
+    failure : Failure
+        What a job becomes that took too long.
+    """
+
+    def __init__(self, timeout_seconds: float | None, clock: Callable[[], float]) -> None:
+        self._timeout_seconds = timeout_seconds or float("inf")
+        self.period_seconds = self._timeout_seconds / CHECKS
+        error = TimeoutError(f"timed out after {self._timeout_seconds:g} seconds")
+        self.failure = Failure(f"TimeoutError: {error}", "", error, ("TimeoutError", "OSError", "Exception"))
+        self._clock = clock
+        self._asked_at = clock()
+        self._submitted_at: dict[int, float] = {}
+        self._begun_at: dict[int, float] = {}
+
+    def note(self, ticket: int) -> None:
+        """Note that a task was submitted."""
+        self._submitted_at[ticket] = self._clock()
+
+    def explains(self, ticket: int) -> bool:
+        """Tell whether a worker that died with this task may have ended itself because of the timeout."""
+        return self._clock() - self._submitted_at.pop(ticket) >= self._timeout_seconds
+
+    def asks(self) -> bool:
+        """Tell whether it is time to look which jobs have begun."""
+        return self._clock() - self._asked_at >= self.period_seconds
+
+    def among(self, in_flight: dict[int, Job], begun: list[Job]) -> list[int]:
+        """Give the tickets of jobs that began too long ago."""
+        self._asked_at = now = self._clock()
+        running = {job.identity for job in begun}
+        tickets = [ticket for ticket, job in in_flight.items() if job.identity in running]
+        self._begun_at = {ticket: self._begun_at.get(ticket, now) for ticket in tickets}
+        return [ticket for ticket in tickets if now - self._begun_at[ticket] >= self._timeout_seconds]

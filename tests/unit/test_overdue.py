@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from djdist.job import Job
+from djdist.overdue import CHECKS, Overdue
+from lab.scripted import Clock
+
+IN_FLIGHT = {1: Job({"n": 1}), 2: Job({"n": 2})}
+
+
+def test_time_counts_from_when_a_job_was_first_seen_to_have_begun() -> None:
+    clock = Clock()
+    overdue = Overdue(10, clock)
+    clock.seconds = 100
+    assert overdue.among(IN_FLIGHT, [IN_FLIGHT[1]]) == []
+    clock.seconds = 105
+    assert overdue.among(IN_FLIGHT, [IN_FLIGHT[1], IN_FLIGHT[2]]) == []
+    clock.seconds = 110
+    assert overdue.among(IN_FLIGHT, [IN_FLIGHT[1], IN_FLIGHT[2]]) == [1]
+
+
+def test_a_key_that_begins_again_has_all_its_time_again() -> None:
+    clock = Clock()
+    overdue = Overdue(10, clock)
+    overdue.among({1: IN_FLIGHT[1]}, [IN_FLIGHT[1]])
+    clock.seconds = 10
+    assert overdue.among({7: IN_FLIGHT[1]}, [IN_FLIGHT[1]]) == []
+
+
+def test_it_asks_ten_times_within_the_timeout() -> None:
+    clock = Clock()
+    overdue = Overdue(10, clock)
+    assert not overdue.asks()
+    clock.seconds = 10 / CHECKS
+    assert overdue.asks()
+
+
+def test_without_a_timeout_nothing_is_overdue_and_it_never_asks() -> None:
+    clock = Clock()
+    overdue = Overdue(None, clock)
+    overdue.note(1)
+    clock.seconds = 1e9
+    assert not overdue.asks()
+    assert not overdue.explains(1)
