@@ -164,7 +164,7 @@ def _belongs_to_short_run(item: pytest.Item) -> bool:
     )
     named = [str(value).removeprefix("executor=").strip("'") for value in parameters.values()]
     executors = [name for name in named if name in PAIRS]
-    if not executors or item.path.name in EVERY_PAIR:
+    if "server" not in parameters or not executors or item.path.name in EVERY_PAIR:
         return True
     return parameters.get("server") == PAIRS[executors[0]]
 
