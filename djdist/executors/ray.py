@@ -93,7 +93,8 @@ class RayExecutor(Executor):
 
     def _host(self) -> Any:
         """Give this process's actor for drivers; only its first run waits for the actor to start."""
-        here = (ray.get_runtime_context().get_job_id(), repr(self._runtime_env))
+        context = ray.get_runtime_context()
+        here = (context.get_node_id(), context.get_job_id(), repr(self._runtime_env))
         if here not in _hosts:
             actor_class: Any = ray.remote(num_cpus=0, resources=HEAD_NODE, max_restarts=0)(DriverHost)
             name = f"djdist drivers {uuid4().hex[:8]}"
@@ -103,6 +104,7 @@ class RayExecutor(Executor):
     def disconnect(self) -> None:
         if self._started:
             self._started = False
+            _hosts.clear()
             ray.shutdown()
 
     def start(self, work: Work) -> None:
@@ -166,7 +168,7 @@ class DriverHost:
         self._drivers.pop(driver, None)
 
 
-_hosts: dict[tuple[str, str], Any] = {}
+_hosts: dict[tuple[str, str, str], Any] = {}
 
 
 def _run(work: Work, jobs: Sequence[Job]) -> Report:
