@@ -157,12 +157,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _belongs_to_short_run(item: pytest.Item) -> bool:
-    if item.path.name in LONG:
+    if item.path.name in LONG or item.get_closest_marker("long"):
         return False
     parameters = (
         item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     )
     named = [str(value).removeprefix("executor=").strip("'") for value in parameters.values()]
+    named += [mark.args[0] for mark in item.iter_markers("on")]
     executors = [name for name in named if name in PAIRS]
     if "server" not in parameters or not executors or item.path.name in EVERY_PAIR:
         return True

@@ -120,6 +120,7 @@ options = {{"reserve_jobs": True, "make_kwargs": {{"seconds": 600}}}}
 lab.Logged.populate(processes=int(sys.argv[1]), suppress_errors=True, **options)
 """,
         processes,
+        DJDIST_GRACE_SECONDS="1",
     )
     wait_for(lambda: len(lab.Logged.jobs.reserved & "pid > 0"), "a job that has begun")
     os.kill(process.pid, number)

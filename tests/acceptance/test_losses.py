@@ -82,6 +82,7 @@ class TestGrace:
         wait_until(lambda: not any(map(alive, workers)), "the end of the workers")
         assert len(lab.Scripted()) == 0
 
+    @pytest.mark.long
     def test_a_second_ctrl_c_cuts_the_grace(
         self, lab: ModuleType, script: Script, remote_executor: Any, tmp_path: Path
     ) -> None:
@@ -98,6 +99,7 @@ class TestGrace:
         assert lab.Square.populate(reserve_jobs=True)["success_count"] == 6
 
 
+@pytest.mark.long
 class TestCallerKilled:
     def test_its_run_stops_and_the_next_one_makes_what_it_held(
         self, lab: ModuleType, script: Script, remote_executor: Any, tmp_path: Path
