@@ -36,9 +36,11 @@ class TestTimeout:
         (job,) = lab.Scripted.jobs.errors.to_dicts()
         assert job["error_message"] == "TimeoutError: timed out after 1.5 seconds"
         assert (lab.Session & job).fetch1("n") == 1
-        assert summary["success_count"] == len(lab.Scripted()) == 5
-        if not on_dask:  # where the driver may have been ended with its neighbour
-            assert len(summary["error_list"]) == 1
+        assert len(lab.Scripted()) == 5
+        if (
+            not on_dask
+        ):  # where the driver may have been ended with its neighbour, and its last counts with it
+            assert (summary["success_count"], len(summary["error_list"])) == (5, 1)
         assert doing.begun(tmp_path).count(1) == 1
 
     def test_a_call_in_the_callers_process_gets_one_that_can_be_ended(
