@@ -159,6 +159,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _belongs_to_short_run(item: pytest.Item) -> bool:
     if item.path.name in LONG or item.get_closest_marker("long"):
         return False
+    if any(mark.args[0] in item.name for mark in item.iter_markers("long_on")):
+        return False
     parameters = (
         item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     )

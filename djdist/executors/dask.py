@@ -21,7 +21,7 @@ from djdist.settings import config
 logger = logging.getLogger(__name__)
 
 PLACES_AGE_SECONDS = 1.0
-RESTART_SECONDS = 10
+RESTART_SECONDS = 30
 IDLE_TIMEOUT = "10 minutes"
 """After it a cluster ends whose caller was killed before it could."""
 

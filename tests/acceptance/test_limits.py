@@ -15,6 +15,7 @@ from lab.watching import counts
 
 
 class TestTimeout:
+    @pytest.mark.long_on("dask")
     @pytest.mark.parametrize(
         "do", [doing.never_end_at_the_first, doing.hold_the_interpreter_at_the_first], ids=["sleeps", "holds"]
     )

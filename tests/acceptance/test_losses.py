@@ -22,6 +22,8 @@ from lab.relay import Relay, relayed
 from lab.watching import SECONDS, counts, wait_until
 from servers import Server
 
+pytestmark = pytest.mark.long_on("dask")
+
 Script = Callable[..., Any]
 
 CALL = """

@@ -297,6 +297,7 @@ class TestAfterAKilledProcess:
             ended = run_all(fresh, [work.job(tmp_path, 10 * (n + 1) + m) for m in range(4)])
             assert all(completion.report for _, completion in ended.values())
 
+    @pytest.mark.long_on("dask")
     def test_a_task_is_ended_with_its_process_and_others_run(
         self, case: Case, fresh: Executor, tmp_path: Path
     ) -> None:
@@ -310,6 +311,7 @@ class TestAfterAKilledProcess:
         wait_until(lambda: not alive(pid))
         assert all(ended.report for _, ended in run_all(fresh, [work.job(tmp_path, 5)]).values())
 
+    @pytest.mark.long_on("dask")
     def test_closing_ends_what_runs(self, case: Case, fresh: Executor, tmp_path: Path) -> None:
         submit(fresh, work.job(tmp_path, 0, "wait"))
         wait_until(lambda: work.begun(tmp_path))
