@@ -13,6 +13,7 @@ from typing import Any
 import datajoint as dj
 
 from djdist.errors import DatabaseError, MissingLibraryError
+from djdist.shipping import is_alive
 
 LINES_OF_PID_FILE = 8
 
@@ -207,14 +208,5 @@ def _connect(database: EmbeddedDatabase) -> None:
     connection = dj.conn()
     if (connection.conn_info["host"], connection.conn_info["port"]) != (database.host, database.port):
         dj.conn(reset=True)
-    elif not _answers(connection):
+    elif not is_alive(connection):
         connection.connect()  # the same object, so that tables declared before go on working
-
-
-def _answers(connection: Any) -> bool:
-    """Ask the server, because ``is_connected`` stays True when a PostgreSQL server dies."""
-    try:
-        connection.query("SELECT 1")
-    except Exception:
-        return False
-    return True

@@ -218,15 +218,6 @@ def connect_anew(connection: dj.Connection) -> None:
     connection._in_transaction = False
 
 
-def is_alive(connection: dj.Connection) -> bool:
-    """Tell whether a connection can be used; DataJoint's own answer is a guess on PostgreSQL."""
-    try:
-        connection.query("SELECT 1", reconnect=False)
-    except Exception:
-        return False
-    return True
-
-
 def is_made(table: Any, key: Key) -> bool:
     """Tell whether a key is in the table."""
     return bool(key in table)

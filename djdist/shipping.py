@@ -106,6 +106,15 @@ def unpack_table(packed: bytes, settings: ConnectionSettings, preload: tuple[str
     return table()
 
 
+def is_alive(connection: dj.Connection) -> bool:
+    """Tell whether a connection can be used; DataJoint's own answer is a guess on PostgreSQL."""
+    try:
+        connection.query("SELECT 1", reconnect=False)
+    except Exception:
+        return False
+    return True
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Spare the caller's terminal a message for each worker that connects."""
@@ -143,25 +152,35 @@ def _apply_login(login: Login, config: Any) -> None:
 def _leave_other_database(settings: ConnectionSettings) -> None:
     """Let tables that are imported from now on connect anew; those of another run keep theirs."""
     connection = dj.instance._singleton_connection
-    if connection is not None and settings.login not in (None, _login(connection)):
+    if connection is None:
+        return
+    if settings.login not in (None, _login(connection)):
         dj.conn(reset=True)
+    else:
+        _revive(connection)
 
 
 def _connect(connection: dj.Connection, settings: ConnectionSettings) -> None:
-    """Log in as the caller did; a forked process must not share its parent's socket."""
+    """Log in as the caller did."""
     login = _login(connection)
     if settings.login and any(login[name] != settings.login[name] for name in PLACE):
         raise WorkerSetupError(
             f"this process already has the pipeline connected to {login['host']}:{login['port']}, "
             f"not to {settings.login['host']}:{settings.login['port']}. Restart the workers, or use others."
         )
-    changed = settings.login not in (None, login)
-    if changed and settings.login:
+    if settings.login and settings.login != login:
         use_tls = settings.login["use_tls"]
         ssl = use_tls if isinstance(use_tls, dict) else use_tls is not False
         user, password = settings.login["user"], settings.login["password"]
         connection.conn_info.update(user=user, passwd=password, ssl_input=use_tls, ssl=ssl)
-    if changed or os.getpid() != _IMPORTED_IN_PID or not connection.is_connected:
+        connection.connect()
+    else:
+        _revive(connection)
+
+
+def _revive(connection: dj.Connection) -> None:
+    """Connect anew where the socket is dead or the one of a forked process's parent."""
+    if os.getpid() != _IMPORTED_IN_PID or not is_alive(connection):
         connection.connect()
 
 

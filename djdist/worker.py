@@ -19,8 +19,8 @@ import cloudpickle
 from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Fence, key_name
 from djdist.job import Ending, Failure, Job, Outcome, Report
-from djdist.pipeline import connect_anew, is_alive, is_infrastructure, is_made, job_columns, make_key
-from djdist.shipping import ConnectionSettings, unpack_table
+from djdist.pipeline import connect_anew, is_infrastructure, is_made, job_columns, make_key
+from djdist.shipping import ConnectionSettings, is_alive, unpack_table
 from djdist.signals import catching
 
 OVERDUE_FACTOR = 1.2
