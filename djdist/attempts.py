@@ -48,6 +48,11 @@ class Attempts:
         self.losses[job.identity] += 1
         return 0.0 if self.losses[job.identity] < self.policy.max_losses else None
 
+    def forget(self, job: Job) -> None:
+        """Keep nothing of a key that will not be tried again."""
+        for counter in (self.losses, self._spares, self._deferrals, self._failures):
+            counter.pop(job.identity, None)
+
     def after_deferral(self, job: Job) -> float | None:
         """The database could not be used."""
         self._deferrals[job.identity] += 1

@@ -19,6 +19,7 @@ WAIT_SECONDS = 0.5
 RECOUNT_SECONDS = 2.0
 CLOCKS_DIFFER_SECONDS = 0.1
 UNKNOWN = Failure("unknown")
+TAKEN_OVER = "and maybe more were taken over, because this run's lease had ended; they are left alone"
 UNFINISHED = "a worker had begun it and is gone, or make() changed its own row in the jobs table"
 
 
@@ -70,11 +71,13 @@ class Driver:
         self._sleep = sleep
         self._attempts = Attempts(policy)
         self._overdue = Overdue(policy.timeout_seconds, clock)
+        self._lease = Lease(store, self._jobs_in_flight, policy.lease_seconds)
         self._in_flight: dict[int, Job] = {}
         self._errors: list[tuple[Key, Failure]] = []
         self._made = 0
         self._failed = 0
         self._calls = 0
+        self._disowned = 0
         self._stopping = False
         self._stop_by: float | None = None
         self._supply = _Supply(clock)
@@ -95,7 +98,7 @@ class Driver:
             self._try_workers(watch)
             self._store.release_all()
             self._store.refresh()
-            with Lease(self._store, self._jobs_in_flight, self._policy.lease_seconds):
+            with self._lease:
                 self._do_all_steps(watch)
         finally:
             self._give_back_all()
@@ -108,6 +111,7 @@ class Driver:
         for completion in self._executor.wait(self._wait_seconds()):
             self._collect(completion)
         self._end_overdue()
+        self._end_disowned()
         if not self._in_flight and self._supply.pauses and self._expects_more():
             self._sleep(WAIT_SECONDS)
         return bool(self._in_flight) or self._expects_more()
@@ -198,8 +202,18 @@ class Driver:
             return
         begun = self._store.begun(self._jobs_in_flight())
         for ticket in self._overdue.among(self._in_flight, begun):
-            self._record_failed(Outcome(self._in_flight.pop(ticket), Ending.FAILED, self._overdue.failure))
-            self._executor.kill(ticket)
+            self._record_failed(Outcome(self._in_flight[ticket], Ending.FAILED, self._overdue.failure))
+            self._end(ticket)
+
+    def _end_disowned(self) -> None:
+        for ticket in [ticket for ticket, job in self._in_flight.items() if self._lease.is_gone(job)]:
+            self._let_go(self._in_flight[ticket])
+            self._end(ticket)
+
+    def _end(self, ticket: int) -> None:
+        del self._in_flight[ticket]
+        self._overdue.forget(ticket)
+        self._executor.kill(ticket)
 
     def _collect(self, completion: Completion) -> None:
         job = self._in_flight.pop(completion.ticket, None)
@@ -245,6 +259,7 @@ class Driver:
         self._failed += 1
         if len(self._errors) < self._policy.max_errors_listed:
             self._errors.append((job.key, failure))
+        self._attempts.forget(job)
         self._store.fail(job, failure, host, pid)
         if not self._policy.suppress_errors:
             self.stop()
@@ -274,10 +289,14 @@ class Driver:
     def _record_disowned(self, job: Job) -> None:
         if self._store.renew([job]):
             self._record_lost(job, Failure(UNFINISHED))
-            return
+        else:
+            self._let_go(job)
+
+    def _let_go(self, job: Job) -> None:
         self._calls -= 1
-        if not self._stopping:
-            self._log("was not this run's any more; nothing was changed", job)
+        self._disowned += 0 if self._stopping else 1
+        if self._disowned == 1:
+            self._log(TAKEN_OVER, job)
 
     def _log(self, message: str, job: Job, *arguments: object) -> None:
         logger.warning("%s(%s) " + message, self._table, job, *arguments)

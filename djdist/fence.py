@@ -39,11 +39,14 @@ class Fence:
     finish : Statement
         Deletes the job that this worker has begun, or keeps it as a success; belongs into
         ``make()``'s transaction.
+    forgo : Statement
+        Undoes what ``begin`` noted.
     """
 
     token: int
     begin: Statement
     finish: Statement
+    forgo: Statement
 
     def begins(self, connection: Connection, values: Mapping[str, Any]) -> bool:
         """Mark a job as begun; False if it is no longer the run's, or a worker has begun it before."""
@@ -59,6 +62,10 @@ class Fence:
         """
         if not self.finish.hits(connection, {**values, "token": self.token}):
             raise LeaseLostError("the job was taken over by somebody else")
+
+    def forgo_if_begun(self, connection: Connection, values: Mapping[str, Any]) -> None:
+        """Undo the beginning of a job that this worker has to leave, so that it costs the key nothing."""
+        self.forgo.hits(connection, {**values, "token": self.token})
 
 
 def key_name(attribute: str) -> str:

@@ -42,8 +42,8 @@ class JobStore(ABC):
         """Drop what is kept here of a job whose worker has finished it with its result."""
 
     @abstractmethod
-    def renew(self, jobs: Sequence[Job]) -> int:
-        """Renew the lease of reserved jobs; count those that are still the run's."""
+    def renew(self, jobs: Sequence[Job]) -> list[Job]:
+        """Renew the lease of reserved jobs; tell which are still the run's."""
 
     @abstractmethod
     def rescue(self) -> int:

@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Set as AbstractSet
 from types import TracebackType
 
 from djdist.job import Job
@@ -14,7 +15,8 @@ logger = logging.getLogger(__name__)
 class Lease:
     """Renews reservations every quarter of the lease, in a thread of its own.
 
-    It also rescues what dead runs left behind, so that a long run takes it over.
+    It also rescues what dead runs left behind, so that a long run takes it over, and
+    remembers which jobs others have taken over from this run.
 
     Parameters
     ----------
@@ -30,6 +32,8 @@ class Lease:
         self._store = store
         self._jobs = jobs
         self._period_seconds = seconds / 4
+        self._missing: AbstractSet[Hashable] = frozenset()
+        self._gone: AbstractSet[Hashable] = frozenset()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="djdist-lease", daemon=True)
 
@@ -43,10 +47,23 @@ class Lease:
         self._over.set()
         self._thread.join()
 
+    def is_gone(self, job: Job) -> bool:
+        """Tell whether a job that is still in flight is somebody else's by now.
+
+        One that is missing for the first time may have been finished just then.
+        """
+        return job.identity in self._gone
+
     def _keep(self) -> None:
         while not self._over.wait(self._period_seconds):
             try:
-                self._store.renew(self._jobs())
+                self._renew(self._jobs())
                 self._store.rescue()
             except Exception as error:
                 logger.warning("The lease could not be renewed, trying again: %s", error)
+
+    def _renew(self, jobs: Sequence[Job]) -> None:
+        kept = {job.identity for job in self._store.renew(jobs)}
+        missing = {job.identity for job in jobs} - kept
+        self._gone = missing & self._missing
+        self._missing = missing

@@ -41,7 +41,11 @@ class Overdue:
 
     def explains(self, ticket: int) -> bool:
         """Tell whether a worker that died with this task may have ended itself because of the timeout."""
-        return self._clock() - self._submitted_at.pop(ticket) >= self._timeout_seconds
+        return self._clock() - self._submitted_at.pop(ticket, self._clock()) >= self._timeout_seconds
+
+    def forget(self, ticket: int) -> None:
+        """Note that a task was given up."""
+        self._submitted_at.pop(ticket, None)
 
     def asks(self) -> bool:
         """Tell whether it is time to look which jobs have begun."""

@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM while populate() runs: remembered, so that they are no errors of make()."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -34,3 +35,28 @@ def catching(*numbers: signal.Signals) -> Iterator[Signals]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _hold_back_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+def _let_sigterm_through() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+def _end_by_sigterm() -> None:
+    """Let what make() has forked end as any process does.
+
+    Python forgets a signal that meets a child with a handler in its first moment, and a pool of
+    make()'s that is over at once would wait for that child for ever.
+    """
+    if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Signals):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _let_sigterm_through()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_hold_back_sigterm, after_in_parent=_let_sigterm_through, after_in_child=_end_by_sigterm
+    )

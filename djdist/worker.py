@@ -1,6 +1,7 @@
 """Makes one key and finishes its job; never raises."""
 
 import faulthandler
+import multiprocessing
 import os
 import platform
 import signal
@@ -10,7 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,7 +87,10 @@ class Parcel:
 
     def _make(self, workplace: "Workplace", job: Job) -> Outcome:
         with _ending_itself(self.timeout_seconds, watched=self.fence is not None):
-            return _portable_outcome(make_job(workplace, job))
+            outcome = make_job(workplace, job)
+        if outcome.failure and isinstance(outcome.failure.exception, Terminated):
+            _leave(workplace, job)
+        return _portable_outcome(outcome)
 
 
 @dataclass
@@ -113,18 +117,29 @@ class Workplace:
 
 def make_job(workplace: Workplace, job: Job) -> Outcome:
     """Begin, make and finish one job."""
-    host, pid = platform.node(), os.getpid()
-    key = {key_name(k): v for k, v in job_columns(job.key, workplace.settings).items()}
-    values = {"worker_host": host, "worker_pid": pid, **key}
-    with catching(signal.SIGINT) as signals:
+    with catching(signal.SIGINT, signal.SIGTERM) as signals:
         try:
-            ending, failure = _attempt(workplace, job, values), None
+            ending, failure = _attempt(workplace, job, _values(workplace, job)), None
         except LeaseLostError:
             ending, failure = Ending.DISOWNED, None
         except BaseException as error:
             ending, failure = _ending(error, interrupted=signals.received), _failure(error)
     workplace.clean = ending in (Ending.MADE, Ending.PRESENT)
-    return Outcome(job, ending, failure, host, pid)
+    return Outcome(job, ending, failure, platform.node(), os.getpid())
+
+
+def _values(workplace: Workplace, job: Job) -> dict[str, Any]:
+    key = {key_name(k): v for k, v in job_columns(job.key, workplace.settings).items()}
+    return {"worker_host": platform.node(), "worker_pid": os.getpid(), **key}
+
+
+def _leave(workplace: Workplace, job: Job) -> None:
+    """End this process, as it was told to, with its job given back so that this costs the key nothing."""
+    with suppress(Exception):
+        connect_anew(workplace.table.connection)
+        if workplace.fence:
+            workplace.fence.forgo_if_begun(workplace.table.connection, _values(workplace, job))
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _attempt(workplace: Workplace, job: Job, values: Mapping[str, Any]) -> Ending:
@@ -189,6 +204,7 @@ def _workplace(parcel: Parcel) -> Workplace:
     """Unpack a parcel once in a process, not again after a fork's parent has."""
     here = (os.getpid(), parcel.run)
     if here not in _workplaces:
+        _allow_children()
         table = unpack_table(parcel.table, parcel.settings, parcel.preload)
         make_kwargs = cloudpickle.loads(parcel.make_kwargs)
         while len(_workplaces) >= TABLES_KEPT:
@@ -197,6 +213,13 @@ def _workplace(parcel: Parcel) -> Workplace:
             table, make_kwargs, parcel.settings, parcel.version, parcel.fence, own_connection=True
         )
     return _workplaces[here]
+
+
+def _allow_children() -> None:
+    """Let make() use multiprocessing in a worker that is a daemon, as Dask's are."""
+    process = multiprocessing.current_process()
+    if process.daemon:
+        process.daemon = False
 
 
 @contextmanager

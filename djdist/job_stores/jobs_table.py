@@ -190,8 +190,9 @@ class JobsTable(JobStore):
     def finish(self, job: Job) -> None:
         """Nothing to do: the worker did it in ``make()``'s transaction."""
 
-    def renew(self, jobs: Sequence[Job]) -> int:
-        return self._change_owned(jobs, sa.update(self._jobs).values(reserved_time=NOW))
+    def renew(self, jobs: Sequence[Job]) -> list[Job]:
+        renewed = self._change_owned(jobs, sa.update(self._jobs).values(reserved_time=NOW))
+        return list(jobs) if renewed == len(jobs) else self._owned_among(jobs)
 
     def rescue(self) -> int:
         jobs = self._jobs.c
@@ -205,8 +206,7 @@ class JobsTable(JobStore):
         return rescued
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
-        begun = sa.select(*self._key()).where(*self._owned(), self._jobs.c.pid != 0)
-        return [job for batch in _batches(jobs) for job in self._found(begun.where(self._among(batch)))]
+        return self._owned_among(jobs, self._jobs.c.pid != 0)
 
     def pending(self) -> int:
         count = sa.select(sa.func.count()).select_from(self._jobs).where(*self._due())
@@ -234,8 +234,14 @@ class JobsTable(JobStore):
         }
         begin = sa.update(self._jobs).where(*mine, jobs.pid == sa.literal_column("0")).values(worker)
         finish = sa.update(self._jobs).values(success) if keep_completed else sa.delete(self._jobs)
-        finish = finish.where(*mine, *begun_here)
-        return Fence(self.owner.token, self._statement(begin), self._statement(finish))
+        nobody: dict[str, Any] = {"host": sa.literal_column("''"), "pid": sa.literal_column("0")}
+        forgo = sa.update(self._jobs).where(*mine, *begun_here).values(nobody)
+        return Fence(
+            self.owner.token,
+            self._statement(begin),
+            self._statement(finish.where(*mine, *begun_here)),
+            self._statement(forgo),
+        )
 
     def _check_hits(self, hits: int, jobs: Sequence[Job]) -> None:
         if hits != len(jobs):
@@ -351,6 +357,10 @@ class JobsTable(JobStore):
     def _change_owned(self, jobs: Sequence[Job], change: sa.Update) -> int:
         owned = change.where(*self._owned())
         return sum(self._execute(owned.where(self._among(batch))) for batch in _batches(jobs))
+
+    def _owned_among(self, jobs: Sequence[Job], *conditions: sa.ColumnElement[bool]) -> list[Job]:
+        rows = sa.select(*self._key()).where(*self._owned(), *conditions)
+        return [job for batch in _batches(jobs) for job in self._found(rows.where(self._among(batch)))]
 
     def _found(self, rows: sa.Select[Any]) -> list[Job]:
         return self._transact(lambda connection: _jobs_in(connection.execute(rows)))

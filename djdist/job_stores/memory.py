@@ -52,8 +52,8 @@ class MemoryStore(JobStore):
     def finish(self, job: Job) -> None:
         self._reserved.pop(job.identity, None)
 
-    def renew(self, jobs: Sequence[Job]) -> int:
-        return sum(job.identity in self._reserved for job in jobs)
+    def renew(self, jobs: Sequence[Job]) -> list[Job]:
+        return [job for job in jobs if job.identity in self._reserved]
 
     def rescue(self) -> int:
         return 0

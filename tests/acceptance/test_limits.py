@@ -90,8 +90,6 @@ def test_a_long_message_is_shortened_and_read(lab: ModuleType, executor: Any) ->
 
 @pytest.mark.parametrize("do", [doing.print_without_end, doing.fork_by_hand, doing.use_processes])
 def test_what_prints_or_starts_processes_is_made(lab: ModuleType, remote_executor: Any, do: Any) -> None:
-    if type(remote_executor).__module__.startswith("distributed") and do is doing.use_processes:
-        pytest.skip("Dask's workers may not have children unless distributed.worker.daemon is False")
     assert misbehave(lab, remote_executor, do) == {"success_count": 3, "error_list": []}
     assert counts(lab.Scripted) == {}
 

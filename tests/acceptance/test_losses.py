@@ -101,6 +101,31 @@ class TestGrace:
         assert lab.Square.populate(reserve_jobs=True)["success_count"] == 6
 
 
+class TestWorkerToldToGo:
+    @pytest.mark.parametrize("executor", ["processes", "ray"])
+    def test_a_key_that_was_interrupted_so_is_made_however_often_that_was(
+        self, request: pytest.FixtureRequest, lab: ModuleType, tmp_path: Path, executor: str
+    ) -> None:
+        pipelines.fill(lab, subjects=1, sessions=1)
+        request.getfixturevalue("ray_cluster" if executor == "ray" else "processes")
+        times = djdist.config.max_losses + 1
+
+        def tell_each_to_go() -> None:
+            told: set[int] = set()
+            while len(told) < times:
+                (worker,) = wait_until(lambda: pids_of(tmp_path) - told, "a worker")
+                os.kill(worker, signal.SIGTERM)
+                told.add(worker)
+            doing.open_gate(tmp_path)
+
+        arguments = {"do": doing.wait_at_gate, "folder": str(tmp_path)}
+        where = "ray" if executor == "ray" else request.getfixturevalue("processes")
+        with meanwhile(tell_each_to_go):
+            summary = lab.Scripted.populate(reserve_jobs=True, executor=where, make_kwargs=arguments)
+        assert summary == {"success_count": 1, "error_list": []}
+        assert counts(lab.Scripted) == {}
+
+
 @pytest.mark.long
 class TestCallerKilled:
     def test_its_run_stops_and_the_next_one_makes_what_it_held(

@@ -91,7 +91,7 @@ class JobStoreContract:
         (job,) = store.reserve(1)
         store.fail(job, FAILURE, "a host", 7)
         assert store.release([job]) == 0
-        assert store.renew([job]) == 0
+        assert store.renew([job]) == []
         assert store.pending() == 5
         assert keys_of(store.reserve(6)) == keys[1:]
 
@@ -114,8 +114,9 @@ class JobStoreContract:
         assert keys_of(store.reserve(6)) == keys
 
     def test_renews_and_rescues_without_taking_live_jobs(self, store: JobStore) -> None:
-        assert store.renew(store.reserve(2)) == 2
-        assert store.renew([]) == 0
+        reserved = store.reserve(2)
+        assert store.renew(reserved) == reserved
+        assert store.renew([]) == []
         assert store.rescue() == 0
         assert store.pending() == 4
 
@@ -409,6 +410,20 @@ class TestGivingBack:
         assert row(jobs, begun.key)["status"] == "reserved"
         assert row(jobs, waiting.key)["status"] == "pending"
 
+    def test_a_job_whose_beginning_was_undone_is_waiting_again(
+        self, store: JobsTable, jobs: Jobs, connection: Any
+    ) -> None:
+        (job,) = store.reserve(1)
+        fence, values = store.fence(keep_completed=False), fence_values(store, job)
+        before = row(jobs, job.key)
+        assert fence.begins(connection, values)
+        fence.forgo_if_begun(connection, {**values, "worker_pid": -1})
+        assert store.begun([job]) == [job]
+        fence.forgo_if_begun(connection, values)
+        assert store.begun([job]) == []
+        assert {**row(jobs, job.key), "host": before["host"]} == before
+        assert store.release([job], only_waiting=True) == 1
+
     def test_another_runs_jobs_are_not_changed(self, store: JobsTable, other: JobsTable, jobs: Jobs) -> None:
         theirs = other.reserve(6)
         before = rows(jobs)
@@ -530,6 +545,11 @@ class TestLease:
         store.renew(renewed)
         assert all(row(jobs, job.key)["reserved_time"] > before[job.identity] for job in renewed)
         assert row(jobs, left.key)["reserved_time"] == before[left.identity]
+
+    def test_renewing_tells_which_are_still_the_runs(self, store: JobsTable) -> None:
+        mine, given_back = store.reserve(2)
+        store.release([given_back])
+        assert store.renew([given_back, mine]) == [mine]
 
     def test_many_reservations_are_renewed(self, lab: ModuleType, open_store: OpenStore, jobs: Jobs) -> None:
         add_sessions(lab, 2000)

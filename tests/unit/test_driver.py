@@ -208,7 +208,26 @@ def test_a_job_taken_over_by_somebody_else_is_left_alone(caplog: pytest.LogCaptu
     executor = ScriptedExecutor(places=1, answer=taken_over)
     summary = Driver(store, executor, Policy()).run(going_on)
     assert (summary.success_count, summary.errors, store.failures) == (0, (), [])
-    assert "not this run's any more" in caplog.text
+    assert "taken over" in caplog.text
+
+
+def test_what_runs_of_jobs_that_others_took_over_is_ended_and_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+
+    class LostLease(CountingStore):
+        def renew(self, jobs: Sequence[Job]) -> list[Job]:
+            return [job for job in jobs if job.key["n"] == 2]
+
+    def answer(ticket: int, job: Job) -> Completion | None:
+        return made(ticket, job) if len(executor.killed) == 2 else None
+
+    executor = ScriptedExecutor(places=3, answer=answer)
+    summary = Driver(LostLease(3), executor, Policy(lease_seconds=0.04)).run(going_on)
+    assert [job.key["n"] for job in executor.killed] == [0, 1]
+    assert (summary.success_count, summary.errors) == (1, ())
+    assert caplog.text.count("taken over") == 1
 
 
 def waking(clock: Clock) -> Callable[[float], None]:

@@ -55,8 +55,8 @@ class PriorityStore(JobStore):
         self.finished[job.key["n"]] += 1
         del self.owned[job.key["n"]]
 
-    def renew(self, jobs: Any) -> int:
-        return len(jobs)
+    def renew(self, jobs: Any) -> list[Job]:
+        return list(jobs)
 
     def rescue(self) -> int:
         return 0

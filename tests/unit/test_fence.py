@@ -14,6 +14,7 @@ FENCE = Fence(
     token=7,
     begin=Statement("UPDATE jobs SET host=%s WHERE id=%s AND token=%s", ("worker_host", "key_id", "token")),
     finish=Statement("DELETE FROM jobs WHERE token=%s AND id=%s", ("token", "key_id")),
+    forgo=Statement("UPDATE jobs SET host='' WHERE id=%s AND token=%s", ("key_id", "token")),
 )
 VALUES = {"worker_host": "a worker", "worker_pid": 1, "key_id": 3}
 
@@ -49,6 +50,12 @@ def test_finishing_fills_in_the_values_in_the_statements_order() -> None:
 def test_a_job_that_is_not_hit_is_undone() -> None:
     with pytest.raises(LeaseLostError, match="taken over"):
         FENCE.finish_or_undo(Connection(hits=0), VALUES)
+
+
+def test_a_beginning_is_undone_with_the_runs_token() -> None:
+    connection = Connection(hits=0)
+    FENCE.forgo_if_begun(connection, VALUES)
+    assert connection.executed == [(FENCE.forgo.sql, [3, 7])]
 
 
 def test_the_token_is_the_fences_whatever_the_values_say() -> None:

@@ -41,9 +41,9 @@ class FakeConnection(dj.Connection):
         self.connected = 0
         self.is_open = True
 
-    @property
-    def is_connected(self) -> bool:
-        return self.is_open
+    def query(self, *arguments: Any, **options: Any) -> None:
+        if not self.is_open:
+            raise dj.errors.LostConnectionError
 
     def connect(self) -> None:
         self.connected += 1
@@ -127,7 +127,7 @@ class TestSecrets:
     def shipped(self, settings: ConnectionSettings) -> list[Any]:
         statement = Statement("DELETE", ())
         parcel = Parcel(
-            1, "Table", settings, b"table", PASSWORD.encode(), "v", Fence(1, statement, statement)
+            1, "Table", settings, b"table", PASSWORD.encode(), "v", Fence(1, statement, statement, statement)
         )
         source = JobsTableSource(
             settings, "schema", "~~table", "__table", ("id",), frozenset(), False, ("id",), "SELECT 1", None

@@ -87,3 +87,14 @@ def test_in_another_thread_nothing_changes() -> None:
 def test_terminated_ends_a_program_that_does_not_catch_it() -> None:
     assert issubclass(Terminated, SystemExit)
     assert not issubclass(Terminated, Exception)
+
+
+def test_a_forked_process_is_ended_by_sigterm_as_any_other() -> None:
+    with catching(signal.SIGTERM):
+        child = os.fork()
+        if not child:
+            try:
+                send(signal.SIGTERM)
+            finally:
+                os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
