@@ -16,6 +16,7 @@ from djdist.errors import (
 )
 from djdist.executors import NAMES, executor_class
 from djdist.executors.futures import FuturesExecutor
+from djdist.runs import Run, runs
 from djdist.settings import config
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ __all__ = [
     "MakeError",
     "MissingLibraryError",
     "OptionError",
+    "Run",
     "WorkerSetupError",
     "config",
     "disable",
     "embedded",
     "enable",
+    "runs",
 ]
 
 _EXECUTORS = {attribute: name for name, (_, attribute) in NAMES.items()}

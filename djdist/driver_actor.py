@@ -4,10 +4,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from djdist.errors import ClusterError, DjdistError, DriverLostError
-from djdist.executor import Drive, Executor
+from djdist.executor import Ask, Drive, Executor
 from djdist.job import Status, Summary, Watch
 
 logger = logging.getLogger(__name__)
@@ -27,7 +26,7 @@ class DriverActor:
     executor : Executor
         Where its tasks go.
     patience_seconds : float
-        The run stops when its caller hasn't asked for so long, and so is gone.
+        The run stops when its caller hasn't asked for its result for so long, and so is gone.
     """
 
     def __init__(self, run: Drive, executor: Executor, patience_seconds: float) -> None:
@@ -45,7 +44,6 @@ class DriverActor:
 
     def status(self) -> Status:
         """Tell how far the run is."""
-        self._asked_at = time.monotonic()
         return self._status
 
     def stop(self) -> None:
@@ -55,6 +53,10 @@ class DriverActor:
     def cut(self) -> None:
         """End the run without any grace."""
         self._cut.set()
+
+    def wait(self) -> None:
+        """Wait for the end of the run, which takes long."""
+        self._thread.join()
 
     def result(self) -> Summary | DjdistError | None:
         """Give the run's summary, or what ended it; None while it goes on."""
@@ -124,8 +126,8 @@ def outlive(drive: Callable[[Watch], Summary], watch: Watch) -> Summary:
     raise ClusterError(f"The cluster lost the run's driver {MAX_DRIVERS} times, last: {lost}") from lost
 
 
-def follow(ask: Callable[[str], Any], watch: Watch) -> Summary:
-    """Follow an actor's run from the caller until it ends.
+def follow(ask: Ask, watch: Watch) -> Summary:
+    """Follow an actor's run from the caller until it ends; stop it where the caller is stopped.
 
     Parameters
     ----------
@@ -139,16 +141,21 @@ def follow(ask: Callable[[str], Any], watch: Watch) -> Summary:
     DjdistError
         What ended the run.
     """
-    poll_seconds = FIRST_POLL_SECONDS
     try:
-        while (result := ask("result")) is None:
-            if not watch(ask("status")):
-                ask("stop")
-            time.sleep(poll_seconds)
-            poll_seconds = min(2 * poll_seconds, POLL_SECONDS)
+        return await_summary(ask, watch)
     except (KeyboardInterrupt, SystemExit):
         _stop(ask)
         raise
+
+
+def await_summary(ask: Ask, watch: Watch) -> Summary:
+    """Wait until a run ends, as :func:`follow` does, and leave it alone."""
+    poll_seconds = FIRST_POLL_SECONDS
+    while (result := ask("result")) is None:
+        if not watch(ask("status")):
+            ask("stop")
+        time.sleep(poll_seconds)
+        poll_seconds = min(2 * poll_seconds, POLL_SECONDS)
     if isinstance(result, DjdistError):
         raise result
     watch(ask("status"))
@@ -156,7 +163,7 @@ def follow(ask: Callable[[str], Any], watch: Watch) -> Summary:
     return summary
 
 
-def _stop(ask: Callable[[str], Any]) -> None:
+def _stop(ask: Ask) -> None:
     """Stop a run, at once where the user asks for it again meanwhile."""
     ask("stop")
     try:
@@ -166,6 +173,6 @@ def _stop(ask: Callable[[str], Any]) -> None:
         _wait_for_end(ask)
 
 
-def _wait_for_end(ask: Callable[[str], Any]) -> None:
+def _wait_for_end(ask: Ask) -> None:
     while ask("result") is None:
         time.sleep(FIRST_POLL_SECONDS)

@@ -4,14 +4,18 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from typing_extensions import Self
 
 from djdist.errors import OptionError
-from djdist.job import Completion, Job, Summary, Watch, Work
+from djdist.job import Completion, Job, RunInfo, Summary, Watch, Work
 
 Drive = Callable[["Executor", Watch], Summary]
 """A whole run, given where to run its tasks and who watches."""
+
+Ask = Callable[[str], Any]
+"""Asks the driver of a run for its ``status`` or ``result``, or lets it ``stop`` or ``forget`` the run."""
 
 
 def window(places: int) -> int:
@@ -64,9 +68,30 @@ class Executor(ABC):
     def connect(self) -> None:
         """Join the cluster, or start one, with a clear error where that fails."""
 
-    def drive(self, run: Drive, watch: Watch, name: str) -> Summary:
+    def drive(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
         """Do a run where its driver belongs: here, or on the cluster."""
         return run(self, watch)
+
+    def check_detaches(self) -> None:
+        """See that runs here can go on without their caller.
+
+        Raises
+        ------
+        OptionError
+            They can't.
+        """
+        raise OptionError(
+            f'{self!r} is no cluster that lives longer than this call: use executor="ray" with RAY_ADDRESS '
+            'or ray.init(), or executor="dask" with a client or DASK_SCHEDULER_ADDRESS.'
+        )
+
+    def detach(self, run: Drive, info: RunInfo) -> Ask:
+        """Start a run that goes on without its caller."""
+        raise NotImplementedError
+
+    def runs(self) -> list[tuple[RunInfo, Ask]]:
+        """Find the runs whose drivers are on the cluster."""
+        return []
 
     def disconnect(self) -> None:
         """Close what ``connect`` started; leave what it found."""

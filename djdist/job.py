@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
@@ -113,6 +114,9 @@ class Status:
     running: int = 0
     pending: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.made} made, {self.failed} failed, {self.running} running, {self.pending} pending"
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -120,6 +124,25 @@ class Summary:
 
     success_count: int = 0
     errors: tuple[tuple[Key, Failure], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Who runs what, from where and since when.
+
+    ``detached`` runs go on without their caller; the last two say how the caller wants its errors.
+    """
+
+    id: str
+    table: str
+    schema: str
+    user: str
+    host: str
+    pid: int
+    started_at: datetime
+    detached: bool = False
+    suppress_errors: bool = False
+    return_exception_objects: bool = False
 
 
 Work = Callable[[Sequence[Job]], Report]

@@ -1,26 +1,31 @@
 """One ``populate()`` call: options in, parts joined, summary out."""
 
 import logging
+import os
+import platform
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property, partial
 from typing import Any
+from uuid import uuid4
 
 import cloudpickle
 
 from djdist import executors
 from djdist.driver import drive
-from djdist.errors import MakeError, OptionError, RemoteTraceback
-from djdist.executor import Executor
+from djdist.errors import OptionError
+from djdist.executor import Drive, Executor
 from djdist.fence import Fence
-from djdist.job import Failure, Policy, Status, Summary, Work
+from djdist.job import Policy, RunInfo, Work
 from djdist.job_store import JobStore
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.jobs import jobs_of, refreshing
 from djdist.pipeline import check_populates, code_version, jobs_table_source, keys_to_make, reachable, user_of
 from djdist.progress import ProgressBar
+from djdist.runs import Run, result_of
 from djdist.settings import config
 from djdist.shipping import pack_table, settings_of
 from djdist.signals import catching
@@ -45,7 +50,8 @@ def populate(
     timeout_seconds: float | None = None,
     retries: int | None = None,
     retry_on: Sequence[str | type[BaseException]] | None = None,
-) -> dict[str, Any]:
+    detach: bool = False,
+) -> dict[str, Any] | Run:
     """Make the missing keys of a Computed or Imported table, here or on a cluster.
 
     Takes all that DataJoint's own ``populate()`` takes, with the same meaning, and
@@ -89,12 +95,15 @@ def populate(
         ``djdist.config.retries``.
     retry_on : sequence of exception classes or of their names, optional
         Which errors are worth another try. Default: ``djdist.config.retry_on``.
+    detach : bool, optional
+        Return at once and let the run go on without this process, on a Ray or Dask cluster
+        that lives longer. Default False.
 
     Returns
     -------
-    dict
+    dict or djdist.Run
         ``success_count`` and ``error_list``, pairs of a key and its error, of which there
-        are at most ``djdist.config.max_errors_listed``.
+        are at most ``djdist.config.max_errors_listed``; with ``detach`` a handle of the run.
 
     Raises
     ------
@@ -110,8 +119,10 @@ def populate(
         table,
         restrictions,
         suppress_errors,
+        return_exception_objects,
         max_calls,
         display_progress,
+        detach,
         make_kwargs or {},
         priority,
         refresh,
@@ -122,15 +133,13 @@ def populate(
     chosen = executors.resolve(config.executor if executor is None else executor, processes)
     if call.timeout_seconds is not None:
         chosen = chosen.killing()
+    if detach:
+        chosen.check_detaches()
     with reachable(table.connection):
         store, fence = _jobs_table(call) if reserve_jobs else _keys_only(call)
-    summary = _drive(call, chosen, store, fence)
-    if summary.errors and not suppress_errors:
-        raise exception_of(summary.errors[0][1])
-    return {
-        "success_count": summary.success_count,
-        "error_list": _error_list(summary, return_exception_objects),
-    }
+        info = _info(call)
+    run = _run(call, chosen, store, fence)
+    return _detach(chosen, run, info) if detach else _drive(call, chosen, run, info)
 
 
 @dataclass(frozen=True)
@@ -140,8 +149,10 @@ class Call:
     table: Any
     restrictions: Sequence[Any]
     suppress_errors: bool
+    return_exception_objects: bool
     max_calls: int | None
     display_progress: bool
+    detach: bool
     make_kwargs: dict[str, Any]
     priority: int | None
     refresh: bool | None
@@ -170,19 +181,6 @@ class Call:
         return code_version(self.table)
 
 
-def exception_of(failure: Failure) -> BaseException:
-    """Give what ``make()`` raised, with the traceback of where it did."""
-    if isinstance(failure.exception, BaseException):
-        return failure.exception
-    try:
-        error = cloudpickle.loads(failure.exception) if failure.exception else MakeError(failure.message)
-    except Exception:
-        error = MakeError(failure.message)
-    assert isinstance(error, BaseException)
-    error.__cause__ = RemoteTraceback(failure.traceback)
-    return error
-
-
 def _jobs_table(call: Call) -> tuple[JobStore, Fence]:
     jobs = jobs_of(call.table)
     settings = call.table.connection._config.jobs
@@ -200,13 +198,28 @@ def _keys_only(call: Call) -> tuple[JobStore, None]:
     return MemoryStore(keys_to_make(call.table, call.restrictions, call.max_calls)), None
 
 
-def _drive(call: Call, executor: Executor, store: JobStore, fence: Fence | None) -> Summary:
+def _info(call: Call) -> RunInfo:
+    return RunInfo(
+        id=uuid4().hex[:8],
+        table=call.name,
+        schema=call.table.database,
+        user=user_of(call.table),
+        host=platform.node(),
+        pid=os.getpid(),
+        started_at=datetime.now(timezone.utc),
+        detached=call.detach,
+        suppress_errors=call.suppress_errors,
+        return_exception_objects=call.return_exception_objects,
+    )
+
+
+def _run(call: Call, executor: Executor, store: JobStore, fence: Fence | None) -> Drive:
     policy = Policy(
         max_calls=call.max_calls,
         suppress_errors=call.suppress_errors,
         max_losses=config.max_losses,
         lease_seconds=config.lease_seconds,
-        count_pending=call.display_progress,
+        count_pending=call.display_progress or call.detach,
         grace_seconds=config.grace_seconds,
         timeout_seconds=call.timeout_seconds,
         retries=call.retries,
@@ -214,13 +227,25 @@ def _drive(call: Call, executor: Executor, store: JobStore, fence: Fence | None)
         max_errors_listed=config.max_errors_listed,
     )
     work = _workplace(call, fence) if executor.in_process else _parcel(call, fence)
-    run = partial(drive, store=store, work=work, policy=policy, table=call.name)
+    return partial(drive, store=store, work=work, policy=policy, table=call.name)
+
+
+def _drive(call: Call, executor: Executor, run: Drive, info: RunInfo) -> dict[str, Any]:
     with executor:
         logger.info("Populating %s on %r", call.name, executor)
-        with catching(signal.SIGTERM), _progress(call) as bar:
-            summary = executor.drive(run, partial(_show, bar), call.name)
+        with (
+            catching(signal.SIGTERM),
+            ProgressBar(call.name, call.max_calls, shown=call.display_progress) as bar,
+        ):
+            summary = executor.drive(run, bar.show, info)
     logger.info("Populated %s: %d made, %d errors", call.name, summary.success_count, len(summary.errors))
-    return summary
+    return result_of(summary, info)
+
+
+def _detach(executor: Executor, run: Drive, info: RunInfo) -> Run:
+    """Start a run; the way to the cluster stays open for its handle."""
+    executor.__enter__()
+    return Run(info, executor.detach(run, info))
 
 
 def _workplace(call: Call, fence: Fence | None) -> Work:
@@ -260,18 +285,3 @@ def _packed(call: Call, pack: Any, value: Any, what: str) -> bytes:
             "Let it hold only what can be pickled: no open files, connections, locks or generators."
         ) from error
     return packed
-
-
-def _progress(call: Call) -> ProgressBar:
-    return ProgressBar(call.name, call.max_calls, shown=call.display_progress)
-
-
-def _show(bar: ProgressBar, status: Status) -> bool:
-    bar.show(status)
-    return True
-
-
-def _error_list(summary: Summary, as_exceptions: bool) -> list[tuple[dict[str, Any], Any]]:
-    return [
-        (key, exception_of(failure) if as_exceptions else failure.message) for key, failure in summary.errors
-    ]

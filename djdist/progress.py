@@ -32,10 +32,11 @@ class ProgressBar:
     ) -> None:
         self._bar.close()
 
-    def show(self, status: Status) -> None:
-        """Draw a status."""
+    def show(self, status: Status) -> bool:
+        """Draw a status; the run goes on."""
         done = status.made + status.failed
         total = done + status.running + status.pending
         self._bar.total = total if self._max_calls is None else min(total, self._max_calls)
         self._bar.set_postfix(errors=status.failed, running=status.running, refresh=False)
         self._bar.update(done - self._bar.n)
+        return True

@@ -6,16 +6,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import dask
 import distributed
 
-from djdist.driver_actor import DriverActor, follow, outlive
+from djdist.driver_actor import POLL_SECONDS, DriverActor, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
-from djdist.executor import Drive, Executor, default_places, window
-from djdist.job import Completion, Job, Report, Summary, Watch, Work
+from djdist.executor import Ask, Drive, Executor, default_places, window
+from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.settings import config
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ class DaskExecutor(Executor):
         self._tickets: dict[distributed.Future[Report], int] = {}
         self._submitted = 0
         self._counted_at = float("-inf")
-        self._run = ""
+        self._run = self._driver = uuid4().hex[:8]
         self._own_worker = ""
         self._left: list[distributed.Future[Report]] = []
 
@@ -77,18 +79,17 @@ class DaskExecutor(Executor):
                 "Check the address, or leave it out to start a cluster on this machine."
             ) from error
 
-    def drive(self, run: Drive, watch: Watch, name: str) -> Summary:
-        return outlive(lambda watch_all: self._drive_once(run, watch_all, name), watch)
+    def drive(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
+        self._run = info.id
+        return outlive(lambda watch_all: self._drive_once(run, watch_all, info), watch)
 
-    def _drive_once(self, run: Drive, watch: Watch, name: str) -> Summary:
-        self._run = uuid4().hex[:8]
-        key = ("djdist driver", name, self._run)
+    def _drive_once(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
+        key = ("djdist driver", info.table, uuid4().hex[:8])
         patience_seconds = config.lease_seconds
         submitted = self._client.submit(DriverActor, run, self, patience_seconds, actor=True, key=key)
         try:
-            with self._client.as_current():
-                actor = submitted.result()
-            return follow(lambda method: getattr(actor, method)().result(), watch)
+            self._publish(info, submitted)
+            return follow(partial(self._ask_actor, submitted), watch)
         except DjdistError:
             raise
         except (OSError, RuntimeError, distributed.CancelledError, distributed.KilledWorker) as error:
@@ -98,7 +99,51 @@ class DaskExecutor(Executor):
             self._restart(self._tasks_of_workers(self._belongs_to_run))
             raise
         finally:
+            self._withdraw(info.id)
             submitted.release()
+
+    def check_detaches(self) -> None:
+        if not (self._cluster or _default_client() or _configured_address()):
+            super().check_detaches()
+
+    def detach(self, run: Drive, info: RunInfo) -> Ask:
+        self._run = info.id
+        key = ("djdist driver", info.table, info.id)
+        future = self._client.submit(_drive_as_task, run, self, key=key, pure=False)
+        self._publish(info, future)
+        while not self._client.run_on_scheduler(
+            _has_task, future.key
+        ):  # else it would be gone with this process
+            time.sleep(POLL_SECONDS / 10)
+        return self._line_to(info, future)
+
+    def runs(self) -> list[tuple[RunInfo, Ask]]:
+        names = [name for name in self._client.list_datasets() if str(name).startswith(_published(""))]
+        published = [self._client.get_dataset(name, None) for name in names]
+        return [(info, self._line_to(info, future)) for info, future in filter(None, published)]
+
+    def _publish(self, info: RunInfo, driver: "distributed.Future[Any]") -> None:
+        self._client.publish_dataset((info, driver), name=_published(info.id), override=True)
+
+    def _line_to(self, info: RunInfo, driver: "distributed.Future[Any]") -> Ask:
+        board = _Board(self._client, info.id)
+
+        def ask(method: str) -> Any:
+            if method == "forget":
+                return self._withdraw(info.id)
+            if not info.detached:
+                return self._ask_actor(driver, method)
+            return _result_of(driver) if method == "result" else getattr(board, method)()
+
+        return ask
+
+    def _ask_actor(self, actor: "distributed.Future[Any]", method: str) -> Any:
+        with self._client.as_current():
+            return getattr(actor.result(), method)().result()
+
+    def _withdraw(self, run: str) -> None:
+        with suppress(OSError, RuntimeError):  # the cluster is gone
+            self._client.unpublish_dataset(_published(run))
 
     def disconnect(self) -> None:
         while self._started:
@@ -107,10 +152,10 @@ class DaskExecutor(Executor):
     def attach(self) -> None:
         self._client = distributed.get_client()
         self._own_worker = distributed.get_worker().address
+        self._driver = uuid4().hex[:4]
 
     def start(self, work: Work) -> None:
         self._work = work
-        self._run = self._run or uuid4().hex[:8]
 
     def free_places(self) -> int:
         return window(self._count_places()) - len(self._tickets)
@@ -118,7 +163,7 @@ class DaskExecutor(Executor):
     def submit(self, name: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
         table, _, key = name.partition("(")
-        task = (table.strip(), key.rstrip(")"), f"{self._run}-{self._submitted}")
+        task = (table.strip(), key.rstrip(")"), f"{self._run}-{self._driver}-{self._submitted}")
         future = self._client.submit(
             self._work, tuple(jobs), key=task, retries=0, pure=False, **self._options
         )
@@ -149,20 +194,16 @@ class DaskExecutor(Executor):
             self._restart(tasks)
 
     def abandon(self) -> None:
+        self._withdraw(self._run)
         if self._left:
             self._restart({self._own_worker})
 
     def _find_client(self) -> distributed.Client:
         if isinstance(self._cluster, distributed.Client):
             return self._cluster
-        address = self._cluster
-        if address is None:
-            try:
-                found: distributed.Client = distributed.default_client()
-                return found
-            except ValueError:
-                address = _configured_address()
-        return self._start_client(address)
+        if self._cluster is None and (found := _default_client()):
+            return found
+        return self._start_client(self._cluster or _configured_address())
 
     def _start_client(self, address: str | None) -> distributed.Client:
         if address is None:
@@ -204,6 +245,54 @@ class DaskExecutor(Executor):
         return self._places
 
 
+class _Board:
+    """Where the driver of a detached run, which is a task, and who looks at it leave word for each other."""
+
+    def __init__(self, client: distributed.Client, run: str) -> None:
+        self._client = client
+        self._place = ["djdist", run]
+        self._written_at = float("-inf")
+
+    def status(self) -> Status:
+        return Status(**self._client.get_metadata([*self._place, "status"], {}))
+
+    def stop(self) -> None:
+        self._client.set_metadata([*self._place, "stop"], True)
+
+    def watch(self, status: Status) -> bool:
+        if time.monotonic() - self._written_at < POLL_SECONDS:
+            return True
+        self._client.set_metadata([*self._place, "status"], asdict(status))
+        self._written_at = time.monotonic()
+        return not self._client.get_metadata([*self._place, "stop"], False)
+
+
+def _has_task(key: Any, dask_scheduler: distributed.Scheduler) -> bool:
+    return key in dask_scheduler.tasks and dask_scheduler.tasks[key].run_spec is not None
+
+
+def _drive_as_task(run: Drive, executor: DaskExecutor) -> Summary:
+    """Do a detached run as a task, which Dask begins anew elsewhere when its worker dies."""
+    distributed.secede()
+    executor.attach()
+    executor._restart(executor._still_running())
+    return run(executor, _Board(executor._client, executor._run).watch)
+
+
+def _published(run: str) -> str:
+    return f"djdist run {run}"
+
+
+def _result_of(driver: "distributed.Future[Any]") -> Summary | DjdistError | None:
+    if not driver.done():
+        return None
+    error = driver.exception()
+    if error is None or isinstance(error, DjdistError):
+        result: Summary | DjdistError = error or driver.result()
+        return result
+    return ClusterError(f"The run's driver failed on the Dask cluster: {type(error).__name__}: {error}")
+
+
 def _local_cluster() -> distributed.SpecCluster:
     """Start a cluster whose workers, unlike LocalCluster's, don't run the caller's script again."""
     environment = {
@@ -220,6 +309,14 @@ def _local_cluster() -> distributed.SpecCluster:
 
 def _keys_in_threads(dask_worker: distributed.Worker) -> list[Any]:
     return list(dask_worker.active_threads.values())
+
+
+def _default_client() -> distributed.Client | None:
+    try:
+        found: distributed.Client = distributed.default_client()
+        return found
+    except ValueError:
+        return None
 
 
 def _configured_address() -> str | None:

@@ -1,6 +1,8 @@
 """Ray: the driver as an actor on the head node, keys as remote tasks."""
 
 import logging
+import os
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +11,18 @@ from uuid import uuid4
 import ray
 from ray.exceptions import RayError
 
-from djdist.driver_actor import DriverActor, follow, outlive
+from djdist.driver_actor import MAX_DRIVERS, DriverActor, follow, outlive
 from djdist.errors import ClusterError, DriverLostError
-from djdist.executor import Drive, Executor, window
-from djdist.job import Completion, Job, Report, Summary, Watch, Work
+from djdist.executor import Ask, Drive, Executor, window
+from djdist.job import Completion, Job, Report, RunInfo, Summary, Watch, Work
 from djdist.settings import config
 
 logger = logging.getLogger(__name__)
 
 PLACES_AGE_SECONDS = 1.0
+NAMESPACE = "djdist"
+LOOK_SECONDS = 5.0
+RESULT_KEPT_SECONDS = 24 * 3600.0
 HEAD_NODE = {"node:__internal_head__": 0.001}
 
 
@@ -77,29 +82,47 @@ class RayExecutor(Executor):
             ) from error
         self._started = True
 
-    def drive(self, run: Drive, watch: Watch, name: str) -> Summary:
-        return outlive(lambda watch_all: self._drive_once(run, watch_all, name), watch)
+    def drive(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
+        return outlive(lambda watch_all: self._drive_once(run, watch_all, info), watch)
 
-    def _drive_once(self, run: Drive, watch: Watch, name: str) -> Summary:
-        host, driver = self._host(), f"{name} {uuid4().hex[:8]}"
+    def _drive_once(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
+        host = self._host()
+        ask = _line_to(host, info)
         try:
-            ray.get(host.begin.remote(driver, run, self, config.lease_seconds))
-            return follow(lambda method: ray.get(host.ask.remote(driver, method)), watch)
-        except RayError as error:
+            _answer(host.begin.remote(info, run, self, config.lease_seconds))
+            return follow(ask, watch)
+        except DriverLostError:
             _hosts.clear()
-            raise DriverLostError(f"The run's driver was lost on the Ray cluster: {error}") from error
+            raise
         finally:
-            host.end.remote(driver)
+            ask("forget")
+
+    def check_detaches(self) -> None:
+        if not (self._address or ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
+            super().check_detaches()
+
+    def detach(self, run: Drive, info: RunInfo) -> Ask:
+        lasting = {"lifetime": "detached", "max_restarts": MAX_DRIVERS - 1, "max_task_retries": -1}
+        host = self._actor(LastingHost, f"run {info.id}", **lasting).remote(info, run, self)
+        ask = _line_to(host, info)
+        ask("status")
+        return ask
+
+    def runs(self) -> list[tuple[RunInfo, Ask]]:
+        named = ray.util.list_named_actors(all_namespaces=True)
+        return [run for actor in named if actor["namespace"] == NAMESPACE for run in _runs_of(actor["name"])]
 
     def _host(self) -> Any:
         """Give this process's actor for drivers; only its first run waits for the actor to start."""
         context = ray.get_runtime_context()
         here = (context.get_node_id(), context.get_job_id(), repr(self._runtime_env))
         if here not in _hosts:
-            actor_class: Any = ray.remote(num_cpus=0, resources=HEAD_NODE, max_restarts=0)(DriverHost)
-            name = f"djdist drivers {uuid4().hex[:8]}"
-            _hosts[here] = actor_class.options(name=name, **self._runtime_env).remote()
+            _hosts[here] = self._actor(DriverHost, f"drivers {uuid4().hex[:8]}", max_restarts=0).remote()
         return _hosts[here]
+
+    def _actor(self, kind: type["DriverHost"], name: str, **options: Any) -> Any:
+        actor_class: Any = ray.remote(num_cpus=0, resources=HEAD_NODE)(kind)
+        return actor_class.options(name=f"djdist {name}", namespace=NAMESPACE, **options, **self._runtime_env)
 
     def disconnect(self) -> None:
         if self._started:
@@ -153,22 +176,69 @@ class DriverHost:
     """Keeps the drivers of one caller's runs."""
 
     def __init__(self) -> None:
-        self._drivers: dict[str, DriverActor] = {}
+        self._drivers: dict[str, tuple[RunInfo, DriverActor]] = {}
 
-    def begin(self, driver: str, run: Drive, executor: Executor, patience_seconds: float) -> None:
+    def begin(self, info: RunInfo, run: Drive, executor: Executor, patience_seconds: float) -> None:
         """Start a run."""
-        self._drivers[driver] = DriverActor(run, executor, patience_seconds)
+        self._drivers[info.id] = info, DriverActor(run, executor, patience_seconds)
 
-    def ask(self, driver: str, method: str) -> Any:
-        """Call a method of a driver."""
-        return getattr(self._drivers[driver], method)()
+    def ask(self, run: str, method: str) -> Any:
+        """Call a method of a run's driver."""
+        return getattr(self._drivers[run][1], method)()
 
-    def end(self, driver: str) -> None:
-        """Forget a driver."""
-        self._drivers.pop(driver, None)
+    def forget(self, run: str) -> None:
+        """Forget a run."""
+        self._drivers.pop(run, None)
+
+    def infos(self) -> list[RunInfo]:
+        """Tell which runs are here."""
+        return [info for info, _ in self._drivers.values()]
+
+
+class LastingHost(DriverHost):
+    """Keeps the driver of one run that goes on without its caller, and its result for a day."""
+
+    def __init__(self, info: RunInfo, run: Drive, executor: Executor) -> None:
+        super().__init__()
+        self.begin(info, run, executor, float("inf"))
+        me = ray.get_runtime_context().current_actor
+        threading.Thread(target=self._end_later, args=(info.id, me), daemon=True).start()
+
+    def forget(self, run: str) -> None:
+        """End with the run."""
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
+
+    def _end_later(self, run: str, me: Any) -> None:
+        self._drivers[run][1].wait()
+        time.sleep(RESULT_KEPT_SECONDS)
+        ray.kill(me)
 
 
 _hosts: dict[tuple[str, str, str], Any] = {}
+
+
+def _line_to(host: Any, info: RunInfo) -> Ask:
+    def ask(method: str) -> Any:
+        if method == "forget":
+            return host.forget.remote(info.id)
+        return _answer(host.ask.remote(info.id, method))
+
+    return ask
+
+
+def _answer(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        raise DriverLostError(f"The run's driver was lost on the Ray cluster: {error}") from error
+
+
+def _runs_of(actor: str) -> list[tuple[RunInfo, Ask]]:
+    try:
+        host = ray.get_actor(actor, NAMESPACE)
+        return [(info, _line_to(host, info)) for info in ray.get(host.infos.remote(), timeout=LOOK_SECONDS)]
+    except (RayError, ValueError):  # it ended meanwhile, or hangs
+        return []
 
 
 def _run(work: Work, jobs: Sequence[Job]) -> Report:

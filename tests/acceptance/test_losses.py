@@ -19,7 +19,7 @@ import djdist
 import lab as pipelines
 from lab import doing
 from lab.relay import Relay, relayed
-from lab.watching import SECONDS, counts, wait_until
+from lab.watching import SECONDS, counts, pid_of_ray_actor, wait_until
 from servers import Server
 
 pytestmark = pytest.mark.long_on("dask")
@@ -172,15 +172,9 @@ class TestDriverKilled:
         """A cluster, and how to find the process of its driver."""
         if request.param == "ray":
             request.getfixturevalue("ray_cluster")
-            return "ray", ray_driver
+            return "ray", lambda: pid_of_ray_actor("DriverHost")
         client = request.getfixturevalue("dask_client")
         return client, lambda: dask_driver(client)
-
-
-def ray_driver() -> int:
-    titles = {process.pid: " ".join(process.cmdline()) for process in psutil.process_iter()}
-    (pid,) = [pid for pid, title in titles.items() if title.startswith("ray::") and "Driver" in title]
-    return pid
 
 
 def dask_driver(client: Any) -> int:

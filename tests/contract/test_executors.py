@@ -22,10 +22,11 @@ from djdist.errors import ClusterError, OptionError
 from djdist.executor import Executor
 from djdist.executors.futures import FuturesExecutor
 from djdist.executors.local import LocalExecutor
-from djdist.job import Completion, Job, Policy, Report, Status, Summary
+from djdist.job import Completion, Job, Policy, Report, RunInfo, Status, Summary
 from djdist.job_stores.memory import MemoryStore
 from lab import work
 from lab.scripted import ScriptedExecutor
+from lab.watching import wait_until
 
 SECONDS = 60
 
@@ -171,13 +172,6 @@ def run_all(executor: Executor, jobs: Sequence[Job]) -> dict[int, tuple[Job, Com
             ended[completion.ticket] = tickets[completion.ticket], completion
     assert len(ended) == len(jobs)
     return ended
-
-
-def wait_until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @cases()
@@ -341,7 +335,7 @@ def allow_no_failures(dask_scheduler: Any) -> None:
 @cases(cluster=True)
 class TestCluster:
     def test_the_driver_is_in_another_process(self, executor: Executor) -> None:
-        summary = executor.drive(work.run_here, lambda status: True, "Table")
+        summary = executor.drive(work.run_here, lambda status: True, work.info())
         assert summary.success_count not in (0, os.getpid())
 
     def test_the_driver_runs_tasks_from_there(self, executor: Executor) -> None:
@@ -351,15 +345,55 @@ class TestCluster:
             seen.append(status)
             return True
 
-        assert executor.drive(work.run_tasks, watch, "Table") == Summary(20)
+        assert executor.drive(work.run_tasks, watch, work.info()) == Summary(20)
         assert seen[-1].made == 20
+
+    def test_a_run_is_found_while_it_goes_on(self, executor: Executor) -> None:
+        found: list[list[RunInfo]] = []
+
+        def look(status: Status) -> bool:
+            found.append([info for info, _ in executor.runs() if info.id == "shown"])
+            return False
+
+        info = work.info("shown")
+        executor.drive(work.run_until_stopped, look, info)
+        assert [info] in found
+        assert "shown" not in ids_of_runs(executor)
+
+    def test_a_detached_run_is_found_stopped_and_asked_for_its_result(self, executor: Executor) -> None:
+        executor.check_detaches()
+        executor.detach(work.run_until_stopped, work.info("detached", detached=True))
+        (ask,) = [ask for info, ask in executor.runs() if info.id == "detached"]
+        wait_until(lambda: ask("status").made > 0, "a step")
+        assert ask("result") is None
+        ask("stop")
+        assert wait_until(lambda: ask("result"), "the end").success_count > 0
+        ask("forget")
+        wait_until(lambda: "detached" not in ids_of_runs(executor), "its end")
+
+    def test_what_a_detached_run_raises_is_its_result(self, executor: Executor) -> None:
+        ask = executor.detach(work.run_refused, work.info("refused", detached=True))
+        assert str(wait_until(lambda: ask("result"), "the end")) == "the run refuses"
+        ask("forget")
+
+
+def ids_of_runs(executor: Executor) -> set[str]:
+    return {info.id for info, _ in executor.runs()}
+
+
+@cases(cluster=False)
+class TestNoCluster:
+    def test_runs_can_not_go_on_without_their_caller(self, executor: Executor) -> None:
+        assert executor.runs() == []
+        with pytest.raises(OptionError, match="no cluster that lives longer"):
+            executor.check_detaches()
 
 
 @cases()
 class TestDriving:
     def test_what_the_run_raises_is_raised_as_it_is(self, executor: Executor) -> None:
         with pytest.raises(OptionError, match=r"^the run refuses$"):
-            executor.drive(work.run_refused, lambda status: True, "Table")
+            executor.drive(work.run_refused, lambda status: True, work.info())
 
     def test_the_run_is_told_to_stop_and_tells_how_far_it_is(self, executor: Executor) -> None:
         seen: list[int] = []
@@ -368,12 +402,12 @@ class TestDriving:
             seen.append(status.made)
             return status.made < 3
 
-        assert executor.drive(work.run_until_stopped, watch, "Table").success_count >= 3
+        assert executor.drive(work.run_until_stopped, watch, work.info()).success_count >= 3
         assert max(seen) >= 3
 
     def test_several_runs_may_follow_each_other(self, executor: Executor) -> None:
         for _ in range(2):
-            executor.drive(work.run_here, lambda status: True, "Table")
+            executor.drive(work.run_here, lambda status: True, work.info())
 
 
 class Refusing(ScriptedExecutor):
@@ -497,7 +531,7 @@ class TestWhatIsStarted:
         executor = DaskExecutor()
         with started(executor):
             run_all(executor, [work.job(tmp_path, n) for n in range(3)])
-            assert executor.drive(work.run_tasks, lambda status: True, "Table") == Summary(20)
+            assert executor.drive(work.run_tasks, lambda status: True, work.info()) == Summary(20)
             pids = children() - before
         wait_until(lambda: not any(alive(pid) for pid in pids))
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from psutil import process_iter
+
 SECONDS = 120
 
 
@@ -16,6 +18,13 @@ def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
         assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
         time.sleep(0.02)
     return found
+
+
+def pid_of_ray_actor(kind: str) -> int:
+    """Find the process of the only actor of a class."""
+    titles = {process.pid: " ".join(process.info["cmdline"] or ()) for process in process_iter(["cmdline"])}
+    (pid,) = [pid for pid, title in titles.items() if title.startswith(f"ray::{kind}")]
+    return pid
 
 
 def counts(table: Any) -> dict[str, int]:

@@ -7,11 +7,12 @@ import platform
 import signal
 import time
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 
 from djdist.errors import OptionError
 from djdist.executor import Executor
-from djdist.job import Ending, Job, Outcome, Report, Status, Summary, Watch
+from djdist.job import Ending, Job, Outcome, Report, RunInfo, Status, Summary, Watch
 
 GATE = "gate"
 
@@ -46,6 +47,12 @@ def _made(job: Job) -> Outcome:
     while do == "wait" and not (folder / GATE).exists():
         time.sleep(0.01)
     return Outcome(job, Ending.MADE, host=platform.node(), pid=os.getpid())
+
+
+def info(run: str = "a run", *, detached: bool = False) -> RunInfo:
+    """What is known of a run of no table."""
+    now = datetime.now(timezone.utc)
+    return RunInfo(run, "Table", "lab", "me", platform.node(), os.getpid(), now, detached)
 
 
 def run_here(executor: Executor, watch: Watch) -> Summary:

@@ -1,0 +1,147 @@
+"""Runs on a cluster as their handles show them, and what a run gives back."""
+
+import time
+from typing import Any
+
+import cloudpickle
+
+from djdist import executors
+from djdist.driver_actor import await_summary
+from djdist.errors import DriverLostError, MakeError, RemoteTraceback
+from djdist.executor import Ask
+from djdist.job import Failure, RunInfo, Status, Summary
+from djdist.progress import ProgressBar
+from djdist.settings import config
+
+
+class Run:
+    """A run on a Ray or Dask cluster, which any process there can look at.
+
+    Attributes
+    ----------
+    info : djdist.job.RunInfo
+        Who runs what, from where and since when.
+    """
+
+    def __init__(self, info: RunInfo, ask: Ask) -> None:
+        self.info = info
+        self._ask = ask
+
+    def __repr__(self) -> str:
+        info = self.info
+        try:
+            status = str(self.status())
+        except DriverLostError:
+            status = "over"
+        kind = "detached" if info.detached else f"process {info.pid}"
+        since = info.started_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return (
+            f"<{info.table} of {info.schema} by {info.user} on {info.host} ({kind}) since {since}: {status}>"
+        )
+
+    def status(self) -> Status:
+        """Tell how many keys are made, failed, running and pending.
+
+        Raises
+        ------
+        DriverLostError
+            The run is over, and somebody has taken its result, or its driver is lost.
+        """
+        status: Status = self._ask("status")
+        return status
+
+    def stop(self) -> None:
+        """Let the run reserve no more; what runs gets ``djdist.config.grace_seconds`` of its caller."""
+        self._ask("stop")
+
+    def wait(self, timeout_seconds: float | None = None, *, display_progress: bool = False) -> dict[str, Any]:
+        """Wait for the end of the run. Ctrl-C ends the waiting, not the run.
+
+        A detached run's result is kept for a day, or until one process has taken it.
+
+        Parameters
+        ----------
+        timeout_seconds : float, optional
+            The longest time to wait.
+        display_progress : bool, optional
+            Show a bar. Default False.
+
+        Returns
+        -------
+        dict
+            What ``populate()`` would have returned: ``success_count`` and ``error_list``.
+
+        Raises
+        ------
+        TimeoutError
+            The run goes on.
+        ClusterError
+            The cluster lost the run's driver too often.
+        Exception
+            What ``populate()`` would have raised.
+        """
+        deadline = float("inf") if timeout_seconds is None else time.monotonic() + timeout_seconds
+
+        with ProgressBar(self.info.table, shown=display_progress) as bar:
+
+            def watch(status: Status) -> bool:
+                bar.show(status)
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{self!r} goes on after {timeout_seconds} seconds")
+                return True
+
+            summary = await_summary(self._ask, watch)
+        if self.info.detached:
+            self._ask("forget")
+        return result_of(summary, self.info)
+
+
+def runs(executor: Any = None) -> list[Run]:
+    """Find the runs on a cluster, of all its users and from all their processes.
+
+    Parameters
+    ----------
+    executor : str or object, optional
+        The cluster, as ``populate()`` takes it. Default: ``djdist.config.executor``.
+
+    Returns
+    -------
+    list of Run
+        With ``status()``, ``wait()`` and ``stop()``; printed, it shows who runs what.
+
+    Raises
+    ------
+    OptionError
+        There is no such executor, or it is no cluster.
+    ClusterError
+        The cluster can't be joined.
+    """
+    chosen = executors.resolve(config.executor if executor is None else executor)
+    chosen.check_detaches()
+    chosen.__enter__()
+    found = [Run(info, ask) for info, ask in chosen.runs()]
+    return sorted(found, key=lambda run: run.info.started_at)
+
+
+def result_of(summary: Summary, info: RunInfo) -> dict[str, Any]:
+    """Give a run's result as ``populate()`` returns it, or raise what it raises."""
+    if summary.errors and not info.suppress_errors:
+        raise _exception_of(summary.errors[0][1])
+    errors = [
+        (key, _exception_of(failure) if info.return_exception_objects else failure.message)
+        for key, failure in summary.errors
+    ]
+    return {"success_count": summary.success_count, "error_list": errors}
+
+
+def _exception_of(failure: Failure) -> BaseException:
+    """Give what ``make()`` raised, with the traceback of where it did."""
+    if isinstance(failure.exception, BaseException):
+        return failure.exception
+    try:
+        error = cloudpickle.loads(failure.exception) if failure.exception else MakeError(failure.message)
+    except Exception:
+        error = MakeError(failure.message)
+    assert isinstance(error, BaseException)
+    error.__cause__ = RemoteTraceback(failure.traceback)
+    return error
