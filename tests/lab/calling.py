@@ -1,0 +1,102 @@
+"""Callers of populate() as processes of their own, which can be killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lab.watching import SECONDS
+from servers import Server
+
+PREAMBLE = """
+import time
+
+import datajoint as dj
+import djdist
+
+database = dj.config.database
+database.backend, database.host, database.port = {server.backend!r}, {server.host!r}, {server.port!r}
+database.user, database.password = {server.user!r}, {server.password!r}
+database.name, database.use_tls = {server.database_name!r}, False
+djdist.enable()
+
+from {module} import Noted
+
+def populate(**options):
+    return Noted.populate(reserve_jobs=True, suppress_errors=True, make_kwargs={make_kwargs!r}, **options)
+
+def jobs(*statuses):
+    progress = Noted.jobs.progress()
+    return sum(progress[status] for status in statuses)
+"""
+POPULATE = "print(populate({options}))"
+FINISH = """
+while populate()["success_count"] or jobs("pending", "reserved"):
+    time.sleep(0.1)
+"""
+TAKE_OVER = """
+while jobs("reserved"):
+    Noted.jobs.refresh()
+    time.sleep(0.1)
+populate(max_calls=10)
+"""
+
+
+@dataclass
+class Caller:
+    """A script that populates; what it says goes to files in the folder."""
+
+    server: Server
+    module: str
+    folder: Path
+    make_kwargs: dict[str, Any]
+    environment: dict[str, str]
+    options: str = ""
+    _started: list[subprocess.Popen[bytes]] = field(default_factory=list, init=False)
+
+    def start(self, code: str = POPULATE) -> subprocess.Popen[bytes]:
+        number = len(self._started)
+        file = self.folder / f"call-{number}.py"
+        text = PREAMBLE.format(server=self.server, module=self.module, make_kwargs=self.make_kwargs)
+        file.write_text(text + code.replace("{options}", self.options))
+        with file.with_suffix(".log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, str(file)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env={**os.environ, **self.environment},
+            )
+        self._started.append(process)
+        return process
+
+    def do(self, code: str) -> None:
+        """Run other code over the same table to its end."""
+        self.wait(self.start(code))
+
+    def wait(self, process: subprocess.Popen[bytes], seconds: float = SECONDS) -> None:
+        returncode = process.wait(seconds)
+        assert returncode == 0, f"{process.args!r} ended with {returncode}:\n{self.log()}"
+
+    def log(self) -> str:
+        """Give the end of all that the scripts said."""
+        logs = sorted(self.folder.glob("call-*.log"), key=lambda log: int(log.stem.split("-")[1]))
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs[-4:])
+
+    def close(self) -> None:
+        """Kill what still runs, with all that it started."""
+        for process in self._started:
+            if process.poll() is None:
+                with suppress(psutil.NoSuchProcess):
+                    for child in psutil.Process(process.pid).children(recursive=True):
+                        child.kill()
+                process.kill()
+                process.wait()
