@@ -7,7 +7,7 @@ ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check demo bench clean
+.PHONY: help venv test check demo bench soak clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -63,6 +63,9 @@ demo: $(BIN)/demo-ready  ## a real pipeline over real images on this machine
 bench: $(BIN)/all-ready  ## benchmarks
 	@if ls tests/benchmarks/test_*.py >/dev/null 2>&1; then $(BIN)/python -m pytest tests/benchmarks $(ARGS); \
 	else echo 'There is nothing to run yet: this comes with the benchmarks.'; fi
+
+soak: $(BIN)/all-ready mysql-server  ## 20,000 jobs and a random fault every few seconds for ten minutes
+	$(BIN)/python tests/soak.py $(ARGS)
 
 clean:  ## remove .venv and all caches
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import servers
 from conftest import unavailable
 from lab import clusters, notes
 from lab.calling import FINISH, Caller
-from lab.faults import Scene, faults_of, stop_the_driver_for_a_while
+from lab.faults import Fault, Scene, faults_of, stop_the_driver_for_a_while
 from lab.invariants import counts, violations
 from lab.watching import wait_until
 
@@ -49,7 +49,7 @@ def cases() -> Iterator[Any]:
 @pytest.mark.parametrize(("fault", "place", "daemon"), [*cases()], indirect=["place", "daemon"])
 @pytest.mark.timeout(280)
 def test_each_key_is_made_once(
-    scene: Scene, fault: Callable[[Scene], bool], lab: ModuleType, server: servers.Server, executor: str
+    scene: Scene, fault: Fault, lab: ModuleType, server: servers.Server, executor: str
 ) -> None:
     pipelines.fill(lab, subjects=6, sessions=SESSIONS // 6)
     folder = scene.caller.folder

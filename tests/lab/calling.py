@@ -86,10 +86,10 @@ class Caller:
         returncode = process.wait(seconds)
         assert returncode == 0, f"{process.args!r} ended with {returncode}:\n{self.log()}"
 
-    def log(self) -> str:
+    def log(self, scripts: int = 4) -> str:
         """Give the end of all that the scripts said."""
         logs = sorted(self.folder.glob("call-*.log"), key=lambda log: int(log.stem.split("-")[1]))
-        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs[-4:])
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs[-scripts:])
 
     def close(self) -> None:
         """Kill what still runs, with all that it started."""

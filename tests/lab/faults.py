@@ -95,7 +95,10 @@ def restart_the_database(scene: Scene) -> bool:
     return True
 
 
-FAULTS: Sequence[Callable[[Scene], bool]] = (
+Fault = Callable[[Scene], bool]
+"""Tells whether it found its victim."""
+
+FAULTS: Sequence[Fault] = (
     kill_a_worker,
     kill_the_driver,
     stop_the_driver_for_a_while,
@@ -103,10 +106,9 @@ FAULTS: Sequence[Callable[[Scene], bool]] = (
     kill_the_caller,
     restart_the_database,
 )
-"""Each tells whether it found its victim."""
 
 
-def faults_of(executor: str) -> list[Callable[[Scene], bool]]:
+def faults_of(executor: str) -> list[Fault]:
     """Give the faults that an executor can have; without a cluster the caller is the driver."""
     local = {"kill_the_driver", "lose_a_node"}
     left_out = {"local": local | {"kill_a_worker"}, "processes": local}
