@@ -195,12 +195,8 @@ class JobsTable(JobStore):
         return list(jobs) if renewed == len(jobs) else self._owned_among(jobs)
 
     def rescue(self) -> int:
-        jobs = self._jobs.c
-        expired = jobs.reserved_time < shifted(NOW, -(jobs.connection_id % LEASE_RANGE))
-        rescued = self._change(
-            lambda status: [status == "reserved", jobs.connection_id >= SMALLEST_TOKEN, expired],
-            sa.update(self._jobs).values(UNRESERVED),
-        )
+        found = self._found(sa.select(*self._key()).where(*self._expired(self._jobs.c.status)))
+        rescued = sum(self._rescue(batch) for batch in _batches(found))
         if rescued:
             logger.warning("Rescued %d jobs of %s from a run that died", rescued, self.source.target_table)
         return rescued
@@ -242,6 +238,24 @@ class JobsTable(JobStore):
             self._statement(finish.where(*mine, *begun_here)),
             self._statement(forgo),
         )
+
+    def _expired(self, status: sa.ColumnElement[Any]) -> list[sa.ColumnElement[bool]]:
+        jobs = self._jobs.c
+        expired = jobs.reserved_time < shifted(NOW, -(jobs.connection_id % LEASE_RANGE))
+        return [status == "reserved", jobs.connection_id >= SMALLEST_TOKEN, expired]
+
+    def _rescue(self, jobs: Sequence[Job]) -> int:
+        """Free expired jobs, but wait for none that is locked: its worker may be frozen before its COMMIT."""
+        still = self._expired(_unindexed(self._jobs.c.status))
+        unlocked = sa.select(*self._key()).where(self._among(jobs), *still).with_for_update(skip_locked=True)
+
+        def rescue(connection: sa.Connection) -> int:
+            found = _jobs_in(connection.execute(unlocked))
+            if found:
+                connection.execute(sa.update(self._jobs).where(self._among(found)).values(UNRESERVED))
+            return len(found)
+
+        return self._transact(rescue)
 
     def _check_hits(self, hits: int, jobs: Sequence[Job]) -> None:
         if hits != len(jobs):

@@ -520,6 +520,20 @@ class TestLease:
         assert store.rescue() == 0
         assert statuses(jobs) == {"pending": 3, "reserved": 3}
 
+    def test_a_worker_that_is_frozen_before_its_commit_keeps_its_own_job_only(
+        self, lab: ModuleType, store: JobsTable, open_store: OpenStore, server: Any, jobs: Jobs
+    ) -> None:
+        dead = open_store(lab.Square, lease_seconds=1)
+        frozen, _ = dead.reserve(2)
+        age(jobs, "reserved_time", 10, f"connection_id = {dead.owner.token}")
+        connection = server.connect()
+        connection.start_transaction()
+        fence = dead.fence(keep_completed=False)
+        assert fence.begins(connection, fence_values(dead, frozen))
+        assert store.rescue() == 1
+        connection.close()
+        wait_until(lambda: store.rescue() == 1, "the server to end the transaction")
+
     def test_each_reservation_lives_as_long_as_its_own_lease(
         self, lab: ModuleType, store: JobsTable, open_store: OpenStore, jobs: Jobs
     ) -> None:
