@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -75,9 +77,11 @@ class Soak:
                 self._hit(self.scene.chance.choice(self.faults))
 
     def _hit(self, fault: Fault) -> None:
-        print(f"{time.strftime('%X')} {fault.__name__}", flush=True)
-        if fault(self.scene):
-            self.hit[fault.__name__] += 1
+        name, started = fault.__name__.replace("_", " "), time.monotonic()
+        print(f"{time.strftime('%X')} {name}", end="", flush=True)
+        found = fault(self.scene)
+        self.hit[name] += found
+        print(f", {time.monotonic() - started:.1f} s" if found else ": found nobody", flush=True)
 
     def _look(self, seconds: float) -> None:
         """Let time pass, and see how the run does."""
@@ -103,6 +107,7 @@ class Soak:
 
 
 def main() -> int:
+    faulthandler.register(signal.SIGUSR1)  # says where it hangs
     options = parsed()
     print(f"seed {options.seed}", flush=True)
     started = time.monotonic()
@@ -170,7 +175,7 @@ def filled(server: servers.Server, folder: Path, jobs: int) -> ModuleType:
 
 def summary(soak: Soak, options: argparse.Namespace, seconds: float) -> str:
     made, errors, lost = counts(soak.scene.caller.server, SCHEMA)
-    hits = ", ".join(f"{count} x {name.replace('_', ' ')}" for name, count in soak.hit.most_common())
+    hits = ", ".join(f"{count} x {name}" for name, count in soak.hit.most_common())
     longest = max(soak.memory.values(), key=lambda growth: len(growth.seen), default=Growth())
     return f"""
 {options.executor} on {options.database}, {seconds:.0f} s, seed {options.seed}
