@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 FIRST_POLL_SECONDS = 0.02
 POLL_SECONDS = 0.5
 MAX_DRIVERS = 3
+STEP_SECONDS = 1.0
+"""The longest that a driver's step takes as a rule."""
 
 
 class DriverActor:
@@ -27,15 +29,25 @@ class DriverActor:
         Where its tasks go.
     patience_seconds : float
         The run stops when its caller hasn't asked for its result for so long, and so is gone.
+        Time in which this process itself was frozen doesn't count: nobody could ask then.
+    clock : callable
+        Seconds that pass.
     """
 
-    def __init__(self, run: Drive, executor: Executor, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        run: Drive,
+        executor: Executor,
+        patience_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._status = Status()
         self._stopping = threading.Event()
         self._cut = threading.Event()
         self._result: Summary | DjdistError | None = None
         self._patience_seconds = patience_seconds
-        self._asked_at = time.monotonic()
+        self._clock = clock
+        self._asked_at = self._watched_at = clock()
         executor.attach()
         self._thread = threading.Thread(
             target=self._drive, args=(run, executor), name="djdist-driver", daemon=True
@@ -60,7 +72,7 @@ class DriverActor:
 
     def result(self) -> Summary | DjdistError | None:
         """Give the run's summary, or what ended it; None while it goes on."""
-        self._asked_at = time.monotonic()
+        self._asked_at = self._clock()
         return self._result
 
     def _drive(self, run: Drive, executor: Executor) -> None:
@@ -78,16 +90,23 @@ class DriverActor:
                 executor.abandon()
 
     def _is_forsaken(self) -> bool:
-        return time.monotonic() - self._asked_at > self._patience_seconds
+        return self._clock() - self._asked_at > self._patience_seconds
 
     def _watch(self, status: Status) -> bool:
         self._status = status
         if self._cut.is_set():
             raise KeyboardInterrupt
+        self._forget_own_absence()
         if self._is_forsaken() and not self._stopping.is_set():
             logger.warning("The run's caller is gone, so it stops")
             self.stop()
         return not self._stopping.is_set()
+
+    def _forget_own_absence(self) -> None:
+        now = self._clock()
+        absence_seconds = max(0.0, now - self._watched_at - STEP_SECONDS)
+        self._asked_at = min(now, self._asked_at + absence_seconds)
+        self._watched_at = now
 
 
 def outlive(drive: Callable[[Watch], Summary], watch: Watch) -> Summary:

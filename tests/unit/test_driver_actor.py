@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from djdist.driver_actor import DriverActor
+from djdist.executor import Executor
+from djdist.job import Status, Summary, Watch
+from lab.scripted import Clock, ScriptedExecutor
+from lab.watching import wait_until
+
+
+class Steps:
+    """A run whose steps a test takes by hand."""
+
+    def __init__(self) -> None:
+        self._watch: Watch | None = None
+        self._over = threading.Event()
+
+    def __call__(self, executor: Executor, watch: Watch) -> Summary:
+        self._watch = watch
+        self._over.wait()
+        return Summary()
+
+    def goes_on(self) -> bool:
+        wait_until(lambda: self._watch, "the run to begin")
+        assert self._watch
+        return self._watch(Status())
+
+    def end(self) -> None:
+        self._over.set()
+
+
+@pytest.fixture
+def steps() -> Iterator[Steps]:
+    steps = Steps()
+    yield steps
+    steps.end()
+
+
+def test_a_run_stops_whose_caller_is_gone(steps: Steps) -> None:
+    clock = Clock()
+    DriverActor(steps, ScriptedExecutor(1), 3, clock)
+    for clock.seconds in (0.5, 1.0, 1.5, 2.0, 2.5):
+        assert steps.goes_on()
+    clock.seconds = 3.5
+    assert not steps.goes_on()
+
+
+def test_a_run_goes_on_that_was_frozen_itself(steps: Steps) -> None:
+    clock = Clock()
+    actor = DriverActor(steps, ScriptedExecutor(1), 3, clock)
+    clock.seconds = 100
+    assert steps.goes_on()
+    actor.result()
+    for clock.seconds in (101, 102, 103):
+        assert steps.goes_on()
+    clock.seconds = 104
+    assert not steps.goes_on()
