@@ -27,7 +27,7 @@ import servers  # noqa: E402
 from lab import clusters  # noqa: E402
 from lab.calling import FINISH, Caller  # noqa: E402
 from lab.faults import Fault, Scene, faults_of  # noqa: E402
-from lab.invariants import connections, counts, violations  # noqa: E402
+from lab.invariants import connections, counts, pending, violations  # noqa: E402
 
 SCHEMA = "djdist_soak"
 LEASE_SECONDS = 3
@@ -108,6 +108,7 @@ class Soak:
 
 def main() -> int:
     faulthandler.register(signal.SIGUSR1)  # says where it hangs
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     options = parsed()
     print(f"seed {options.seed}", flush=True)
     started = time.monotonic()
@@ -117,11 +118,13 @@ def main() -> int:
     ):
         soak.run(60 * options.minutes)
         caller = soak.scene.caller
+        left = pending(caller.server, SCHEMA)
         caller.wait(caller.start(FINISH), PATIENCE_SECONDS)
         overlaps = (
             not any(fault.__name__.startswith("stop") for fault in soak.faults) or options.executor == "ray"
         )
         wrong = violations(caller.server, SCHEMA, caller.folder, overlaps=overlaps)
+        wrong += [f"the last call left {left} jobs pending"] if left else []
         print(summary(soak, options, time.monotonic() - started))
         print("\n".join(wrong) or "nothing lost, nothing made twice, nothing left")
         return bool(wrong)

@@ -19,7 +19,7 @@ from conftest import unavailable
 from lab import clusters, notes
 from lab.calling import FINISH, Caller
 from lab.faults import Fault, Scene, faults_of, stop_the_driver_for_a_while
-from lab.invariants import counts, violations
+from lab.invariants import counts, pending, violations
 from lab.watching import wait_until
 
 SESSIONS = 60
@@ -57,6 +57,7 @@ def test_each_key_is_made_once(
     moments = sorted(scene.chance.sample(range(1, SESSIONS * 3 // 4), 2))
     hits = [fault(scene) for moment in moments if wait_until(partial(has_come, scene, moment), "the moment")]
     scene.caller.wait(scene.call)
+    assert pending(server, lab.SCHEMA) == 0, f"the call ended before its work did:\n{scene.caller.log()}"
     scene.caller.do(FINISH)
     overlaps = not (fault is stop_the_driver_for_a_while and executor in DRIVER_MAKES_KEYS)
     assert violations(server, lab.SCHEMA, folder, overlaps=overlaps) == [], scene.caller.log()

@@ -22,6 +22,7 @@ INCOMPLETE = (
     " HAVING count(p.item) <> 3 OR sum(p.value) <> t.total"
 )
 UNDONE = "SELECT status, count(*) FROM {jobs} WHERE status <> 'error' GROUP BY status"
+PENDING = "SELECT count(*) FROM {jobs} WHERE status = 'pending'"
 COUNTS = (
     "SELECT (SELECT count(*) FROM {noted}), count(*),"
     " coalesce(sum(CASE WHEN error_message LIKE 'ValueError: bad n%' THEN 0 ELSE 1 END), 0) FROM {jobs}"
@@ -43,6 +44,11 @@ def violations(server: Server, schema: str, folder: Path, *, overlaps: bool = Tr
     found += [f"{key} has {parts} parts" for *key, parts in ask(server, schema, INCOMPLETE)]
     found += [f"{jobs} jobs left {status}" for status, jobs in ask(server, schema, UNDONE)]
     return found + [f"{mark} at once" for mark in made_twice_at_once(folder) if overlaps]
+
+
+def pending(server: Server, schema: str) -> int:
+    ((count,),) = ask(server, schema, PENDING)
+    return int(count)
 
 
 def counts(server: Server, schema: str) -> tuple[int, int, int]:
