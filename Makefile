@@ -48,7 +48,16 @@ mysql-server:
 		|| { $(call apt_install,mariadb-server); } \
 		|| echo 'No MariaDB or MySQL server here, and none could be installed: its tests are skipped.' >&2
 
-test: $(BIN)/all-ready mysql-server  ## all tests, on servers of their own
+.PHONY: real-mysql
+real-mysql:  # Debian has MySQL itself in its unstable suite only
+	@[ -n "$$DJDIST_TEST_REAL_MYSQL_URL" ] || [ -e $(VENV)/mysql/usr/sbin/mysqld ] || { \
+		[ "$$(id -u)" = 0 ] && rm -rf $(VENV)/mysql.part \
+		&& { command -v debootstrap >/dev/null || { $(call apt_install,debootstrap); }; } \
+		&& timeout 300 debootstrap --variant=minbase --include=mysql-server-core sid $(VENV)/mysql.part >/dev/null \
+		&& mv $(VENV)/mysql.part $(VENV)/mysql; \
+	} || echo 'No real MySQL server can be had here: its tests are skipped.' >&2
+
+test: $(BIN)/all-ready mysql-server real-mysql  ## all tests, on servers of their own
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(BIN)/all-ready  ## lint, formatting, types, direction of imports

