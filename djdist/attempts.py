@@ -12,6 +12,8 @@ LONGEST_PAUSE_SECONDS = 300.0
 FIRST_DEFERRAL_SECONDS = 0.1
 LONGEST_DEFERRAL_SECONDS = 30.0
 MAX_DEFERRALS = 20
+MAX_WAITS = 200
+"""So often a key may meet a worker that gets no connection, such as when the server is full."""
 MAX_SPARES = 10
 """So often a key may be lost before it begins; then it counts as lost, or the run might never end."""
 
@@ -53,11 +55,11 @@ class Attempts:
         for counter in (self.losses, self._spares, self._deferrals, self._failures):
             counter.pop(job.identity, None)
 
-    def after_deferral(self, job: Job) -> float | None:
-        """The database could not be used."""
+    def after_deferral(self, job: Job, *, begun: bool) -> float | None:
+        """The database could not be used, or not even be reached to begin."""
         self._deferrals[job.identity] += 1
         tries = self._deferrals[job.identity]
-        if tries > MAX_DEFERRALS:
+        if tries > (MAX_DEFERRALS if begun else MAX_WAITS):
             return None
         return self._pause(tries, FIRST_DEFERRAL_SECONDS, LONGEST_DEFERRAL_SECONDS)
 

@@ -278,7 +278,8 @@ class Driver:
 
     def _record_deferred(self, outcome: Outcome) -> None:
         failure = outcome.failure or UNKNOWN
-        pause_seconds = self._attempts.after_deferral(outcome.job)
+        begun = bool(self._store.begun([outcome.job]))
+        pause_seconds = self._attempts.after_deferral(outcome.job, begun=begun)
         if pause_seconds is None:
             self._fail(outcome.job, failure, outcome.host, outcome.pid)
             return

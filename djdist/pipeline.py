@@ -18,8 +18,16 @@ from djdist.shipping import ConnectionSettings, quiet, settings_of
 
 logger = logging.getLogger(__name__)
 
-DEADLOCK_OR_LOST = frozenset({1040, 1053, 1205, 1213, 2003, 2006, 2013, 2055})
+DEADLOCK_OR_LOST = frozenset({1040, 1053, 1203, 1226, 1205, 1213, 2003, 2006, 2013, 2055})
 """MySQL's numbers for too many connections, shutdown, lock wait, deadlock and lost connections."""
+
+FULL = (
+    "Too many connections",
+    "max_user_connections",
+    "too many clients already",
+    "remaining connection slots",
+)
+"""What MySQL and PostgreSQL say when they take no more connections; PostgreSQL's driver adds no code."""
 
 PG_DEADLOCK_OR_LOST = ("08", "40", "53", "55P03", "57P0")
 """PostgreSQL's classes for connection, rollback, resources; lock not available, shutdown."""
@@ -237,6 +245,11 @@ def is_infrastructure(error: BaseException) -> bool:
             return type(error).__name__ in ("OperationalError", "InterfaceError")
         case _:
             return False
+
+
+def is_full(error: BaseException) -> bool:
+    """Tell whether the server is there, but takes no more connections now."""
+    return any(phrase in str(error) for phrase in FULL)
 
 
 @contextmanager

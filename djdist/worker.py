@@ -20,7 +20,7 @@ import cloudpickle
 from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Fence, key_name
 from djdist.job import Ending, Failure, Job, Outcome, Report
-from djdist.pipeline import connect_anew, is_infrastructure, is_made, job_columns, make_key
+from djdist.pipeline import connect_anew, is_full, is_infrastructure, is_made, job_columns, make_key
 from djdist.shipping import ConnectionSettings, is_alive, unpack_table
 from djdist.signals import catching
 
@@ -250,7 +250,7 @@ def _ending_itself(timeout_seconds: float | None, *, watched: bool) -> Iterator[
 
 
 def _without_workplace(name: str, jobs: Sequence[Job], error: Exception) -> Report:
-    if jobs and is_infrastructure(error):
+    if (jobs and is_infrastructure(error)) or is_full(error):
         return Report(tuple(Outcome(job, Ending.DEFERRED, _portable(_failure(error))) for job in jobs))
     return Report(trouble=_setup_trouble(name, error))
 

@@ -19,7 +19,7 @@ from djdist.errors import DatabaseError
 from djdist.fence import Fence, Statement, key_name
 from djdist.job import Failure, Job
 from djdist.job_store import JobStore
-from djdist.pipeline import JobsTableSource, is_infrastructure, pack_text
+from djdist.pipeline import JobsTableSource, is_full, is_infrastructure, pack_text
 from djdist.shipping import open_dbapi_connection
 
 logger = logging.getLogger(__name__)
@@ -384,15 +384,14 @@ class JobsTable(JobStore):
 
     def _transact(self, act: Callable[[sa.Connection], Result]) -> Result:
         """Do something in a transaction, again where the database was away or gave it up for another one."""
-        patience_seconds = self.patience_seconds if self._reached else FIRST_PATIENCE_SECONDS
-        patient_until = time.monotonic() + patience_seconds
+        began_at = time.monotonic()
         for pause_seconds in _pauses():
             try:
                 with self._engine().begin() as connection:
                     result = act(connection)
             except sa.exc.DBAPIError as error:
-                impatient = time.monotonic() + pause_seconds > patient_until
-                if impatient or error.orig is None or not is_infrastructure(error.orig):
+                waited_seconds = time.monotonic() + pause_seconds - began_at
+                if error.orig is None or waited_seconds > self._patience_seconds(error.orig):
                     raise self._unreachable(error) from error
                 logger.info("Waiting for the database: %s", error.orig)
                 time.sleep(pause_seconds)
@@ -400,6 +399,11 @@ class JobsTable(JobStore):
                 self._reached = True
                 return result
         raise AssertionError("unreachable")
+
+    def _patience_seconds(self, error: BaseException) -> float:
+        if not is_infrastructure(error):
+            return 0
+        return self.patience_seconds if self._reached or is_full(error) else FIRST_PATIENCE_SECONDS
 
     def _engine(self) -> sa.Engine:
         if self._open_engine is None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +17,7 @@ import djdist
 import lab as pipelines
 from lab import doing
 from lab.relay import Relay, relayed
-from lab.watching import SECONDS, counts, pid_of_ray_actor, wait_until
+from lab.watching import SECONDS, counts, meanwhile, pid_of_ray_actor, wait_until
 from servers import Server
 
 pytestmark = pytest.mark.long_on("dask")
@@ -48,24 +46,6 @@ def options_for(executor: Any) -> tuple[str, dict[str, str]]:
     if isinstance(executor, djdist.LocalExecutor):
         return "processes=2", {}
     return "executor='dask'", {"DASK_SCHEDULER_ADDRESS": executor.scheduler.address}
-
-
-@contextmanager
-def meanwhile(act: Callable[[], None]) -> Iterator[None]:
-    """Do something in a thread while the test waits for a run."""
-    errors: list[BaseException] = []
-
-    def do() -> None:
-        try:
-            act()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=do)
-    thread.start()
-    yield
-    thread.join()
-    assert errors == []
 
 
 class TestGrace:

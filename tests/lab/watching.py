@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from psutil import process_iter
@@ -18,6 +20,24 @@ def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
         assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
         time.sleep(0.02)
     return found
+
+
+@contextmanager
+def meanwhile(act: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread while the test waits for a run."""
+    errors: list[BaseException] = []
+
+    def do() -> None:
+        try:
+            act()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=do)
+    thread.start()
+    yield
+    thread.join()
+    assert errors == []
 
 
 def pid_of_ray_actor(kind: str) -> int:

@@ -31,11 +31,11 @@ def test_losses_before_a_key_began_cost_nothing_but_not_for_ever() -> None:
 
 def test_deferrals_get_longer_up_to_a_limit_and_end() -> None:
     attempts = Attempts(Policy(), random.Random(1))
-    pauses = [attempts.after_deferral(JOB) for _ in range(MAX_DEFERRALS)]
+    pauses = [attempts.after_deferral(JOB, begun=True) for _ in range(MAX_DEFERRALS)]
     assert pauses[0] is not None
     assert pauses[0] <= 0.1
     assert max(pause or 0 for pause in pauses) <= LONGEST_DEFERRAL_SECONDS
-    assert attempts.after_deferral(JOB) is None
+    assert attempts.after_deferral(JOB, begun=True) is None
 
 
 def test_failures_are_not_tried_again_unless_asked() -> None:
