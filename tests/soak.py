@@ -101,7 +101,7 @@ class Soak:
         """Call as the documented worker loop would, also where the last call gave up."""
         if self.calls:
             self.gave_up += 1
-            print(self.scene.caller.log(1)[-2000:], flush=True)
+            print(f"  gave up: {self.scene.caller.why(self.scene.call)[:200]}", flush=True)
         self.calls += 1
         self.scene.start()
 

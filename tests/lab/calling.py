@@ -42,7 +42,9 @@ while populate()["success_count"] or jobs("pending", "reserved"):
     time.sleep(0.1)
 """
 TAKE_OVER = """
-while jobs("reserved"):
+held = Noted.jobs.reserved.to_dicts()
+until = time.monotonic() + 5 * djdist.config.lease_seconds  # what is locked can't be taken over
+while any(row in held for row in Noted.jobs.reserved.to_dicts()) and time.monotonic() < until:
     Noted.jobs.refresh()
     time.sleep(0.1)
 populate(max_calls=10)
@@ -62,8 +64,7 @@ class Caller:
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list, init=False)
 
     def start(self, code: str = POPULATE) -> subprocess.Popen[bytes]:
-        number = len(self._started)
-        file = self.folder / f"call-{number}.py"
+        file = self._file(len(self._started))
         text = PREAMBLE.format(server=self.server, module=self.module, make_kwargs=self.make_kwargs)
         file.write_text(text + code.replace("{options}", self.options))
         with file.with_suffix(".log").open("wb") as log:
@@ -86,10 +87,23 @@ class Caller:
         returncode = process.wait(seconds)
         assert returncode == 0, f"{process.args!r} ended with {returncode}:\n{self.log()}"
 
-    def log(self, scripts: int = 4) -> str:
-        """Give the end of all that the scripts said."""
-        logs = sorted(self.folder.glob("call-*.log"), key=lambda log: int(log.stem.split("-")[1]))
-        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs[-scripts:])
+    def log(self) -> str:
+        """Give the end of all that the latest scripts said."""
+        return "\n".join(f"--- {number}\n{self.log_of(number)[-3000:]}" for number in self._latest(4))
+
+    def log_of(self, number: int) -> str:
+        return self._file(number).with_suffix(".log").read_text()
+
+    def why(self, process: subprocess.Popen[bytes]) -> str:
+        """Give the error that ended a script."""
+        lines = self.log_of(self._started.index(process)).splitlines()
+        return next((line for line in reversed(lines) if line.startswith("djdist.errors.")), lines[-1])
+
+    def _latest(self, count: int) -> range:
+        return range(max(0, len(self._started) - count), len(self._started))
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"call-{number}.py"
 
     def close(self) -> None:
         """Kill what still runs, with all that it started."""
