@@ -26,7 +26,7 @@ import lab as pipelines  # noqa: E402
 import servers  # noqa: E402
 from lab import clusters  # noqa: E402
 from lab.calling import FINISH, Caller  # noqa: E402
-from lab.faults import Fault, Scene, faults_of  # noqa: E402
+from lab.faults import Fault, Scene, faults_of, may_overlap  # noqa: E402
 from lab.invariants import connections, counts, pending, violations  # noqa: E402
 
 SCHEMA = "djdist_soak"
@@ -76,6 +76,15 @@ class Soak:
             elif not self.scene.ended() and self.faults and time.monotonic() < until:
                 self._hit(self.scene.chance.choice(self.faults))
 
+    def verdict(self, executor: str) -> list[str]:
+        """Say what is wrong in the end."""
+        caller = self.scene.caller
+        left = pending(caller.server, SCHEMA)
+        caller.wait(caller.start(FINISH), PATIENCE_SECONDS)
+        forgiving = any(may_overlap(fault, executor) for fault in self.faults)
+        wrong = violations(caller.server, SCHEMA, caller.folder, overlaps=not forgiving)
+        return wrong + ([f"the last call left {left} jobs pending"] if left else [])
+
     def _hit(self, fault: Fault) -> None:
         name, started = fault.__name__.replace("_", " "), time.monotonic()
         print(f"{time.strftime('%X')} {name}", end="", flush=True)
@@ -117,14 +126,7 @@ def main() -> int:
         world(name, options) as soak,
     ):
         soak.run(60 * options.minutes)
-        caller = soak.scene.caller
-        left = pending(caller.server, SCHEMA)
-        caller.wait(caller.start(FINISH), PATIENCE_SECONDS)
-        overlaps = (
-            not any(fault.__name__.startswith("stop") for fault in soak.faults) or options.executor == "ray"
-        )
-        wrong = violations(caller.server, SCHEMA, caller.folder, overlaps=overlaps)
-        wrong += [f"the last call left {left} jobs pending"] if left else []
+        wrong = soak.verdict(options.executor)
         print(summary(soak, options, time.monotonic() - started))
         print("\n".join(wrong) or "nothing lost, nothing made twice, nothing left")
         return bool(wrong)

@@ -18,7 +18,7 @@ import servers
 from conftest import unavailable
 from lab import clusters, notes
 from lab.calling import FINISH, Caller
-from lab.faults import Fault, Scene, faults_of, stop_the_driver_for_a_while
+from lab.faults import Fault, Scene, faults_of, may_overlap
 from lab.invariants import counts, pending, violations
 from lab.watching import wait_until
 
@@ -31,8 +31,6 @@ IN_SHORT_RUN = {
     ("lose_a_node", "ray", "postgresql"),
     ("lose_a_node", "dask", "mysql"),
 }
-# the driver's process makes keys as well: what was stopped in the middle is made by another run meanwhile
-DRIVER_MAKES_KEYS = {"local", "dask"}
 
 
 def cases() -> Iterator[Any]:
@@ -59,8 +57,8 @@ def test_each_key_is_made_once(
     scene.caller.wait(scene.call)
     assert pending(server, lab.SCHEMA) == 0, f"the call ended before its work did:\n{scene.caller.log()}"
     scene.caller.do(FINISH)
-    overlaps = not (fault is stop_the_driver_for_a_while and executor in DRIVER_MAKES_KEYS)
-    assert violations(server, lab.SCHEMA, folder, overlaps=overlaps) == [], scene.caller.log()
+    forgiving = may_overlap(fault, executor)
+    assert violations(server, lab.SCHEMA, folder, overlaps=not forgiving) == [], scene.caller.log()
     assert counts(server, lab.SCHEMA) == (SESSIONS - ERRORS, ERRORS, 0), scene.caller.log()
     assert any(hits), "the run was over before it could be hit"
 

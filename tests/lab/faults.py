@@ -115,6 +115,15 @@ def faults_of(executor: str) -> list[Fault]:
     return [fault for fault in FAULTS if fault.__name__ not in left_out.get(executor, set())]
 
 
+def may_overlap(fault: Fault, executor: str) -> bool:
+    """Tell whether a fault may let two runs make one key at the same time, which no lease can prevent.
+
+    A driver's process that makes keys as well is stopped in the middle of one, and
+    goes on with it when another run has long taken it over. The fence then stops it.
+    """
+    return fault is stop_the_driver_for_a_while and executor in ("local", "dask")
+
+
 def _find(scene: Scene, find: Callable[[], Victim | None]) -> Victim | None:
     """Wait for a victim as long as the call goes on."""
     found: list[Victim | None] = []
