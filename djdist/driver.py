@@ -28,6 +28,8 @@ def drive(
 ) -> Summary:
     """Do one run from its start to its summary."""
     executor.start(work)
+    if executor.adopts:
+        store.assume_reached()
     try:
         return Driver(store, executor, policy, table).run(watch)
     finally:
@@ -95,7 +97,8 @@ class Driver:
             No worker can make this table's keys; no job was reserved.
         """
         try:
-            self._try_workers(watch)
+            if not self._executor.adopts:
+                self._try_workers(watch)
             self._store.release_all()
             self._store.refresh()
             with self._lease:

@@ -109,13 +109,15 @@ class DriverActor:
         self._watched_at = now
 
 
-def outlive(drive: Callable[[Watch], Summary], watch: Watch) -> Summary:
+def outlive(executor: Executor, drive: Callable[[Watch], Summary], watch: Watch) -> Summary:
     """Do a run by one driver after another, where the cluster loses them.
 
     Parameters
     ----------
+    executor : Executor
+        Is told when a driver ``adopts`` what an earlier one held.
     drive : callable
-        Starts a driver and follows it. A later one adopts what the earlier one held.
+        Starts a driver and follows it.
     watch : callable
         Is told the run's status, over all its drivers.
 
@@ -127,6 +129,7 @@ def outlive(drive: Callable[[Watch], Summary], watch: Watch) -> Summary:
     before = Status()
     for drivers in range(1, MAX_DRIVERS + 1):
         last = before
+        executor.adopts = drivers > 1
 
         def watch_all(status: Status, before: Status = before) -> bool:
             nonlocal last

@@ -46,10 +46,13 @@ class Executor(ABC):
         Tasks run in the caller's own thread, with the caller's own table.
     kills : bool
         It can end the process that runs a task.
+    adopts : bool
+        Its driver takes a run over from one that was lost, so what a run needs was there.
     """
 
     in_process = False
     kills = True
+    adopts = False
     _entered = 0
 
     def __enter__(self) -> Self:

@@ -57,5 +57,8 @@ class JobStore(ABC):
     def pending(self) -> int:
         """Count the due jobs that the run may still reserve."""
 
+    def assume_reached(self) -> None:
+        """Take a database that can't be reached for one that is away for a while."""
+
     def close(self) -> None:
         """Close the connection."""

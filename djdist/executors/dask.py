@@ -68,7 +68,7 @@ class DaskExecutor(Executor):
         return f"DaskExecutor({self._cluster or 'auto'})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_cluster, (self._options, self._run)
+        return _without_cluster, (self._options, self._run, self.adopts)
 
     def connect(self) -> None:
         try:
@@ -81,7 +81,7 @@ class DaskExecutor(Executor):
 
     def drive(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
         self._run = info.id
-        return outlive(lambda watch_all: self._drive_once(run, watch_all, info), watch)
+        return outlive(self, lambda watch_all: self._drive_once(run, watch_all, info), watch)
 
     def _drive_once(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
         key = ("djdist driver", info.table, uuid4().hex[:8])
@@ -253,6 +253,9 @@ class _Board:
         self._place = ["djdist", run]
         self._written_at = float("-inf")
 
+    def is_used(self) -> bool:
+        return bool(self._client.get_metadata(self._place, {}))
+
     def status(self) -> Status:
         return Status(**self._client.get_metadata([*self._place, "status"], {}))
 
@@ -275,8 +278,11 @@ def _drive_as_task(run: Drive, executor: DaskExecutor) -> Summary:
     """Do a detached run as a task, which Dask begins anew elsewhere when its worker dies."""
     distributed.secede()
     executor.attach()
+    board = _Board(executor._client, executor._run)
+    executor.adopts = board.is_used()
+    board.watch(Status())
     executor._restart(executor._still_running())
-    return run(executor, _Board(executor._client, executor._run).watch)
+    return run(executor, board.watch)
 
 
 def _published(run: str) -> str:
@@ -324,9 +330,9 @@ def _configured_address() -> str | None:
     return address
 
 
-def _without_cluster(options: dict[str, Any], run: str) -> DaskExecutor:
+def _without_cluster(options: dict[str, Any], run: str, adopts: bool) -> DaskExecutor:
     executor = DaskExecutor(**options)
-    executor._run = run
+    executor._run, executor.adopts = run, adopts
     return executor
 
 

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 PLACES_AGE_SECONDS = 1.0
 NAMESPACE = "djdist"
 LOOK_SECONDS = 5.0
+NAMED_TASKS = 1000
+"""Ray's processes keep metrics for every name of a task, so that later ones have the table's only."""
 RESULT_KEPT_SECONDS = 24 * 3600.0
 HEAD_NODE = {"node:__internal_head__": 0.001}
 
@@ -83,7 +85,7 @@ class RayExecutor(Executor):
         self._started = True
 
     def drive(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
-        return outlive(lambda watch_all: self._drive_once(run, watch_all, info), watch)
+        return outlive(self, lambda watch_all: self._drive_once(run, watch_all, info), watch)
 
     def _drive_once(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
         host = self._host()
@@ -140,6 +142,8 @@ class RayExecutor(Executor):
 
     def submit(self, name: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
+        if self._submitted > NAMED_TASKS:
+            name = name.partition("(")[0]
         self._tickets[self._task.options(name=name).remote(self._work, tuple(jobs))] = self._submitted
         return self._submitted
 
@@ -200,8 +204,10 @@ class LastingHost(DriverHost):
 
     def __init__(self, info: RunInfo, run: Drive, executor: Executor) -> None:
         super().__init__()
+        context = ray.get_runtime_context()
+        executor.adopts = context.was_current_actor_reconstructed
         self.begin(info, run, executor, float("inf"))
-        me = ray.get_runtime_context().current_actor
+        me = context.current_actor
         threading.Thread(target=self._end_later, args=(info.id, me), daemon=True).start()
 
     def forget(self, run: str) -> None:

@@ -191,12 +191,14 @@ class JobsTable(JobStore):
         """Nothing to do: the worker did it in ``make()``'s transaction."""
 
     def renew(self, jobs: Sequence[Job]) -> list[Job]:
-        renewed = self._change_owned(jobs, sa.update(self._jobs).values(reserved_time=NOW))
+        renew = sa.update(self._jobs).values(reserved_time=NOW)
+        renewed = sum(self._change_unlocked(batch, self._owned(), renew) for batch in _batches(jobs))
         return list(jobs) if renewed == len(jobs) else self._owned_among(jobs)
 
     def rescue(self) -> int:
         found = self._found(sa.select(*self._key()).where(*self._expired(self._jobs.c.status)))
-        rescued = sum(self._rescue(batch) for batch in _batches(found))
+        still, free = self._expired(_unindexed(self._jobs.c.status)), sa.update(self._jobs).values(UNRESERVED)
+        rescued = sum(self._change_unlocked(batch, still, free) for batch in _batches(found))
         if rescued:
             logger.warning("Rescued %d jobs of %s from a run that died", rescued, self.source.target_table)
         return rescued
@@ -207,6 +209,9 @@ class JobsTable(JobStore):
     def pending(self) -> int:
         count = sa.select(sa.func.count()).select_from(self._jobs).where(*self._due())
         return self._transact(lambda connection: int(connection.execute(count).scalar_one()))
+
+    def assume_reached(self) -> None:
+        self._reached = True
 
     def close(self) -> None:
         if self._open_engine is not None:
@@ -244,18 +249,19 @@ class JobsTable(JobStore):
         expired = jobs.reserved_time < shifted(NOW, -(jobs.connection_id % LEASE_RANGE))
         return [status == "reserved", jobs.connection_id >= SMALLEST_TOKEN, expired]
 
-    def _rescue(self, jobs: Sequence[Job]) -> int:
-        """Free expired jobs, but wait for none that is locked: its worker may be frozen before its COMMIT."""
-        still = self._expired(_unindexed(self._jobs.c.status))
-        unlocked = sa.select(*self._key()).where(self._among(jobs), *still).with_for_update(skip_locked=True)
+    def _change_unlocked(
+        self, jobs: Sequence[Job], conditions: Sequence[sa.ColumnElement[bool]], change: sa.Update
+    ) -> int:
+        """Change jobs, but wait for none that is locked: its worker may be frozen before its COMMIT."""
+        unlocked = sa.select(*self._key()).where(self._among(jobs), *conditions)
 
-        def rescue(connection: sa.Connection) -> int:
-            found = _jobs_in(connection.execute(unlocked))
+        def change_found(connection: sa.Connection) -> int:
+            found = _jobs_in(connection.execute(unlocked.with_for_update(skip_locked=True)))
             if found:
-                connection.execute(sa.update(self._jobs).where(self._among(found)).values(UNRESERVED))
+                connection.execute(change.where(self._among(found)))
             return len(found)
 
-        return self._transact(rescue)
+        return self._transact(change_found)
 
     def _check_hits(self, hits: int, jobs: Sequence[Job]) -> None:
         if hits != len(jobs):
