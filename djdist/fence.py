@@ -48,6 +48,11 @@ class Fence:
     finish: Statement
     forgo: Statement
 
+    @property
+    def statements(self) -> tuple[Statement, Statement]:
+        """All that a worker does to the jobs table."""
+        return self.begin, self.finish
+
     def begins(self, connection: Connection, values: Mapping[str, Any]) -> bool:
         """Mark a job as begun; False if it is no longer the run's, or a worker has begun it before."""
         return self.begin.hits(connection, {**values, "token": self.token})

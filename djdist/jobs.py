@@ -7,7 +7,7 @@ from typing import Any
 import datajoint as dj
 
 from djdist.job_stores.jobs_table import JobsTable, Refreshing
-from djdist.pipeline import check_priority, condition_sql, declared_type, jobs_table_source
+from djdist.pipeline import check_key_is_seen, check_priority, condition_sql, declared_type, jobs_table_source
 
 
 class Jobs(dj.Job):
@@ -22,6 +22,7 @@ class Jobs(dj.Job):
 
         What PostgreSQL reports of some types (enum, datetime, bool, float64) DataJoint can't read.
         """
+        check_key_is_seen(self.target, self.target)
         attributes = self.target.heading
         reported = super()._get_fk_derived_pk_attrs()
         return [(name, declared_type(self.target, attributes[name]) or type_) for name, type_ in reported]

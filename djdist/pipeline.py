@@ -32,6 +32,11 @@ FULL = (
 PG_DEADLOCK_OR_LOST = ("08", "40", "53", "55P03", "57P0")
 """PostgreSQL's classes for connection, rollback, resources; lock not available, shutdown."""
 
+DENIED = frozenset({"42501", 1044, 1142, 1143})
+"""What PostgreSQL and MySQL say to those who lack a right."""
+
+RIGHTS = 'See "Database rights" in djdist\'s README.'
+
 PRIORITIES = {"mysql": range(-128, 128), "postgresql": range(-32768, 32768)}
 
 
@@ -100,9 +105,25 @@ def check_priority(table: dj.Table, priority: int | None) -> None:
         )
 
 
+def check_key_is_seen(table: Any, query: Any) -> None:
+    """Raise DatabaseError where PostgreSQL hides the key of a table, or of what it is made from.
+
+    DataJoint would take each restriction by key for none at all.
+    """
+    if not query.primary_key and table.connection.adapter.backend == "postgresql":
+        whose = table.full_table_name if query is table else f"the key source of {table.full_table_name}"
+        raise DatabaseError(
+            f"{user_of(table)} can't see the primary key of {whose}: PostgreSQL shows it to nobody who has "
+            f"no more than SELECT. GRANT REFERENCES, which lets read and change nothing. {RIGHTS}"
+        )
+
+
 def keys_to_make(table: dj.Table, restrictions: Sequence[Any], max_calls: int | None) -> list[Key]:
     """Fetch the keys that are not in the table yet, as ``populate()`` without a jobs table does."""
-    keys: list[Key] = (table._jobs_to_do(restrictions) - table.proj()).keys()
+    todo = table._jobs_to_do(restrictions)
+    check_key_is_seen(table, table)
+    check_key_is_seen(table, todo)
+    keys: list[Key] = (todo - table.proj()).keys()
     return keys[:max_calls]
 
 
@@ -112,6 +133,7 @@ def jobs_table_source(
     """Describe a jobs table to its store."""
     table = jobs.target
     todo = table._jobs_to_do(())
+    check_key_is_seen(table, todo)
     missing = [name for name in jobs.primary_key if name not in todo.primary_key]
     if missing:
         raise OptionError(
@@ -226,6 +248,24 @@ def connect_anew(connection: dj.Connection) -> None:
     connection._in_transaction = False
 
 
+def denial(connection: dj.Connection, sql: str, args: Sequence[Any] = ()) -> str:
+    """Execute a statement that changes nothing; give what the database says if a right is missing."""
+    try:
+        connection.query(sql, args)
+    except dj.errors.AccessError as error:
+        return str(error.args[1]).strip()
+    except Exception as error:
+        logger.debug("The trial of %r failed: %s", sql, error)
+    return ""
+
+
+def vain_inserts(table: Any) -> dict[str, str]:
+    """Give, by their name, a statement for a table and each of its parts that inserts no row."""
+    members = [getattr(type(table), name) for name in dir(table) if name[0].isupper()]
+    parts = [member() for member in members if isinstance(member, type) and issubclass(member, dj.Part)]
+    return {t.full_table_name: _vain_insert(t) for t in (table, *parts)}
+
+
 def is_made(table: Any, key: Key) -> bool:
     """Tell whether a key is in the table."""
     return bool(key in table)
@@ -252,6 +292,11 @@ def is_full(error: BaseException) -> bool:
     return any(phrase in str(error) for phrase in FULL)
 
 
+def is_denial(error: BaseException) -> bool:
+    """Tell whether the account lacks a right."""
+    return not DENIED.isdisjoint([getattr(error, "pgcode", None), *error.args[:1]])
+
+
 @contextmanager
 def reachable(connection: dj.Connection) -> Iterator[None]:
     """Say it clearly when the caller's own connection is gone.
@@ -276,6 +321,12 @@ def reachable(connection: dj.Connection) -> Iterator[None]:
 def pack_text(text: str) -> bytes:
     """Encode a text as DataJoint's ``<blob>`` attributes hold it."""
     return bytes(dj.blob.pack(text))
+
+
+def _vain_insert(table: Any) -> str:
+    names = ", ".join(table.connection.adapter.quote_identifier(name) for name in table.heading.names)
+    name = table.full_table_name
+    return f"INSERT INTO {name} ({names}) SELECT {names} FROM {name} WHERE 1 = 0"
 
 
 def _is_binary_uuid(jobs: dj.Job, name: str) -> bool:

@@ -19,7 +19,7 @@ from djdist.errors import DatabaseError
 from djdist.fence import Fence, Statement, key_name
 from djdist.job import Failure, Job
 from djdist.job_store import JobStore
-from djdist.pipeline import JobsTableSource, is_full, is_infrastructure, pack_text
+from djdist.pipeline import RIGHTS, JobsTableSource, is_denial, is_full, is_infrastructure, pack_text
 from djdist.shipping import open_dbapi_connection
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ Condition = Callable[[sa.ColumnElement[Any]], Sequence[sa.ColumnElement[bool]]]
 SMALLEST_TOKEN = 2**40
 LEASE_RANGE = 2**16
 ERROR_MESSAGE_LENGTH = 2047
+DRIVERS_RIGHTS = f"A driver needs SELECT, INSERT, UPDATE and DELETE on it. {RIGHTS}"
 TRUNCATED = "...truncated"
 BATCH = 500
 FIRST_PATIENCE_SECONDS = 2.0
@@ -426,9 +427,10 @@ class JobsTable(JobStore):
 
     def _unreachable(self, error: sa.exc.DBAPIError) -> DatabaseError:
         where = f"{self.source.schema}.{self.source.jobs_table}"
-        return DatabaseError(
-            f"The jobs table {where} can't be reached or changed from {platform.node()}: {error.orig}"
-        )
+        cause = str(error.orig).strip()
+        trouble = f"The jobs table {where} can't be reached or changed from {platform.node()}: {cause}"
+        denied = error.orig is not None and is_denial(error.orig)
+        return DatabaseError(f"{trouble}\n{DRIVERS_RIGHTS}" if denied else trouble)
 
     def _statement(self, statement: sa.ClauseElement) -> Statement:
         dialects = {"mysql": mysql.dialect, "postgresql": postgresql.dialect}
