@@ -120,8 +120,8 @@ def check_key_is_seen(table: Any, query: Any) -> None:
 
 def keys_to_make(table: dj.Table, restrictions: Sequence[Any], max_calls: int | None) -> list[Key]:
     """Fetch the keys that are not in the table yet, as ``populate()`` without a jobs table does."""
-    todo = table._jobs_to_do(restrictions)
     check_key_is_seen(table, table)
+    todo = table._jobs_to_do(restrictions)
     check_key_is_seen(table, todo)
     keys: list[Key] = (todo - table.proj()).keys()
     return keys[:max_calls]
@@ -294,7 +294,9 @@ def is_full(error: BaseException) -> bool:
 
 def is_denial(error: BaseException) -> bool:
     """Tell whether the account lacks a right."""
-    return not DENIED.isdisjoint([getattr(error, "pgcode", None), *error.args[:1]])
+    return isinstance(error, dj.errors.AccessError) or not DENIED.isdisjoint(
+        [getattr(error, "pgcode", None), *error.args[:1]]
+    )
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from djdist.pipeline import (
     RIGHTS,
     connect_anew,
     denial,
+    is_denial,
     is_full,
     is_infrastructure,
     is_made,
@@ -286,7 +287,9 @@ def _lacking_right(workplace: Workplace) -> str:
 
 def _setup_trouble(name: str, error: Exception) -> str:
     place = f"{_place(name)}: {type(error).__name__}: {error}"
-    return f"{place}\n{CURES}" if isinstance(error, (ImportError, AttributeError)) else place
+    if isinstance(error, (ImportError, AttributeError)):
+        return f"{place}\n{CURES}"
+    return f"{place}\n{RIGHTS}" if is_denial(error) else place
 
 
 def _place(name: str) -> str:
