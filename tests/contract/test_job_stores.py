@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.jobs import Jobs, jobs_of, refreshing
 from djdist.pipeline import job_columns, jobs_table_source
+from djdist.populate import populate
 from lab.watching import wait_until
 
 FAILURE = Failure("ValueError: no", "Traceback of it")
@@ -1007,6 +1009,108 @@ def described(keys: list[dict[str, Any]]) -> list[list[tuple[str, str, Any]]]:
         [(name, type(value).__name__, value) for name, value in key.items()]
         for key in sorted(keys, key=lambda key: int(key["tiny"]))
     ]
+
+
+HOSTILE = "x'; DROP TABLE a; --"
+WORSE = HOSTILE + " \\' \\\" `; DROP TABLE b; %s %(word)s :word {0} '/*"
+
+
+class TestHostileValues:
+    @pytest.fixture
+    def store(self, lab: ModuleType, open_store: OpenStore) -> Iterator[JobsTable]:
+        lab.AnyKey.insert([{**lab.AnyKey.rows[0], "word": HOSTILE}, lab.AnyKey.rows[1]])
+        jobs = jobs_of(lab.FromAnyKey())
+        owner = Owner(new_token(60), user=WORSE, version=HOSTILE)
+        store = JobsTable(jobs_table_source(jobs), owner, refreshing=refreshing(jobs))
+        yield store
+        store.close()
+
+    def test_travel_beside_the_sql_and_are_kept_as_they_are(
+        self, lab: ModuleType, store: JobsTable, connection: Any
+    ) -> None:
+        with counting_statements() as statements:
+            store.refresh()
+            reserved = {job.key["word"]: job for job in store.reserve(10)}
+            job = reserved[HOSTILE]
+            store.renew([job])
+            fence = store.fence(keep_completed=False)
+            assert fence.begins(connection, {**fence_values(store, job), "worker_host": WORSE})
+            assert store.begun([job]) == [job]
+            store.fail(job, Failure(WORSE, WORSE), WORSE, 7)
+        assert not [sql for sql in [*statements, *(s.sql for s in fence.statements)] if "DROP" in sql]
+        error = row(jobs_of(lab.FromAnyKey()), {"word": HOSTILE})
+        assert [error[name] for name in ("user", "host", "error_message", "error_stack")] == [WORSE] * 4
+        assert error["version"] == HOSTILE
+
+    def test_are_finished_and_released_by_parameters_too(
+        self, lab: ModuleType, store: JobsTable, connection: Any
+    ) -> None:
+        store.refresh()
+        job = next(job for job in store.reserve(10) if job.key["word"] == HOSTILE)
+        with counting_statements() as statements:
+            assert store.release([job], delay_seconds=0.001) == 1
+            wait_until(store.pending, "the delay to end")
+            assert store.reserve(10) == [job]
+            values = fence_values(store, job)
+            fence = store.fence(keep_completed=True)
+            assert fence.begins(connection, values)
+            fence.finish_or_undo(connection, values)
+            store.release_all()
+        assert not [sql for sql in statements if "DROP" in sql]
+        assert row(jobs_of(lab.FromAnyKey()), {"word": HOSTILE})["status"] == "success"
+
+    def test_restrict_to_what_they_name(
+        self, lab: ModuleType, store: JobsTable, open_store: OpenStore
+    ) -> None:
+        restricted = open_store(lab.FromAnyKey, {"word": HOSTILE})
+        assert restricted.refresh()["added"] == 1
+        assert [job.key["word"] for job in restricted.reserve(10)] == [HOSTILE]
+        assert len(lab.AnyKey()) == 2
+
+
+class TestUnpickling:
+    """What others write into the jobs table is never unpickled."""
+
+    @pytest.fixture
+    def unpickled(self) -> list[Any]:
+        """What was unpickled in this process; Python keeps audit hooks for good."""
+        _unpickled.clear()
+        if not _hooked:
+            sys.addaudithook(_note_unpickling)
+            _hooked.append(True)
+        pickle.loads(pickle.dumps(Owner(1)))
+        assert _unpickled
+        _unpickled.clear()
+        return _unpickled
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_a_pickle_in_the_jobs_table_stays_one(
+        self, lab: ModuleType, keys: list[dict[str, Any]], jobs: Jobs, unpickled: list[Any], packed: bool
+    ) -> None:
+        bomb = pickle.dumps(Owner(1))
+        jobs.connection.query(
+            f"UPDATE {jobs.full_table_name} SET status = 'error', error_message = 'a pickle', "
+            "error_stack = %s WHERE priority = 1",
+            args=(dj.blob.pack(bomb) if packed else bomb,),
+        )
+        assert populate(lab.Square(), reserve_jobs=True)["success_count"] == 5
+        errors = jobs.errors.proj("error_message")
+        assert errors.to_dicts() == [{**keys[0], "error_message": "a pickle"}]
+        with nullcontext() if packed else pytest.raises(UnicodeDecodeError):
+            assert jobs.errors.fetch1("error_stack") == bomb
+        assert jobs.retry() == 1
+        jobs.refresh()
+        assert populate(lab.Square(), reserve_jobs=True)["success_count"] == 1
+        assert unpickled == []
+
+
+_unpickled: list[Any] = []
+_hooked: list[bool] = []
+
+
+def _note_unpickling(event: str, arguments: Any) -> None:
+    if event == "pickle.find_class":
+        _unpickled.append(arguments)
 
 
 class TestPickles:
