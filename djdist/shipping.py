@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -61,6 +61,7 @@ def apply_settings(settings: ConnectionSettings, config: Any) -> None:
 
 def open_dbapi_connection(settings: ConnectionSettings) -> Any:
     """Open a new connection of the database's driver, by the same settings as DataJoint's."""
+    settings = _or_own(settings)
     connection = dj.conn() if settings.login is None else None
     login = settings.login or _login(connection)
     adapter = connection.adapter if connection else dj.adapters.get_adapter(settings.backend)
@@ -93,6 +94,8 @@ def unpack_table(packed: bytes, settings: ConnectionSettings, preload: tuple[str
     Exception
         What connecting to the database raises.
     """
+    settings = _or_own(settings)
+    _own.note(settings.login)
     apply_settings(settings, dj.config)
     with quiet():
         _leave_other_database(settings)
@@ -147,6 +150,52 @@ def _apply_login(login: Login, config: Any) -> None:
     database.name = login["database_name"]
     if not isinstance(login["use_tls"], dict):
         database.use_tls = login["use_tls"]
+
+
+@dataclass(repr=False)
+class _Own:
+    """The login and the settings that a process had before others were sent to it."""
+
+    login: Login | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    sent: Login | None = None
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the process is logged in by what was sent to it."""
+        connection = dj.instance._singleton_connection
+        return connection is not None and self.sent == _login(connection)
+
+    def note(self, login: Login | None) -> None:
+        if login in (None, self.login):
+            return
+        if self.login is None or not self.replaced:
+            self.login = _configured_login(dj.config)
+            self.config = dj.config.model_dump(include={"database", "stores"})
+        self.sent = login
+
+
+_own = _Own()
+
+
+def _or_own(settings: ConnectionSettings) -> ConnectionSettings:
+    """Where no login comes along, let none that came along earlier serve."""
+    if settings.login is not None or not _own.replaced:
+        return settings
+    return replace(settings, login=_own.login, config={**settings.config, **_own.config})
+
+
+def _configured_login(config: Any) -> Login:
+    database = config.database
+    password = database.password
+    return {
+        "host": database.host,
+        "port": database.port,
+        "user": database.user,
+        "password": password.get_secret_value() if hasattr(password, "get_secret_value") else password,
+        "database_name": database.name,
+        "use_tls": database.use_tls,
+    }
 
 
 def _leave_other_database(settings: ConnectionSettings) -> None:

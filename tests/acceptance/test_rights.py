@@ -265,6 +265,17 @@ class TestMissing:
             assert len(lab.Stats()) == 0
             assert lab.Stats.populate(reserve_jobs=True, executor=executor)["success_count"] == 6
 
+    def test_does_not_come_from_an_account_that_was_sent_earlier(
+        self, lab: ModuleType, accounts: Accounts, as_workers: AsWorkers, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        as_workers(accounts.create("watcher"))
+        with djdist.LocalExecutor(processes=2) as executor:
+            monkeypatch.setattr(djdist.config, "ship_credentials", True)
+            assert lab.Stats.populate(reserve_jobs=True, executor=executor, max_calls=4)["success_count"] == 4
+            monkeypatch.setattr(djdist.config, "ship_credentials", False)
+            with pytest.raises(djdist.WorkerSetupError, match="needs UPDATE on its jobs table"):
+                lab.Stats.populate(reserve_jobs=True, executor=executor)
+
     def test_of_an_account_that_sees_nothing_is_one_clear_error(
         self, lab: ModuleType, accounts: Accounts, as_workers: AsWorkers
     ) -> None:

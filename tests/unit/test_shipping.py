@@ -72,6 +72,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeConnection]:
     connection.adapter = dj.adapters.get_adapter("mysql")
     monkeypatch.setattr(dj, "conn", lambda *args, **kwargs: connection)
     monkeypatch.setattr(dj.instance, "_singleton_connection", None)
+    monkeypatch.setattr(shipping, "_own", shipping._Own())
     names = ("database", "jobs", "stores", "display")
     with dj.config.override(**{name: getattr(dj.config, name) for name in names}):
         before = {name: getattr(dj.config, name).model_copy() for name in names if name != "stores"}
@@ -213,6 +214,22 @@ class TestTables:
         unpack_table(pack_table(made_of(FakeConnection(), {})), settings)
         assert (worker.conn_info["user"], worker.conn_info["passwd"]) == ("me", PASSWORD)
         assert worker.connected == 1
+
+    def test_without_credentials_those_sent_earlier_serve_no_longer(
+        self, worker: FakeConnection, settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dj.instance, "_singleton_connection", worker)
+        packed = pack_table(made_of(FakeConnection(), {}))
+        dj.config.database.user, dj.config.database.password = "the worker's", "own"
+        dj.config.database.host, dj.config.stores = "db.lab", {"own": {"protocol": "file"}}
+        unpack_table(packed, settings)
+        assert (worker.conn_info["user"], "raw" in dj.config.stores) == ("me", True)
+        without = settings_of(FakeConnection(), ship_credentials=False)
+        for _ in range(2):
+            unpack_table(packed, without)
+            assert (worker.conn_info["user"], worker.conn_info["passwd"]) == ("the worker's", "own")
+            assert dj.config.database.user == "the worker's"
+            assert dj.config.stores == {"own": {"protocol": "file"}}
 
     @pytest.mark.parametrize("use_tls", [None, True, False, {"ca": "a file"}])
     def test_tls_is_the_callers(self, worker: FakeConnection, use_tls: Any) -> None:
