@@ -7,7 +7,8 @@ from typing import Any
 import datajoint as dj
 
 from djdist.job_stores.jobs_table import JobsTable, Refreshing
-from djdist.pipeline import check_key_is_seen, check_priority, condition_sql, declared_type, jobs_table_source
+from djdist.pipeline import check_priority, condition_sql, declared_type, jobs_table_source
+from djdist.rights import check_key_is_seen
 
 
 class Jobs(dj.Job):

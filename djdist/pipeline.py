@@ -14,6 +14,7 @@ import datajoint as dj
 
 from djdist.errors import DatabaseError, MakeError, OptionError
 from djdist.job import Key
+from djdist.rights import check_key_is_seen
 from djdist.shipping import ConnectionSettings, quiet, settings_of
 
 logger = logging.getLogger(__name__)
@@ -25,17 +26,13 @@ FULL = (
     "Too many connections",
     "max_user_connections",
     "too many clients already",
+    "too many connections for",
     "remaining connection slots",
 )
 """What MySQL and PostgreSQL say when they take no more connections; PostgreSQL's driver adds no code."""
 
 PG_DEADLOCK_OR_LOST = ("08", "40", "53", "55P03", "57P0")
 """PostgreSQL's classes for connection, rollback, resources; lock not available, shutdown."""
-
-DENIED = frozenset({"42501", 1044, 1142, 1143})
-"""What PostgreSQL and MySQL say to those who lack a right."""
-
-RIGHTS = 'See "Database rights" in djdist\'s README.'
 
 PRIORITIES = {"mysql": range(-128, 128), "postgresql": range(-32768, 32768)}
 
@@ -102,19 +99,6 @@ def check_priority(table: dj.Table, priority: int | None) -> None:
         raise OptionError(
             f"priority={priority!r} does not fit the jobs table: use a whole number from {allowed[0]} to "
             f"{allowed[-1]} (the smaller, the more urgent). It may come from dj.config.jobs.default_priority."
-        )
-
-
-def check_key_is_seen(table: Any, query: Any) -> None:
-    """Raise DatabaseError where PostgreSQL hides the key of a table, or of what it is made from.
-
-    DataJoint would take each restriction by key for none at all.
-    """
-    if not query.primary_key and table.connection.adapter.backend == "postgresql":
-        whose = table.full_table_name if query is table else f"the key source of {table.full_table_name}"
-        raise DatabaseError(
-            f"{user_of(table)} can't see the primary key of {whose}: PostgreSQL shows it to nobody who has "
-            f"no more than SELECT. GRANT REFERENCES, which lets read and change nothing. {RIGHTS}"
         )
 
 
@@ -248,24 +232,6 @@ def connect_anew(connection: dj.Connection) -> None:
     connection._in_transaction = False
 
 
-def denial(connection: dj.Connection, sql: str, args: Sequence[Any] = ()) -> str:
-    """Execute a statement that changes nothing; give what the database says if a right is missing."""
-    try:
-        connection.query(sql, args)
-    except dj.errors.AccessError as error:
-        return str(error.args[1]).strip()
-    except Exception as error:
-        logger.debug("The trial of %r failed: %s", sql, error)
-    return ""
-
-
-def vain_inserts(table: Any) -> dict[str, str]:
-    """Give, by their name, a statement for a table and each of its parts that inserts no row."""
-    members = [getattr(type(table), name) for name in dir(table) if name[0].isupper()]
-    parts = [member() for member in members if isinstance(member, type) and issubclass(member, dj.Part)]
-    return {t.full_table_name: _vain_insert(t) for t in (table, *parts)}
-
-
 def is_made(table: Any, key: Key) -> bool:
     """Tell whether a key is in the table."""
     return bool(key in table)
@@ -292,13 +258,6 @@ def is_full(error: BaseException) -> bool:
     return any(phrase in str(error) for phrase in FULL)
 
 
-def is_denial(error: BaseException) -> bool:
-    """Tell whether the account lacks a right."""
-    return isinstance(error, dj.errors.AccessError) or not DENIED.isdisjoint(
-        [getattr(error, "pgcode", None), *error.args[:1]]
-    )
-
-
 @contextmanager
 def reachable(connection: dj.Connection) -> Iterator[None]:
     """Say it clearly when the caller's own connection is gone.
@@ -323,12 +282,6 @@ def reachable(connection: dj.Connection) -> Iterator[None]:
 def pack_text(text: str) -> bytes:
     """Encode a text as DataJoint's ``<blob>`` attributes hold it."""
     return bytes(dj.blob.pack(text))
-
-
-def _vain_insert(table: Any) -> str:
-    names = ", ".join(table.connection.adapter.quote_identifier(name) for name in table.heading.names)
-    name = table.full_table_name
-    return f"INSERT INTO {name} ({names}) SELECT {names} FROM {name} WHERE 1 = 0"
 
 
 def _is_binary_uuid(jobs: dj.Job, name: str) -> bool:

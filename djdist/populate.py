@@ -51,7 +51,7 @@ def populate(
     retries: int | None = None,
     retry_on: Sequence[str | type[BaseException]] | None = None,
     detach: bool = False,
-) -> dict[str, Any] | Run:
+) -> Any:
     """Make the missing keys of a Computed or Imported table, here or on a cluster.
 
     Takes all that DataJoint's own ``populate()`` takes, with the same meaning, and

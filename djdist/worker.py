@@ -20,19 +20,8 @@ import cloudpickle
 from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Fence, key_name
 from djdist.job import Ending, Failure, Job, Outcome, Report
-from djdist.pipeline import (
-    RIGHTS,
-    connect_anew,
-    denial,
-    is_denial,
-    is_full,
-    is_infrastructure,
-    is_made,
-    job_columns,
-    make_key,
-    user_of,
-    vain_inserts,
-)
+from djdist.pipeline import connect_anew, is_full, is_infrastructure, is_made, job_columns, make_key
+from djdist.rights import RIGHTS, is_denial, lacking_right
 from djdist.shipping import ConnectionSettings, is_alive, unpack_table
 from djdist.signals import catching
 
@@ -96,7 +85,7 @@ class Parcel:
             except Exception as error:
                 return _without_workplace(self.name, jobs, error)
             if not jobs:
-                return Report(trouble=_lacking_right(workplace))
+                return _trial(workplace)
             return Report(tuple(self._make(workplace, job) for job in jobs))
 
     def _make(self, workplace: "Workplace", job: Job) -> Outcome:
@@ -127,7 +116,7 @@ class Workplace:
         """Make a group of jobs in the process of the caller, with the caller's own table."""
         with _making():
             if not jobs:
-                return Report(trouble=_lacking_right(self))
+                return _trial(self)
             return Report(tuple(make_job(self, job) for job in jobs))
 
 
@@ -271,18 +260,11 @@ def _without_workplace(name: str, jobs: Sequence[Job], error: Exception) -> Repo
     return Report(trouble=_setup_trouble(name, error))
 
 
-def _lacking_right(workplace: Workplace) -> str:
-    """Try in vain what each job will need, so that a missing right is known before one is touched."""
+def _trial(workplace: Workplace) -> Report:
+    """See before any job is touched whether this worker may do what each of them needs."""
     table, fence = workplace.table, workplace.fence
-    if fence is None:
-        return ""
-    trials = [("its jobs table", s.sql, [None] * len(s.names)) for s in fence.statements]
-    trials += [(name, sql, []) for name, sql in vain_inserts(table).items()]
-    for place, sql, nothing in trials:
-        if refusal := denial(table.connection, sql, nothing):
-            place = f"{sql.split()[0]} on {place}: {refusal}"
-            return f"{_place(type(table).__name__)}: {user_of(table)} needs {place}. {RIGHTS}"
-    return ""
+    lacking = lacking_right(table, fence) if fence else ""
+    return Report(trouble=f"{_place(type(table).__name__)}: {lacking}" if lacking else "")
 
 
 def _setup_trouble(name: str, error: Exception) -> str:

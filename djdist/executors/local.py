@@ -159,7 +159,7 @@ class _Processes(Executor):
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self._places:
             ticket = next(iter(self._waiting))
-            pool = self._idle.pop() if self._idle else _pool_of_one()
+            pool = self._idle.pop(0) if self._idle else _pool_of_one()
             self._running[pool.submit(self._work, self._waiting.pop(ticket))] = ticket, pool
 
     def _completed(self, future: "cf.Future[Report]") -> Completion:

@@ -19,7 +19,8 @@ from djdist.errors import DatabaseError
 from djdist.fence import Fence, Statement, key_name
 from djdist.job import Failure, Job
 from djdist.job_store import JobStore
-from djdist.pipeline import RIGHTS, JobsTableSource, is_denial, is_full, is_infrastructure, pack_text
+from djdist.pipeline import JobsTableSource, is_full, is_infrastructure, pack_text
+from djdist.rights import RIGHTS, is_denial
 from djdist.shipping import open_dbapi_connection
 
 logger = logging.getLogger(__name__)
