@@ -1,6 +1,7 @@
 """Jobs kept in this process, for runs without a jobs table."""
 
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from djdist.job import Failure, Job, Key
@@ -17,10 +18,9 @@ class MemoryStore(JobStore):
     """
 
     def __init__(self, keys: Iterable[Key]) -> None:
-        self._pending = [Job(key) for key in keys]
+        self._pending = deque(Job(key) for key in keys)
         self._reserved: dict[object, Job] = {}
         self._later: list[tuple[float, Job]] = []
-        self.failures: list[tuple[Job, Failure]] = []
 
     def refresh(self) -> dict[str, int]:
         """Nothing to do: the keys are given once."""
@@ -28,7 +28,7 @@ class MemoryStore(JobStore):
 
     def reserve(self, limit: int) -> list[Job]:
         self._let_due_in()
-        jobs, self._pending = self._pending[:limit], self._pending[limit:]
+        jobs = [self._pending.popleft() for _ in range(min(limit, len(self._pending)))]
         self._reserved |= {job.identity: job for job in jobs}
         return jobs
 
@@ -39,15 +39,14 @@ class MemoryStore(JobStore):
         if delay_seconds:
             self._later += [(time.monotonic() + delay_seconds, job) for job in released]
         else:
-            self._pending[:0] = released
+            self._pending.extendleft(reversed(released))
         return len(released)
 
     def release_all(self) -> None:
         self.release(list(self._reserved.values()))
 
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
-        if self._reserved.pop(job.identity, None):
-            self.failures.append((job, failure))
+        self._reserved.pop(job.identity, None)
 
     def finish(self, job: Job) -> None:
         self._reserved.pop(job.identity, None)

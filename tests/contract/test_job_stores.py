@@ -144,11 +144,6 @@ class TestMemoryStore(JobStoreContract):
     def store(self, keys: list[dict[str, Any]]) -> MemoryStore:
         return MemoryStore(keys)
 
-    def test_remembers_failures(self, store: MemoryStore) -> None:
-        (job,) = store.reserve(1)
-        store.fail(job, FAILURE)
-        assert store.failures == [(job, FAILURE)]
-
     def test_keeps_reserved_jobs_that_may_have_begun(self, store: MemoryStore) -> None:
         assert store.release(store.reserve(2), only_waiting=True) == 0
         assert store.pending() == 4

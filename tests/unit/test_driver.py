@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import tracemalloc
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from djdist.driver import WAIT_SECONDS, Driver
 from djdist.errors import WorkerSetupError
-from djdist.job import Completion, Ending, Job, Policy, Report, Status, Summary
+from djdist.job import Completion, Ending, Failure, Job, Policy, Report, Status, Summary
 from djdist.job_stores.memory import MemoryStore
 from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
 
@@ -29,6 +30,7 @@ class CountingStore(MemoryStore):
         self.asked: list[int] = []
         self.refreshed = 0
         self.only_waiting: list[Job] = []
+        self.failures: list[tuple[Job, Failure]] = []
         self.not_begun: set[int] = set()
         self.has_begun: set[int] = set()
 
@@ -42,6 +44,10 @@ class CountingStore(MemoryStore):
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
         return [job for job in jobs if job.key["n"] in self.has_begun]
+
+    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
+        self.failures.append((job, failure))
+        super().fail(job, failure)
 
     def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
         if only_waiting:
@@ -435,3 +441,33 @@ def test_status_counts_what_is_left_only_if_the_policy_asks() -> None:
 def test_an_empty_store_is_an_empty_summary() -> None:
     summary = Driver(MemoryStore([]), ScriptedExecutor(places=2), Policy()).run(going_on)
     assert (summary.success_count, summary.errors) == (0, ())
+
+
+def test_memory_stays_flat_over_many_jobs_and_errors() -> None:
+    class Endless(MemoryStore):
+        """Has 50,000 jobs, which it makes up when they are reserved."""
+
+        left = 50_000
+
+        def reserve(self, limit: int) -> list[Job]:
+            numbers = range(self.left, max(0, self.left - limit), -1)
+            self.left -= len(numbers)
+            self._pending.extend(Job({"n": n}) for n in numbers)
+            return super().reserve(limit)
+
+    def answer(ticket: int, job: Job) -> Completion:
+        if job.key["n"] % 10_000 == 0:
+            held.append(tracemalloc.get_traced_memory()[0])
+        return failed(ticket, job) if job.key["n"] % 10 == 0 else made(ticket, job)
+
+    held: list[int] = []
+    executor = ScriptedExecutor(places=32, answer=answer)
+    driver = Driver(Endless([]), executor, Policy(suppress_errors=True, retries=0, max_errors_listed=10))
+    executor.begun = executor.names = deque(maxlen=1)  # type: ignore[assignment]
+    tracemalloc.start()
+    try:
+        summary = driver.run(going_on)
+    finally:
+        tracemalloc.stop()
+    assert (summary.success_count, len(summary.errors)) == (45_000, 10)
+    assert held[-1] - held[1] < 100_000
