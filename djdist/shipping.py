@@ -80,7 +80,7 @@ def open_dbapi_connection(settings: ConnectionSettings) -> Any:
 def pack_table(table: type[dj.Table]) -> bytes:
     """Pickle a table's class: by name where a module holds it, else by value."""
     file = io.BytesIO()
-    _Pickler(file).dump((table, _bindings()))
+    _Pickler(file).dump((table, _bindings(), sorted(table.connection.schemas)))
     return file.getvalue()
 
 
@@ -101,10 +101,11 @@ def unpack_table(packed: bytes, settings: ConnectionSettings, preload: tuple[str
         _leave_other_database(settings)
         for module in preload:
             import_module(module)
-        table, bindings = _Unpickler(io.BytesIO(packed)).load()
+        table, bindings, schemas = _Unpickler(io.BytesIO(packed)).load()
         for module, name, database in bindings:
             _bind(module, name, database)
         _connect(table.connection, settings)
+    _register(table, schemas)
     apply_settings(settings, table.connection._config)
     return table()
 
@@ -231,6 +232,17 @@ def _revive(connection: dj.Connection) -> None:
     """Connect anew where the socket is dead or the one of a forked process's parent."""
     if os.getpid() != _IMPORTED_IN_PID or not is_alive(connection):
         connection.connect()
+
+
+def _register(table: type[dj.Table], schemas: list[str]) -> None:
+    """Let ``self.upstream`` find a table that came by value, and those of the schemas it is made from."""
+    connection = table.connection
+    if table.database in connection.schemas:
+        return
+    for name in schemas:
+        schema = dj.Schema(connection=connection)
+        schema.database = name
+        connection.register(schema)
 
 
 def _bindings() -> list[Binding]:

@@ -64,7 +64,7 @@ class Squared(dj.Computed):
     def make(self, key):
         if key["n"] < 0:
             raise NegativeError(key["n"])
-        n = int((Number & key).fetch1("n"))
+        n = int(self.upstream[Number].fetch1("n"))
         self.insert1({{**key, "result": squared(n), "pid": os.getpid()}})
         digits = enumerate(str(squared(n)))
         self.Digit.insert({{**key, "place": place, "digit": int(digit)}} for place, digit in digits)

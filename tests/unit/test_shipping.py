@@ -38,6 +38,7 @@ class FakeConnection(dj.Connection):
             "ssl": True,
             **info,
         }
+        self.schemas: dict[str, Any] = {}
         self.connected = 0
         self.is_open = True
 
