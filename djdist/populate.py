@@ -76,7 +76,8 @@ def populate(
     display_progress : bool, optional
         Show a bar. Default False.
     processes : int, optional
-        Processes of the local executor; None for one a processor. Default 1.
+        Processes of the local executor, which is then the default; None for one a
+        processor. Default 1.
     make_kwargs : dict, optional
         Keyword arguments for each ``make()``.
     priority : int, optional
@@ -130,7 +131,7 @@ def populate(
         config.retries if retries is None else retries,
         config.retry_on if retry_on is None else _names(retry_on),
     )
-    chosen = executors.resolve(config.executor if executor is None else executor, processes)
+    chosen = executors.resolve(_default(processes) if executor is None else executor, processes)
     if call.timeout_seconds is not None:
         chosen = chosen.killing()
     if detach:
@@ -265,6 +266,11 @@ def _parcel(call: Call, fence: Fence | None) -> Work:
         preload=config.preload,
         timeout_seconds=call.timeout_seconds,
     )
+
+
+def _default(processes: int | None) -> Any:
+    """Name the executor of a call that names none, which means processes as DataJoint does."""
+    return config.executor if processes == 1 else "local"
 
 
 def _timeout_seconds(table: Any, given: float | None) -> float | None:

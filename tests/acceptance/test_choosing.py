@@ -8,7 +8,9 @@ from types import ModuleType
 from typing import Any
 
 import datajoint as dj
+import pytest
 
+import djdist
 import lab as pipelines
 from lab import doing
 from lab.watching import counts, wait_until
@@ -104,3 +106,14 @@ def test_completed_jobs_without_a_result_come_back_and_vanished_ones_leave(
         (lab.Session & only(lab, "n in (1, 2)").keys()).delete(prompt=False)
         wait_until(lambda: lab.Square.jobs.refresh()["removed"] and len(lab.Square.jobs) == 4)
     assert counts(lab.Square) == {"success": 4}
+
+
+@pytest.mark.on("processes")
+def test_processes_without_an_executor_are_local_whatever_the_settings_say(
+    lab: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(djdist.config, "executor", "dask")
+    pipelines.fill(lab, subjects=1, sessions=2)
+    assert lab.Square.populate(processes=2)["success_count"] == 2
+    with pytest.raises(djdist.OptionError, match="processes=2"):
+        lab.Square.populate(processes=2, executor="dask")
