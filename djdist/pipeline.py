@@ -27,6 +27,7 @@ FULL = (
     "max_user_connections",
     "too many clients already",
     "too many connections for",
+    "too many connections for",
     "remaining connection slots",
 )
 """What MySQL and PostgreSQL say when they take no more connections; PostgreSQL's driver adds no code."""
@@ -240,7 +241,7 @@ def is_made(table: Any, key: Key) -> bool:
 def is_infrastructure(error: BaseException) -> bool:
     """Tell a lost connection, a deadlock or a full server from an error of ``make()``."""
     if isinstance(error, dj.errors.LostConnectionError):
-        return True
+        return bool(error.args)  # DataJoint's own say what happened, only one that make() raised may not
     pgcode = getattr(error, "pgcode", None)
     if isinstance(pgcode, str):
         return pgcode.startswith(PG_DEADLOCK_OR_LOST)
