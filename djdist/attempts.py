@@ -12,7 +12,7 @@ LONGEST_PAUSE_SECONDS = 300.0
 FIRST_DEFERRAL_SECONDS = 0.1
 LONGEST_DEFERRAL_SECONDS = 30.0
 MAX_DEFERRALS = 20
-MAX_WAITS = 200
+MAX_WAITS = 1000
 """So often a key may meet a worker that gets no connection, such as when the server is full."""
 MAX_SPARES = 10
 """So often a key may be lost before it begins; then it counts as lost, or the run might never end."""

@@ -27,7 +27,6 @@ FULL = (
     "max_user_connections",
     "too many clients already",
     "too many connections for",
-    "too many connections for",
     "remaining connection slots",
 )
 """What MySQL and PostgreSQL say when they take no more connections; PostgreSQL's driver adds no code."""
@@ -224,10 +223,15 @@ def make_key(
             _leave_transaction(connection)
 
 
-def connect_anew(connection: dj.Connection) -> None:
-    """Leave behind what a session holds: a transaction, locks, or a socket that is dead."""
+def end_session(connection: dj.Connection) -> None:
+    """Let go of what a session holds: a transaction, locks, or a socket that is dead."""
     with suppress(Exception):
         connection.close()
+
+
+def connect_anew(connection: dj.Connection) -> None:
+    """Begin a session that holds nothing."""
+    end_session(connection)
     with quiet():
         connection.connect()
     connection._in_transaction = False

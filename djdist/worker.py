@@ -20,7 +20,15 @@ import cloudpickle
 from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Fence, key_name
 from djdist.job import Ending, Failure, Job, Outcome, Report
-from djdist.pipeline import connect_anew, is_full, is_infrastructure, is_made, job_columns, make_key
+from djdist.pipeline import (
+    connect_anew,
+    end_session,
+    is_full,
+    is_infrastructure,
+    is_made,
+    job_columns,
+    make_key,
+)
 from djdist.rights import RIGHTS, is_denial, lacking_right
 from djdist.shipping import ConnectionSettings, is_alive, unpack_table
 from djdist.signals import catching
@@ -96,12 +104,12 @@ class Parcel:
         return _portable_outcome(outcome)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Workplace:
     """A table and what belongs to it, ready in this process.
 
-    Where the connection is the worker's own, the next key gets a new one after all that
-    was not made: what it left behind, such as locks, must not meet that key.
+    Where the connection is the worker's own, it is closed after all that was not made, and the
+    next key gets a new one: what was left behind, such as locks, must not meet any key.
     """
 
     table: Any
@@ -110,7 +118,6 @@ class Workplace:
     version: str = ""
     fence: Fence | None = None
     own_connection: bool = False
-    clean: bool = True
 
     def __call__(self, jobs: Sequence[Job]) -> Report:
         """Make a group of jobs in the process of the caller, with the caller's own table."""
@@ -129,8 +136,15 @@ def make_job(workplace: Workplace, job: Job) -> Outcome:
             ending, failure = Ending.DISOWNED, None
         except BaseException as error:
             ending, failure = _ending(error, interrupted=signals.received), _failure(error)
-    workplace.clean = ending in (Ending.MADE, Ending.PRESENT)
+    if ending not in (Ending.MADE, Ending.PRESENT):
+        _leave_behind(workplace)
     return Outcome(job, ending, failure, platform.node(), os.getpid())
+
+
+def _leave_behind(workplace: Workplace) -> None:
+    _left_behind.add(id(workplace.table.connection))
+    if workplace.own_connection:
+        end_session(workplace.table.connection)
 
 
 def _values(workplace: Workplace, job: Job) -> dict[str, Any]:
@@ -149,8 +163,10 @@ def _leave(workplace: Workplace, job: Job) -> None:
 
 def _attempt(workplace: Workplace, job: Job, values: Mapping[str, Any]) -> Ending:
     table, fence = workplace.table, workplace.fence
-    if not workplace.clean and (workplace.own_connection or not is_alive(table.connection)):
-        connect_anew(table.connection)
+    if id(table.connection) in _left_behind:
+        if workplace.own_connection or not is_alive(table.connection):
+            connect_anew(table.connection)
+        _left_behind.discard(id(table.connection))
     if fence and not fence.begins(table.connection, values):
         return Ending.MADE if is_made(table, job.key) else Ending.DISOWNED  # a cluster may run a task again
     started = time.monotonic()
@@ -201,6 +217,7 @@ def _pickled(error: BaseException | bytes | None) -> bytes | None:
     return pickled if len(pickled) <= PICKLE_LENGTH else None
 
 
+_left_behind: set[int] = set()
 _workplaces: dict[tuple[int, int], Workplace] = {}
 _lock = threading.Lock()
 

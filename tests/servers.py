@@ -226,6 +226,7 @@ def mysql_daemon(
             "--bind-address=127.0.0.1",
             f"--port={server.port}",
             f"--socket={folder}/socket",
+            f"--tmpdir={folder}",  # a server that starts deletes what others have in theirs
             f"--pid-file={folder}/pid",
             f"--init-file={accounts}",
             "--skip-name-resolve",

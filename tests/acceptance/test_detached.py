@@ -71,6 +71,7 @@ def test_it_goes_on_when_its_caller_is_gone(lab: ModuleType, detach: Detach, tmp
     assert counts(lab.Scripted) == {}
 
 
+@pytest.mark.long_on("ray")
 def test_it_can_be_stopped_from_elsewhere(lab: ModuleType, detach: Detach, tmp_path: Path) -> None:
     pipelines.fill(lab)
     run = detach(doing.wait_at_gate)
@@ -82,6 +83,7 @@ def test_it_can_be_stopped_from_elsewhere(lab: ModuleType, detach: Detach, tmp_p
     assert counts(lab.Scripted) == {"pending": 4}
 
 
+@pytest.mark.long_on("ray")
 def test_its_errors_come_with_its_result(lab: ModuleType, detach: Detach) -> None:
     pipelines.fill(lab)
     summary = detach(doing.fail_the_first_time).wait()
