@@ -95,6 +95,7 @@ def test_all_tables_are_complete(first: subprocess.CompletedProcess[str], place:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("executor", ["ray", "dask"])
 def test_it_starts_over_on_a_cluster(
     first: subprocess.CompletedProcess[str], place: Place, executor: str

@@ -49,6 +49,7 @@ def options_for(executor: Any) -> tuple[str, dict[str, str]]:
 
 
 class TestGrace:
+    @pytest.mark.long_on("ray")
     def test_what_still_runs_after_the_grace_is_ended_and_given_back(
         self, lab: ModuleType, script: Script, remote_executor: Any, tmp_path: Path
     ) -> None:
