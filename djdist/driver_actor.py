@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Ask, Drive, Executor
@@ -166,7 +167,8 @@ def follow(ask: Ask, watch: Watch) -> Summary:
     try:
         return await_summary(ask, watch)
     except (KeyboardInterrupt, SystemExit):
-        _stop(ask)
+        with suppress(Exception):  # a driver that is lost meanwhile must not hide the signal
+            _stop(ask)
         raise
 
 

@@ -19,7 +19,7 @@ from djdist.shipping import ConnectionSettings, quiet, settings_of
 
 logger = logging.getLogger(__name__)
 
-DEADLOCK_OR_LOST = frozenset({1040, 1053, 1203, 1226, 1205, 1213, 2003, 2006, 2013, 2055})
+DEADLOCK_OR_LOST = frozenset({1040, 1053, 1203, 1226, 1205, 1213, 1927, 4031, 2003, 2006, 2013, 2055})
 """MySQL's numbers for too many connections, shutdown, lock wait, deadlock and lost connections."""
 
 FULL = (

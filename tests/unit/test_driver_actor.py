@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from djdist.driver_actor import DriverActor
+from djdist.driver_actor import DriverActor, follow
+from djdist.errors import DriverLostError
 from djdist.executor import Executor
 from djdist.job import Status, Summary, Watch
 from lab.scripted import Clock, ScriptedExecutor
@@ -59,3 +60,15 @@ def test_a_run_goes_on_that_was_frozen_itself(steps: Steps) -> None:
         assert steps.goes_on()
     clock.seconds = 104
     assert not steps.goes_on()
+
+
+def test_a_signal_is_not_hidden_by_a_driver_that_is_lost() -> None:
+    def ask(method: str) -> None:
+        if method == "stop":
+            raise DriverLostError("gone")
+
+    def interrupt(status: Status) -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        follow(ask, interrupt)
