@@ -58,7 +58,7 @@ real-mysql:  # Debian has MySQL itself in its unstable suite only
 	} || echo 'No real MySQL server can be had here: its tests are skipped.' >&2
 
 test: $(BIN)/all-ready mysql-server real-mysql  ## all tests, on servers of their own
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(BIN)/all-ready  ## lint, formatting, types, direction of imports
 	$(BIN)/ruff check .

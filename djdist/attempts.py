@@ -1,11 +1,12 @@
 """Whether a key that was not made is tried again, and when."""
 
 import random
+import time
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from djdist.job import Failure, Job, Policy
+from djdist.job import Failure, Identity, Job, Policy
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 300.0
@@ -14,8 +15,10 @@ LONGEST_DEFERRAL_SECONDS = 30.0
 MAX_DEFERRALS = 20
 MAX_WAITS = 1000
 """So often a key may meet a worker that gets no connection, such as when the server is full."""
-MAX_SPARES = 10
-"""So often a key may be lost before it begins; then it counts as lost, or the run might never end."""
+MAX_LOST_CONNECTIONS = 5
+"""So often a key may lose its connection while it is made."""
+MAX_OBSTACLES = 20
+LONGEST_OBSTACLE_SECONDS = 30.0
 
 
 @dataclass
@@ -35,15 +38,9 @@ class Attempts:
 
     policy: Policy
     chance: random.Random = field(default_factory=random.Random)
-    losses: Counter[Hashable] = field(default_factory=Counter)
-    _spares: Counter[Hashable] = field(default_factory=Counter)
-    _deferrals: Counter[Hashable] = field(default_factory=Counter)
-    _failures: Counter[Hashable] = field(default_factory=Counter)
-
-    def may_be_spared(self, job: Job) -> bool:
-        """Tell whether one more loss before the key began shall cost nothing."""
-        self._spares[job.identity] += 1
-        return self._spares[job.identity] <= MAX_SPARES
+    losses: Counter[Identity] = field(default_factory=Counter)
+    _deferrals: Counter[Identity] = field(default_factory=Counter)
+    _failures: Counter[Identity] = field(default_factory=Counter)
 
     def after_loss(self, job: Job) -> float | None:
         """Its worker died."""
@@ -52,16 +49,17 @@ class Attempts:
 
     def forget(self, job: Job) -> None:
         """Keep nothing of a key that will not be tried again."""
-        for counter in (self.losses, self._spares, self._deferrals, self._failures):
+        for counter in (self.losses, self._deferrals, self._failures):
             counter.pop(job.identity, None)
 
-    def after_deferral(self, job: Job, *, begun: bool) -> float | None:
+    def after_deferral(self, job: Job, *, begun: bool, connection_lost: bool = False) -> float | None:
         """The database could not be used, or not even be reached to begin."""
         self._deferrals[job.identity] += 1
         tries = self._deferrals[job.identity]
-        if tries > (MAX_DEFERRALS if begun else MAX_WAITS):
+        most = MAX_LOST_CONNECTIONS if connection_lost else MAX_DEFERRALS
+        if tries > (most if begun else MAX_WAITS):
             return None
-        return self._pause(tries, FIRST_DEFERRAL_SECONDS, LONGEST_DEFERRAL_SECONDS)
+        return _pause(self.chance, tries, FIRST_DEFERRAL_SECONDS, LONGEST_DEFERRAL_SECONDS)
 
     def after_failure(self, job: Job, failure: Failure) -> float | None:
         """``make()`` raised."""
@@ -72,12 +70,61 @@ class Attempts:
         tries = self._failures[job.identity]
         if tries > self.policy.retries:
             return None
-        return self._pause(tries, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        return _pause(self.chance, tries, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
 
-    def _pause(self, tries: int, first_seconds: float, longest_seconds: float) -> float:
-        """Double each time, up to a limit, with jitter [1]_.
 
-        .. [1] M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
-        """
-        longest = min(longest_seconds, first_seconds * 2.0 ** (tries - 1))
-        return self.chance.uniform(longest / 2, longest)
+class Obstacles:
+    """Slows a run down whose workers can't begin what they get, so that one bad node doesn't use up the keys.
+
+    A wave of them counts once, and whatever a worker has begun shows that there is a way.
+
+    Parameters
+    ----------
+    clock : callable
+        Seconds that pass.
+
+    Attributes
+    ----------
+    last : str
+        What stood in the way.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.last = ""
+        self._clock = clock
+        self._chance = random.Random()
+        self._waves = 0
+        self._over_at = clock()
+
+    @property
+    def pause_seconds(self) -> float:
+        """For how long the run should submit nothing."""
+        return max(0.0, self._over_at - self._clock())
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether there have been so many in a row that going on makes no sense."""
+        return self._waves > MAX_OBSTACLES
+
+    def meet(self, what: str) -> bool:
+        """Note one more; tell whether it begins a new wave."""
+        self.last = what
+        if self.pause_seconds:
+            return False
+        self._waves += 1
+        seconds = _pause(self._chance, self._waves, FIRST_DEFERRAL_SECONDS, LONGEST_OBSTACLE_SECONDS)
+        self._over_at = self._clock() + seconds
+        return True
+
+    def forget(self) -> None:
+        """Note that a worker has begun a key."""
+        self._waves = 0
+
+
+def _pause(chance: random.Random, tries: int, first_seconds: float, longest_seconds: float) -> float:
+    """Double each time, up to a limit, with jitter [1]_.
+
+    .. [1] M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+    longest = min(longest_seconds, first_seconds * 2.0 ** (tries - 1))
+    return chance.uniform(longest / 2, longest)

@@ -1,14 +1,30 @@
 """The one loop: reserve, submit, collect, record."""
 
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
-from djdist.attempts import Attempts
-from djdist.errors import WorkerSetupError
+from djdist.attempts import Attempts, Obstacles
+from djdist.errors import DatabaseError, WorkerSetupError
 from djdist.executor import Executor
-from djdist.job import Completion, Ending, Failure, Job, Key, Outcome, Policy, Status, Summary, Watch, Work
+from djdist.job import (
+    Completion,
+    Ending,
+    Failure,
+    Handover,
+    Job,
+    Key,
+    Outcome,
+    Policy,
+    Status,
+    Summary,
+    Watch,
+    Work,
+)
 from djdist.job_store import JobStore
 from djdist.lease import Lease
 from djdist.overdue import Overdue
@@ -21,6 +37,9 @@ CLOCKS_DIFFER_SECONDS = 0.1
 UNKNOWN = Failure("unknown")
 TAKEN_OVER = "and maybe more were taken over, because this run's lease had ended; they are left alone"
 UNFINISHED = "a worker had begun it and is gone, or make() changed its own row in the jobs table"
+WITH_DRIVER = "the worker died that also held the run's driver"
+CONNECTION_LOST = "LostConnectionError"
+TOO_LARGE = "The server may close a connection over a value that is larger than its max_allowed_packet."
 
 
 def drive(
@@ -28,7 +47,7 @@ def drive(
 ) -> Summary:
     """Do one run from its start to its summary."""
     executor.start(work)
-    if executor.adopts:
+    if executor.predecessor:
         store.assume_reached()
     try:
         return Driver(store, executor, policy, table).run(watch)
@@ -72,7 +91,8 @@ class Driver:
         self._clock = clock
         self._sleep = sleep
         self._attempts = Attempts(policy)
-        self._overdue = Overdue(policy.timeout_seconds, clock)
+        self._obstacles = Obstacles(clock)
+        self._overdue = Overdue(policy.timeout_seconds, clock, sees_beginnings=store.sees_beginnings)
         self._lease = Lease(store, self._jobs_in_flight, policy.lease_seconds)
         self._in_flight: dict[int, Job] = {}
         self._errors: list[tuple[Key, Failure]] = []
@@ -82,6 +102,7 @@ class Driver:
         self._disowned = 0
         self._stopping = False
         self._stop_by: float | None = None
+        self._wait_by: float | None = None
         self._supply = _Supply(clock)
         self._pending = 0
         self._counted_at: float | None = None
@@ -89,15 +110,18 @@ class Driver:
     def run(self, watch: Watch) -> Summary:
         """Do all steps and return the summary; whatever happens, give back what is left.
 
-        A run that had to begin anew, because its driver died, frees first what it held.
+        A run that goes on after its driver died frees first what that one held.
 
         Raises
         ------
         WorkerSetupError
-            No worker can make this table's keys; no job was reserved.
+            No worker can make this table's keys, from the start or since a while; they are pending.
         """
+        self._store.wait_while(self._waiting(watch))
         try:
-            if not self._executor.adopts:
+            if self._executor.predecessor:
+                self._succeed(self._executor.predecessor, watch)
+            else:
                 self._try_workers(watch)
             self._store.release_all()
             self._store.refresh()
@@ -115,7 +139,7 @@ class Driver:
             self._collect(completion)
         self._end_overdue()
         self._end_disowned()
-        if not self._in_flight and self._supply.pauses and self._expects_more():
+        if not self._in_flight and self._pauses() and self._expects_more():
             self._sleep(WAIT_SECONDS)
         return bool(self._in_flight) or self._expects_more()
 
@@ -132,19 +156,37 @@ class Driver:
 
     def status(self) -> Status:
         """Count what is done, what runs and, if the policy asks for it, what is left."""
-        pending = self._count_pending() if self._policy.count_pending else 0
-        return Status(self._made, self._failed, len(self._in_flight), pending)
+        return self._status(self._count_pending() if self._policy.count_pending else 0)
 
     def summary(self) -> Summary:
         """Give the run's result so far."""
         return Summary(self._made, tuple(self._errors))
 
+    def _status(self, pending: int) -> Status:
+        errors = () if self._policy.suppress_errors else tuple(self._errors[:1])
+        losses = tuple(self._attempts.losses.items())
+        handover = Handover(stopping=self._stopping, losses=losses, errors=errors)
+        return Status(self._made, self._failed, len(self._in_flight), pending, handover)
+
+    def _succeed(self, lost: Status, watch: Watch) -> None:
+        """Go on where a driver was lost, which is a loss for keys in its process, and say so first."""
+        legacy = lost.handover
+        self._made, self._failed, self._errors = lost.made, lost.failed, list(legacy.errors)
+        self._attempts.losses.update(dict(legacy.losses))
+        beside = self._store.begun_by(legacy.host, legacy.pid)
+        self._calls = lost.made + lost.failed + len(beside)
+        for job in beside:
+            self._record_lost(job, Failure(WITH_DRIVER))
+        if legacy.stopping or not watch(self._status(lost.pending)):
+            self.stop(self._policy.grace_seconds)
+
     def _do_all_steps(self, watch: Watch) -> None:
         try:
             self._go_on(watch)
         except (KeyboardInterrupt, SystemExit):
-            self.stop(0 if self._executor.in_process else self._policy.grace_seconds)
-            self._go_on(watch)
+            with self._without_database():
+                self.stop(0 if self._executor.in_process else self._policy.grace_seconds)
+                self._go_on(watch)
             raise
 
     def _go_on(self, watch: Watch) -> None:
@@ -153,6 +195,32 @@ class Driver:
                 self.stop(self._policy.grace_seconds)
             if self._stop_by is not None and self._clock() >= self._stop_by:
                 return
+
+    def _waiting(self, watch: Watch) -> Callable[[], bool]:
+        """Let the store ask, while it waits for its database, whether somebody has stopped the run."""
+        me = threading.current_thread()
+
+        def is_wanted() -> bool:
+            if threading.current_thread() is me:
+                goes_on = watch(self._status(self._pending)) and not self._stopping
+                if not goes_on and self._wait_by is None:
+                    self._wait_by = self._clock() + self._policy.grace_seconds
+            return self._wait_by is None or self._clock() < self._wait_by
+
+        return is_wanted
+
+    @contextmanager
+    def _without_database(self) -> Iterator[None]:
+        """Let a run end although its database is away, as its lease does then."""
+        try:
+            yield
+        except DatabaseError as error:
+            logger.warning(
+                "What %s has reserved is free again after %g seconds: %s",
+                self._table,
+                self._policy.lease_seconds,
+                error,
+            )
 
     def _jobs_in_flight(self) -> list[Job]:
         return list(self._in_flight.values())
@@ -168,7 +236,9 @@ class Driver:
 
     def _fill(self) -> None:
         idle = not self._in_flight
-        if self._stopping or not self._supply.asks(idle=idle):
+        if idle and self._obstacles.hopeless:
+            raise WorkerSetupError(f"No worker begins a key of {self._table}. {self._obstacles.last}")
+        if self._stopping or self._obstacles.pause_seconds or not self._supply.asks(idle=idle):
             return
         limit = self._free_calls(self._executor.free_places())
         if limit <= 0:
@@ -187,6 +257,9 @@ class Driver:
                 self._overdue.note(ticket)
         finally:
             self._store.release(list(jobs))
+
+    def _pauses(self) -> bool:
+        return self._supply.pauses or self._obstacles.pause_seconds > 0
 
     def _expects_more(self) -> bool:
         return not self._stopping and not self._supply.empty and self._free_calls(1) > 0
@@ -222,22 +295,28 @@ class Driver:
         job = self._in_flight.pop(completion.ticket, None)
         if job is None:
             return
-        trouble, overdue = _trouble(completion), self._overdue.explains(completion.ticket)
-        if trouble and overdue:
-            self._record(Outcome(job, Ending.FAILED, self._overdue.failure))
-        elif trouble:
-            self._record(Outcome(job, Ending.LOST, Failure(trouble)))
+        overdue = self._overdue.explains(completion.ticket)
+        self._overdue.forget(completion.ticket)
+        if completion.report and completion.report.trouble:
+            self._give_back(job)
+            self._meet_obstacle(completion.report.trouble)
         elif completion.report:
             for outcome in completion.report.outcomes:
                 self._record(outcome)
+        elif overdue:
+            self._record(Outcome(job, Ending.FAILED, self._overdue.failure))
+        else:
+            self._record(Outcome(job, Ending.LOST, Failure(_trouble(completion))))
 
     def _record(self, outcome: Outcome) -> None:
+        if outcome.ending not in (Ending.LOST, Ending.DEFERRED):
+            self._obstacles.forget()
         match outcome.ending:
             case Ending.MADE:
                 self._made += 1
-                self._store.finish(outcome.job)
+                self._finish(outcome.job)
             case Ending.PRESENT:
-                self._store.finish(outcome.job)
+                self._finish(outcome.job)
             case Ending.FAILED:
                 self._record_failed(outcome)
             case Ending.INTERRUPTED:
@@ -248,6 +327,10 @@ class Driver:
                 self._record_deferred(outcome)
             case Ending.DISOWNED:
                 self._record_disowned(outcome.job)
+
+    def _finish(self, job: Job) -> None:
+        self._attempts.forget(job)
+        self._store.finish(job)
 
     def _record_failed(self, outcome: Outcome) -> None:
         failure = outcome.failure or UNKNOWN
@@ -268,9 +351,11 @@ class Driver:
             self.stop()
 
     def _record_lost(self, job: Job, cause: Failure) -> None:
-        if self._attempts.may_be_spared(job) and self._store.release([job], only_waiting=True):
+        if self._store.release([job], only_waiting=True):
             self._recall()
+            self._meet_obstacle(cause.message)
             return
+        self._obstacles.forget()
         pause_seconds = self._attempts.after_loss(job)
         losses = self._attempts.losses[job.identity]
         self._log("was lost, %d of %d: %s", job, losses, self._policy.max_losses, cause.message)
@@ -282,8 +367,13 @@ class Driver:
     def _record_deferred(self, outcome: Outcome) -> None:
         failure = outcome.failure or UNKNOWN
         begun = bool(self._store.begun([outcome.job]))
-        pause_seconds = self._attempts.after_deferral(outcome.job, begun=begun)
+        connection_lost = CONNECTION_LOST in failure.kinds
+        pause_seconds = self._attempts.after_deferral(
+            outcome.job, begun=begun, connection_lost=connection_lost
+        )
         if pause_seconds is None:
+            hint = f" {TOO_LARGE}" if connection_lost else ""
+            failure = replace(failure, message=failure.message + hint)
             self._fail(outcome.job, failure, outcome.host, outcome.pid)
             return
         level = logging.WARNING if pause_seconds >= 1 else logging.INFO
@@ -313,10 +403,18 @@ class Driver:
         self._calls -= 1
         self._supply.refill(pause_seconds)
 
+    def _meet_obstacle(self, what: str) -> None:
+        if self._obstacles.meet(what):
+            logger.warning("A worker could not begin a key of %s: %s", self._table, what)
+
     def _give_back_all(self) -> None:
-        self._store.release_all()
-        if self._in_flight:
-            self._executor.close()
+        """End what runs, only then give it back: nobody else shall make it meanwhile."""
+        try:
+            if self._in_flight:
+                self._executor.close()
+        finally:
+            with self._without_database():
+                self._store.release_all()
 
     def _count_pending(self) -> int:
         now = self._clock()

@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 FIRST_POLL_SECONDS = 0.02
 POLL_SECONDS = 0.5
 MAX_DRIVERS = 3
+LOST_AGAIN = f"The cluster lost the run's driver {MAX_DRIVERS} times in a row before it got anywhere"
+ABSENT = "its caller was away for longer than the lease"
 STEP_SECONDS = 1.0
 """The longest that a driver's step takes as a rule."""
 
@@ -42,9 +44,13 @@ class DriverActor:
         patience_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._status = Status()
+        self._status = self._first_status = executor.predecessor or Status()
+        self._reported = threading.Event()
+        if executor.predecessor is None:
+            self._reported.set()
         self._stopping = threading.Event()
         self._cut = threading.Event()
+        self._forsaken = False
         self._result: Summary | DjdistError | None = None
         self._patience_seconds = patience_seconds
         self._clock = clock
@@ -57,6 +63,8 @@ class DriverActor:
 
     def status(self) -> Status:
         """Tell how far the run is."""
+        if self._status is not self._first_status:
+            self._reported.set()
         return self._status
 
     def stop(self) -> None:
@@ -67,41 +75,37 @@ class DriverActor:
         """End the run without any grace."""
         self._cut.set()
 
-    def wait(self) -> None:
-        """Wait for the end of the run, which takes long."""
-        self._thread.join()
-
     def result(self) -> Summary | DjdistError | None:
         """Give the run's summary, or what ended it; None while it goes on."""
         self._asked_at = self._clock()
         return self._result
 
     def _drive(self, run: Drive, executor: Executor) -> None:
-        try:
-            self._result = run(executor, self._watch)
-        except DjdistError as error:
-            self._result = error
-        except KeyboardInterrupt:
-            self._result = Summary()
-        except BaseException as error:
-            self._result = ClusterError(f"The run's driver failed: {type(error).__name__}: {error}")
-            raise
-        finally:
-            if self._is_forsaken():
-                executor.abandon()
+        result = end_of(lambda: run(executor, self._watch))
+        self._result = DriverLostError(ABSENT) if self._forsaken else result
+        if self._forsaken:
+            executor.abandon()
 
     def _is_forsaken(self) -> bool:
         return self._clock() - self._asked_at > self._patience_seconds
 
     def _watch(self, status: Status) -> bool:
         self._status = status
+        if not self._reported.is_set():
+            self._await_report()
         if self._cut.is_set():
             raise KeyboardInterrupt
         self._forget_own_absence()
         if self._is_forsaken() and not self._stopping.is_set():
             logger.warning("The run's caller is gone, so it stops")
+            self._forsaken = True
             self.stop()
         return not self._stopping.is_set()
+
+    def _await_report(self) -> None:
+        """Let the caller know what a successor has charged to keys before one of them ends it too."""
+        self._reported.wait(self._patience_seconds)
+        self._reported.set()
 
     def _forget_own_absence(self) -> None:
         now = self._clock()
@@ -110,43 +114,60 @@ class DriverActor:
         self._watched_at = now
 
 
+def end_of(run: Callable[[], Summary]) -> Summary | DjdistError:
+    """Give the summary of a run, or what ended it; each can be sent to its caller."""
+    try:
+        return run()
+    except DjdistError as error:
+        return error
+    except KeyboardInterrupt:
+        return Summary()
+    except BaseException as error:
+        logger.exception("The run's driver failed")
+        return ClusterError(f"The run's driver failed: {type(error).__name__}: {error}")
+
+
 def outlive(executor: Executor, drive: Callable[[Watch], Summary], watch: Watch) -> Summary:
     """Do a run by one driver after another, where the cluster loses them.
 
     Parameters
     ----------
     executor : Executor
-        Is told when a driver ``adopts`` what an earlier one held.
+        Is told of each driver's ``predecessor``.
     drive : callable
         Starts a driver and follows it.
     watch : callable
-        Is told the run's status, over all its drivers.
+        Is told the run's status.
 
     Raises
     ------
     ClusterError
-        Too many drivers were lost.
+        Too many drivers in a row were lost before they got anywhere.
     """
-    before = Status()
-    for drivers in range(1, MAX_DRIVERS + 1):
-        last = before
-        executor.adopts = drivers > 1
+    try:
+        return _one_after_another(executor, drive, watch)
+    finally:
+        executor.predecessor = None
 
-        def watch_all(status: Status, before: Status = before) -> bool:
-            nonlocal last
-            last = Status(
-                before.made + status.made, before.failed + status.failed, status.running, status.pending
-            )
-            return watch(last)
 
+def _one_after_another(executor: Executor, drive: Callable[[Watch], Summary], watch: Watch) -> Summary:
+    last = executor.predecessor or Status()
+
+    def note(status: Status) -> bool:
+        nonlocal last
+        last = status
+        return watch(status)
+
+    in_vain = 0
+    while in_vain < MAX_DRIVERS:
+        before = last
         try:
-            summary = drive(watch_all)
+            return drive(note)
         except DriverLostError as error:
-            logger.warning("Lost the run's driver, %d of %d: %s", drivers, MAX_DRIVERS, error)
-            lost, before = error, last
-        else:
-            return Summary(before.made + summary.success_count, summary.errors)
-    raise ClusterError(f"The cluster lost the run's driver {MAX_DRIVERS} times, last: {lost}") from lost
+            logger.warning("Lost the run's driver: %s", error)
+            lost, in_vain = error, 0 if last.progress > before.progress else in_vain + 1
+            executor.predecessor = last
+    raise ClusterError(f"{LOST_AGAIN}, last: {lost}") from lost
 
 
 def follow(ask: Ask, watch: Watch) -> Summary:

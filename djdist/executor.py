@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import Self
 
 from djdist.errors import OptionError
-from djdist.job import Completion, Job, RunInfo, Summary, Watch, Work
+from djdist.job import Completion, Job, RunInfo, Status, Summary, Watch, Work
 
 Drive = Callable[["Executor", Watch], Summary]
 """A whole run, given where to run its tasks and who watches."""
@@ -46,13 +46,13 @@ class Executor(ABC):
         Tasks run in the caller's own thread, with the caller's own table.
     kills : bool
         It can end the process that runs a task.
-    adopts : bool
-        Its driver takes a run over from one that was lost, so what a run needs was there.
+    predecessor : Status or None
+        Where a driver that was lost had got to, if another one goes on with its run.
     """
 
     in_process = False
     kills = True
-    adopts = False
+    predecessor: Status | None = None
     _entered = 0
 
     def __enter__(self) -> Self:

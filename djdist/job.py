@@ -1,5 +1,7 @@
 """The values that travel between driver, store, executor and worker."""
 
+import os
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -7,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 Key = dict[str, Any]
+Identity = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Job:
     key: Key
 
     @property
-    def identity(self) -> tuple[tuple[str, Any], ...]:
+    def identity(self) -> Identity:
         """The key as a hashable value."""
         return tuple(self.key.items())
 
@@ -106,6 +109,21 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Handover:
+    """What another driver has to know that goes on with a run.
+
+    ``host`` and ``pid`` say where the driver is, ``losses`` how many workers each key has lost
+    that is not done; ``errors`` holds the one that ends the run.
+    """
+
+    host: str = field(default_factory=platform.node)
+    pid: int = field(default_factory=os.getpid)
+    stopping: bool = False
+    losses: tuple[tuple[Identity, int], ...] = ()
+    errors: tuple[tuple[Key, Failure], ...] = ()
+
+
+@dataclass(frozen=True)
 class Status:
     """A run's counts at one moment; ``pending`` is what it may still reserve."""
 
@@ -113,6 +131,12 @@ class Status:
     failed: int = 0
     running: int = 0
     pending: int = 0
+    handover: Handover = field(default_factory=Handover, repr=False, compare=False)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Grows whenever the run gets nearer to its end."""
+        return self.made + self.failed, sum(losses for _, losses in self.handover.losses)
 
     def __str__(self) -> str:
         return f"{self.made} made, {self.failed} failed, {self.running} running, {self.pending} pending"

@@ -1,7 +1,7 @@
 """Contract of what keeps the jobs of one run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from djdist.job import Failure, Job
 
@@ -11,7 +11,14 @@ class JobStore(ABC):
 
     A store can be pickled and opens its connection where it is first used. What a run
     no longer owns it doesn't change: each verb below leaves such jobs alone.
+
+    Attributes
+    ----------
+    sees_beginnings : bool
+        It knows which jobs a worker has begun.
     """
+
+    sees_beginnings = True
 
     @abstractmethod
     def refresh(self) -> dict[str, int]:
@@ -54,11 +61,18 @@ class JobStore(ABC):
         """Tell which reserved jobs a worker has begun, as far as that is known."""
 
     @abstractmethod
+    def begun_by(self, host: str, pid: int) -> list[Job]:
+        """Tell which of all the run's reserved jobs one process has begun."""
+
+    @abstractmethod
     def pending(self) -> int:
         """Count the due jobs that the run may still reserve."""
 
     def assume_reached(self) -> None:
         """Take a database that can't be reached for one that is away for a while."""
+
+    def wait_while(self, wanted: Callable[[], bool]) -> None:
+        """Wait for a database that is away no longer than this is wanted."""
 
     def close(self) -> None:
         """Close the connection."""

@@ -2,8 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from djdist.job import Job
@@ -32,8 +31,8 @@ class Lease:
         self._store = store
         self._jobs = jobs
         self._period_seconds = seconds / 4
-        self._missing: AbstractSet[Hashable] = frozenset()
-        self._gone: AbstractSet[Hashable] = frozenset()
+        self._missing: dict[int, Job] = {}
+        self._gone: dict[int, Job] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="djdist-lease", daemon=True)
 
@@ -50,9 +49,10 @@ class Lease:
     def is_gone(self, job: Job) -> bool:
         """Tell whether a job that is still in flight is somebody else's by now.
 
-        One that is missing for the first time may have been finished just then.
+        One that is missing for the first time may have been finished just then; and a key
+        that was reserved once more is another job.
         """
-        return job.identity in self._gone
+        return id(job) in self._gone
 
     def _keep(self) -> None:
         while not self._over.wait(self._period_seconds):
@@ -64,6 +64,6 @@ class Lease:
 
     def _renew(self, jobs: Sequence[Job]) -> None:
         kept = {job.identity for job in self._store.renew(jobs)}
-        missing = {job.identity for job in jobs} - kept
-        self._gone = missing & self._missing
+        missing = {id(job): job for job in jobs if job.identity not in kept}
+        self._gone = {key: job for key, job in missing.items() if key in self._missing}
         self._missing = missing

@@ -16,6 +16,8 @@ class Overdue:
         How long a job may take.
     clock : callable
         Seconds that pass.
+    sees_beginnings : bool
+        It is told which jobs have begun; else a job's time counts from its submission.
 
     Attributes
     ----------
@@ -25,12 +27,15 @@ class Overdue:
         What a job becomes that took too long.
     """
 
-    def __init__(self, timeout_seconds: float | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, timeout_seconds: float | None, clock: Callable[[], float], *, sees_beginnings: bool
+    ) -> None:
         self._timeout_seconds = timeout_seconds or float("inf")
         self.period_seconds = self._timeout_seconds / CHECKS
         error = TimeoutError(f"timed out after {self._timeout_seconds:g} seconds")
         self.failure = Failure(f"TimeoutError: {error}", "", error, ("TimeoutError", "OSError", "Exception"))
         self._clock = clock
+        self._sees_beginnings = sees_beginnings
         self._asked_at = clock()
         self._submitted_at: dict[int, float] = {}
         self._begun_at: dict[int, float] = {}
@@ -41,11 +46,14 @@ class Overdue:
 
     def explains(self, ticket: int) -> bool:
         """Tell whether a worker that died with this task may have ended itself because of the timeout."""
-        return self._clock() - self._submitted_at.pop(ticket, self._clock()) >= self._timeout_seconds
+        now = self._clock()
+        since = self._begun_at if self._sees_beginnings else self._submitted_at
+        return now - since.get(ticket, now) >= self._timeout_seconds
 
     def forget(self, ticket: int) -> None:
-        """Note that a task was given up."""
+        """Note that a task has ended."""
         self._submitted_at.pop(ticket, None)
+        self._begun_at.pop(ticket, None)
 
     def asks(self) -> bool:
         """Tell whether it is time to look which jobs have begun."""

@@ -19,8 +19,12 @@ from djdist.shipping import ConnectionSettings, quiet, settings_of
 
 logger = logging.getLogger(__name__)
 
-DEADLOCK_OR_LOST = frozenset({1040, 1053, 1203, 1226, 1205, 1213, 1927, 4031, 2003, 2006, 2013, 2055})
-"""MySQL's numbers for too many connections, shutdown, lock wait, deadlock and lost connections."""
+DEADLOCK_OR_LOST = frozenset({1040, 1053, 1203, 1226, 1205, 1213, 1836, 1927, 4031, 2003, 2006, 2013, 2055})
+"""MySQL's numbers for too many connections, shutdown, lock wait, deadlock, a server that may only be
+read, as one from which another one takes over, and lost connections."""
+
+READ_ONLY_OPTION = 1290
+"""Any option that forbids a statement."""
 
 FULL = (
     "Too many connections",
@@ -31,8 +35,8 @@ FULL = (
 )
 """What MySQL and PostgreSQL say when they take no more connections; PostgreSQL's driver adds no code."""
 
-PG_DEADLOCK_OR_LOST = ("08", "40", "53", "55P03", "57P0")
-"""PostgreSQL's classes for connection, rollback, resources; lock not available, shutdown."""
+PG_DEADLOCK_OR_LOST = ("08", "25006", "40", "53", "55P03", "57P0")
+"""PostgreSQL's classes for connection, rollback, resources; read only, lock not available, shutdown."""
 
 PRIORITIES = {"mysql": range(-128, 128), "postgresql": range(-32768, 32768)}
 
@@ -251,11 +255,15 @@ def is_infrastructure(error: BaseException) -> bool:
         return pgcode.startswith(PG_DEADLOCK_OR_LOST)
     match type(error).__module__.split(".")[0]:
         case "pymysql":
-            return type(error).__name__ == "InterfaceError" or not DEADLOCK_OR_LOST.isdisjoint(error.args[:1])
+            return type(error).__name__ == "InterfaceError" or _is_deadlock_or_lost(*error.args[:2])
         case "psycopg2":
             return type(error).__name__ in ("OperationalError", "InterfaceError")
         case _:
             return False
+
+
+def _is_deadlock_or_lost(code: object = None, message: object = "") -> bool:
+    return code in DEADLOCK_OR_LOST or (code == READ_ONLY_OPTION and "read-only" in str(message))
 
 
 def is_full(error: BaseException) -> bool:

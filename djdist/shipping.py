@@ -62,9 +62,8 @@ def apply_settings(settings: ConnectionSettings, config: Any) -> None:
 def open_dbapi_connection(settings: ConnectionSettings) -> Any:
     """Open a new connection of the database's driver, by the same settings as DataJoint's."""
     settings = _or_own(settings)
-    connection = dj.conn() if settings.login is None else None
-    login = settings.login or _login(connection)
-    adapter = connection.adapter if connection else dj.adapters.get_adapter(settings.backend)
+    login = settings.login or _own_login()
+    adapter = dj.adapters.get_adapter(settings.backend)
     arguments = {k: login[k] for k in ("host", "port", "user", "password")}
     arguments["charset"] = settings.config["connection"]["charset"]
     if login["database_name"]:
@@ -184,6 +183,18 @@ def _or_own(settings: ConnectionSettings) -> ConnectionSettings:
     if settings.login is not None or not _own.replaced:
         return settings
     return replace(settings, login=_own.login, config={**settings.config, **_own.config})
+
+
+def _own_login() -> Login:
+    """Give the login of this process, which needs no connection for that."""
+    connection = dj.instance._singleton_connection
+    login = _login(connection) if connection else _configured_login(dj.config)
+    if login["user"] is None:
+        raise WorkerSetupError(
+            "no login was sent here (djdist.config.ship_credentials is False) and none is configured: set "
+            "DJ_USER and DJ_PASS, or write a datajoint.json, on every node."
+        )
+    return login
 
 
 def _configured_login(config: Any) -> Login:

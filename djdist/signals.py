@@ -24,12 +24,16 @@ class Signals:
 
 @contextmanager
 def catching(*numbers: signal.Signals) -> Iterator[Signals]:
-    """Handle these signals for a while; only a main thread may, elsewhere nothing changes."""
+    """Handle these signals for a while, but for those that the process ignores.
+
+    Only a main thread may; elsewhere nothing changes.
+    """
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    handlers = {number: signal.signal(number, signals.interrupt) for number in numbers}
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    handlers = {number: signal.signal(number, signals.interrupt) for number in heeded}
     try:
         yield signals
     finally:
@@ -37,12 +41,15 @@ def catching(*numbers: signal.Signals) -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
+_forking = threading.local()
+
+
 def _hold_back_sigterm() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 
 def _let_sigterm_through() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
 def _end_by_sigterm() -> None:

@@ -29,11 +29,12 @@ def end_strays() -> list[str]:
 
 
 def _strays() -> list[psutil.Process]:
-    found = {*psutil.Process().children(recursive=True), *filter(_is_marked, psutil.process_iter())}
+    found = {*psutil.Process().children(recursive=True), *filter(is_marked, psutil.process_iter())}
     return [process for process in found if process.pid != os.getpid() and not _is_companion(process)]
 
 
-def _is_marked(process: psutil.Process) -> bool:
+def is_marked(process: psutil.Process) -> bool:
+    """Tell whether a process belongs to this session of tests, be it that its parent is dead."""
     try:
         return process.environ().get(MARK) == os.environ[MARK]
     except psutil.Error:

@@ -4,17 +4,17 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
+import cloudpickle
 import dask
 import distributed
 
-from djdist.driver_actor import POLL_SECONDS, DriverActor, follow, outlive
+from djdist.driver_actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Ask, Drive, Executor, default_places, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
@@ -24,6 +24,18 @@ logger = logging.getLogger(__name__)
 
 PLACES_AGE_SECONDS = 1.0
 RESTART_SECONDS = 30
+SILENCE_SECONDS = 10.0
+"""A worker that the scheduler has not heard of for so long may answer no question."""
+
+LOST = (
+    OSError,
+    RuntimeError,
+    distributed.CancelledError,
+    distributed.KilledWorker,
+    distributed.TimeoutError,
+)
+"""What Dask raises where a worker, a task's future or the scheduler is gone."""
+
 IDLE_TIMEOUT = "10 minutes"
 """After it a cluster ends whose caller was killed before it could."""
 
@@ -68,7 +80,7 @@ class DaskExecutor(Executor):
         return f"DaskExecutor({self._cluster or 'auto'})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_cluster, (self._options, self._run, self.adopts)
+        return _without_cluster, (self._options, self._run, self.predecessor)
 
     def connect(self) -> None:
         try:
@@ -90,15 +102,11 @@ class DaskExecutor(Executor):
         try:
             self._publish(info, submitted)
             return follow(partial(self._ask_actor, submitted), watch)
-        except DjdistError:
-            raise
-        except (OSError, RuntimeError, distributed.CancelledError, distributed.KilledWorker) as error:
+        except DriverLostError:
             self._restart(self._still_running())
-            raise DriverLostError(f"The run's driver was lost on the Dask cluster: {error}") from error
-        except (KeyboardInterrupt, SystemExit):
-            self._restart(self._tasks_of_workers(self._belongs_to_run))
             raise
         finally:
+            self._restart(self._workers_with(self._belongs_to_run))
             self._withdraw(info.id)
             submitted.release()
 
@@ -126,24 +134,24 @@ class DaskExecutor(Executor):
         self._client.publish_dataset((info, driver), name=_published(info.id), override=True)
 
     def _line_to(self, info: RunInfo, driver: "distributed.Future[Any]") -> Ask:
-        board = _Board(self._client, info.id)
+        board = _Board(self._client, info.id, driver)
 
         def ask(method: str) -> Any:
             if method == "forget":
                 return self._withdraw(info.id)
-            if not info.detached:
-                return self._ask_actor(driver, method)
-            return _result_of(driver) if method == "result" else getattr(board, method)()
+            with _losing():
+                return getattr(board, method)() if info.detached else self._ask_actor(driver, method)
 
         return ask
 
     def _ask_actor(self, actor: "distributed.Future[Any]", method: str) -> Any:
-        with self._client.as_current():
+        with _losing(), self._client.as_current():
             return getattr(actor.result(), method)().result()
 
     def _withdraw(self, run: str) -> None:
-        with suppress(OSError, RuntimeError):  # the cluster is gone
+        with suppress(*LOST):
             self._client.unpublish_dataset(_published(run))
+            self._client.set_metadata(_place(run), {})
 
     def disconnect(self) -> None:
         while self._started:
@@ -180,21 +188,26 @@ class DaskExecutor(Executor):
         return False
 
     def kill(self, ticket: int) -> None:
+        """End the process of a task, but not the driver's own, where a make() that is overdue ends itself."""
         keys = {future.key for future, running in self._tickets.items() if running == ticket}
-        self._restart(self._tasks_of_workers(keys.__contains__))
+        workers = self._workers_with(keys.__contains__)
+        self._restart(worker for worker in workers if worker != self._own_worker)
 
     def close(self) -> None:
         """End what runs, but for what shares a worker with the driver, which the caller ends."""
         if self._tickets:
-            tasks = self._tasks_of_workers(self._belongs_to_run)
-            beside = tasks.pop(self._own_worker, set())
+            workers = self._workers_with(self._belongs_to_run)
+            beside = workers.pop(self._own_worker, set())
             self._left = [future for future in self._tickets if future.key in beside]
             self._client.cancel([future for future in self._tickets if future.key not in beside])
             self._tickets.clear()
-            self._restart(tasks)
+            self._restart(workers)
 
     def abandon(self) -> None:
         self._withdraw(self._run)
+        self._end_left()
+
+    def _end_left(self) -> None:
         if self._left:
             self._restart({self._own_worker})
 
@@ -206,24 +219,34 @@ class DaskExecutor(Executor):
         return self._start_client(self._cluster or _configured_address())
 
     def _start_client(self, address: str | None) -> distributed.Client:
-        if address is None:
-            self._started.append(_local_cluster())
-        client = distributed.Client(address or self._started[0], set_as_default=False)
+        if address is not None:
+            return _client_at(address)
+        self._started.append(_local_cluster())
+        client = distributed.Client(self._started[0], set_as_default=False)
         self._started.append(client)
         return client
 
     def _belongs_to_run(self, key: Any) -> bool:
         return isinstance(key, tuple) and str(key[-1]).startswith(f"{self._run}-")
 
-    def _tasks_of_workers(self, wanted: Callable[[Any], bool]) -> dict[str, set[Any]]:
-        """Find the workers that have some of these tasks."""
-        tasks: dict[str, Sequence[Any]] = self._client.processing()
-        found = {worker: set(filter(wanted, keys)) for worker, keys in tasks.items()}
-        return {worker: keys for worker, keys in found.items() if keys}
+    def _workers_with(self, wanted: Callable[[Any], bool]) -> dict[str, set[Any]]:
+        """Find the workers that run some of these tasks, not those on which they only wait for another's."""
+        found: dict[str, tuple[list[Any], list[Any]]] = {}
+        with suppress(*LOST):
+            found = self._client.run_on_scheduler(_tasks_by_worker)
+        wanted_by_worker = {
+            worker: set(filter(wanted, assigned))
+            for worker, (assigned, executing) in found.items()
+            if not executing or any(map(wanted, executing))
+        }
+        return {worker: keys for worker, keys in wanted_by_worker.items() if keys}
 
     def _still_running(self) -> list[str]:
         """Find the workers that are still with the run, though the scheduler has forgotten its tasks."""
-        keys: dict[str, list[Any]] = self._client.run(_keys_in_threads, on_error="ignore")
+        keys: dict[str, list[Any]] = {}
+        with suppress(*LOST):
+            alive: list[str] = self._client.run_on_scheduler(_workers_heard_of)
+            keys = self._client.run(_keys_in_threads, workers=alive, on_error="ignore") if alive else {}
         return [worker for worker, running in keys.items() if any(map(self._belongs_to_run, running))]
 
     def _restart(self, workers: Iterable[str]) -> None:
@@ -236,6 +259,8 @@ class DaskExecutor(Executor):
             logger.warning(
                 "Workers without a nanny can't be stopped; what runs there will change nothing: %s", error
             )
+        except LOST as error:
+            logger.warning("The Dask cluster doesn't answer, what runs there will change nothing: %s", error)
 
     def _count_places(self) -> int:
         now = time.monotonic()
@@ -248,55 +273,93 @@ class DaskExecutor(Executor):
 class _Board:
     """Where the driver of a detached run, which is a task, and who looks at it leave word for each other."""
 
-    def __init__(self, client: distributed.Client, run: str) -> None:
+    def __init__(
+        self, client: distributed.Client, run: str, driver: "distributed.Future[Any] | None" = None
+    ) -> None:
         self._client = client
-        self._place = ["djdist", run]
+        self._driver = driver
+        self._place = _place(run)
         self._written_at = float("-inf")
-
-    def is_used(self) -> bool:
-        return bool(self._client.get_metadata(self._place, {}))
+        self._status = Status()
 
     def status(self) -> Status:
-        return Status(**self._client.get_metadata([*self._place, "status"], {}))
+        return self.last() or Status()
+
+    def last(self) -> Status | None:
+        status: Status | None = self._read("status")
+        return status
 
     def stop(self) -> None:
-        self._client.set_metadata([*self._place, "stop"], True)
+        self._write("stop", True)
 
     def watch(self, status: Status) -> bool:
+        self._status = status
         if time.monotonic() - self._written_at < POLL_SECONDS:
             return True
-        self._client.set_metadata([*self._place, "status"], asdict(status))
+        self._write("status", status)
         self._written_at = time.monotonic()
-        return not self._client.get_metadata([*self._place, "stop"], False)
+        return not self._read("stop")
+
+    def end(self, result: Summary | DjdistError) -> None:
+        self._write("status", self._status)
+        self._write("result", result)
+
+    def result(self) -> Summary | DjdistError | None:
+        result: Summary | DjdistError | None = self._read("result")
+        if result is None and self._driver and self._driver.status in ("error", "cancelled", "lost"):
+            return ClusterError(f"The cluster lost the run's driver: {self._driver.exception()!r}")
+        return result
+
+    def _read(self, name: str) -> Any:
+        packed = self._client.get_metadata([*self._place, name], None)
+        return None if packed is None else cloudpickle.loads(packed)
+
+    def _write(self, name: str, value: Any) -> None:
+        self._client.set_metadata([*self._place, name], cloudpickle.dumps(value))
 
 
 def _has_task(key: Any, dask_scheduler: distributed.Scheduler) -> bool:
     return key in dask_scheduler.tasks and dask_scheduler.tasks[key].run_spec is not None
 
 
-def _drive_as_task(run: Drive, executor: DaskExecutor) -> Summary:
-    """Do a detached run as a task, which Dask begins anew elsewhere when its worker dies."""
+def _drive_as_task(run: Drive, executor: DaskExecutor) -> None:
+    """Do a detached run as a task, which Dask begins anew if its worker dies, be it after its end."""
     distributed.secede()
     executor.attach()
     board = _Board(executor._client, executor._run)
-    executor.adopts = board.is_used()
-    board.watch(Status())
+    if board.result() is not None:
+        return
+    executor.predecessor = board.last()
+    _Board(executor._client, executor._run).watch(executor.predecessor or Status())
     executor._restart(executor._still_running())
-    return run(executor, board.watch)
+    board.end(end_of(lambda: run(executor, board.watch)))
+    executor._end_left()
 
 
 def _published(run: str) -> str:
     return f"djdist run {run}"
 
 
-def _result_of(driver: "distributed.Future[Any]") -> Summary | DjdistError | None:
-    if not driver.done():
-        return None
-    error = driver.exception()
-    if error is None or isinstance(error, DjdistError):
-        result: Summary | DjdistError = error or driver.result()
-        return result
-    return ClusterError(f"The run's driver failed on the Dask cluster: {type(error).__name__}: {error}")
+def _place(run: str) -> list[str]:
+    return ["djdist", run]
+
+
+@contextmanager
+def _losing() -> Iterator[None]:
+    try:
+        yield
+    except LOST as error:
+        raise DriverLostError(f"The run's driver was lost on the Dask cluster: {error}") from error
+
+
+_clients: dict[str, distributed.Client] = {}
+
+
+def _client_at(address: str) -> distributed.Client:
+    """Give this process's client of a scheduler, which is kept for handles of runs and for later calls."""
+    if address not in _clients or _clients[address].status != "running":
+        _clients[address] = distributed.Client(address, set_as_default=False)
+    return _clients[address]
 
 
 def _local_cluster() -> distributed.SpecCluster:
@@ -311,6 +374,23 @@ def _local_cluster() -> distributed.SpecCluster:
         worker_kwargs={"env": environment},
         scheduler_kwargs={"idle_timeout": IDLE_TIMEOUT, "allowed_failures": 0},
     )
+
+
+def _tasks_by_worker(dask_scheduler: distributed.Scheduler) -> dict[str, tuple[list[Any], list[Any]]]:
+    """Tell which tasks each worker has, and which of them were running when it was last heard of."""
+    return {
+        worker.address: (
+            [task.key for task in worker.processing],
+            [task.key for task in worker.executing if task in worker.processing - worker.long_running],
+        )
+        for worker in dask_scheduler.workers.values()
+    }
+
+
+def _workers_heard_of(dask_scheduler: distributed.Scheduler) -> list[str]:
+    now = time.time()
+    workers = dask_scheduler.workers.values()
+    return [worker.address for worker in workers if now - worker.last_seen < SILENCE_SECONDS]
 
 
 def _keys_in_threads(dask_worker: distributed.Worker) -> list[Any]:
@@ -330,9 +410,9 @@ def _configured_address() -> str | None:
     return address
 
 
-def _without_cluster(options: dict[str, Any], run: str, adopts: bool) -> DaskExecutor:
+def _without_cluster(options: dict[str, Any], run: str, predecessor: Status | None) -> DaskExecutor:
     executor = DaskExecutor(**options)
-    executor._run, executor.adopts = run, adopts
+    executor._run, executor.predecessor = run, predecessor
     return executor
 
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures as cf
 import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -186,7 +187,11 @@ def _kill(pools: Sequence[loky.ProcessPoolExecutor]) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Let no process go on whose caller was killed before it could close its pool."""
+    """Let no process go on whose caller was killed before it could close its pool.
+
+    A Ctrl-C at the terminal reaches it too, but it is the caller who then gives it its grace.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

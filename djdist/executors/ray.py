@@ -11,10 +11,10 @@ from uuid import uuid4
 import ray
 from ray.exceptions import RayError
 
-from djdist.driver_actor import MAX_DRIVERS, DriverActor, follow, outlive
-from djdist.errors import ClusterError, DriverLostError
+from djdist.driver_actor import MAX_DRIVERS, DriverActor, end_of, follow, outlive
+from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Ask, Drive, Executor, window
-from djdist.job import Completion, Job, Report, RunInfo, Summary, Watch, Work
+from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.settings import config
 
 logger = logging.getLogger(__name__)
@@ -105,8 +105,8 @@ class RayExecutor(Executor):
 
     def detach(self, run: Drive, info: RunInfo) -> Ask:
         lasting = {"lifetime": "detached", "max_restarts": MAX_DRIVERS - 1, "max_task_retries": -1}
-        host = self._actor(LastingHost, f"run {info.id}", **lasting).remote(info, run, self)
-        ask = _line_to(host, info)
+        caller = self._actor(LastingCaller, f"run {info.id}", **lasting).remote(info, run, self)
+        ask = _line_to(caller, info)
         ask("status")
         return ask
 
@@ -122,7 +122,7 @@ class RayExecutor(Executor):
             _hosts[here] = self._actor(DriverHost, f"drivers {uuid4().hex[:8]}", max_restarts=0).remote()
         return _hosts[here]
 
-    def _actor(self, kind: type["DriverHost"], name: str, **options: Any) -> Any:
+    def _actor(self, kind: type[Any], name: str, **options: Any) -> Any:
         actor_class: Any = ray.remote(num_cpus=0, resources=HEAD_NODE)(kind)
         return actor_class.options(name=f"djdist {name}", namespace=NAMESPACE, **options, **self._runtime_env)
 
@@ -195,29 +195,56 @@ class DriverHost:
         self._drivers.pop(run, None)
 
     def infos(self) -> list[RunInfo]:
-        """Tell which runs are here."""
-        return [info for info, _ in self._drivers.values()]
+        """Tell which runs are here for callers of their own."""
+        return [info for info, _ in self._drivers.values() if not info.detached]
 
 
-class LastingHost(DriverHost):
-    """Keeps the driver of one run that goes on without its caller, and its result for a day."""
+class LastingCaller:
+    """Stands in for the caller of a run that goes on without it, and keeps its result for a day."""
 
     def __init__(self, info: RunInfo, run: Drive, executor: Executor) -> None:
-        super().__init__()
         context = ray.get_runtime_context()
-        executor.adopts = context.was_current_actor_reconstructed
-        self.begin(info, run, executor, float("inf"))
-        me = context.current_actor
-        threading.Thread(target=self._end_later, args=(info.id, me), daemon=True).start()
+        if context.was_current_actor_reconstructed:
+            executor.predecessor = Status()
+        self._info = info
+        self._status = Status()
+        self._stopping = False
+        self._result: Summary | DjdistError | None = None
+        call = (executor, run, context.current_actor)
+        threading.Thread(target=self._call, args=call, daemon=True).start()
+
+    def ask(self, run: str, method: str) -> Any:
+        """Call one of the methods that a handle knows."""
+        return getattr(self, method)()
+
+    def status(self) -> Status:
+        """Tell how far the run is."""
+        return self._status
+
+    def stop(self) -> None:
+        """Let the run reserve no more jobs."""
+        self._stopping = True
+
+    def result(self) -> Summary | DjdistError | None:
+        """Give the run's summary, or what ended it; None while it goes on."""
+        return self._result
+
+    def infos(self) -> list[RunInfo]:
+        """Tell which run it is."""
+        return [self._info]
 
     def forget(self, run: str) -> None:
         """End with the run."""
         ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
-    def _end_later(self, run: str, me: Any) -> None:
-        self._drivers[run][1].wait()
+    def _call(self, executor: Executor, run: Drive, me: Any) -> None:
+        self._result = end_of(lambda: executor.drive(run, self._watch, self._info))
         time.sleep(RESULT_KEPT_SECONDS)
         ray.kill(me)
+
+    def _watch(self, status: Status) -> bool:
+        self._status = status
+        return not self._stopping
 
 
 _hosts: dict[tuple[str, str, str], Any] = {}

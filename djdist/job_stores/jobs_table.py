@@ -36,7 +36,7 @@ TRUNCATED = "...truncated"
 BATCH = 500
 FIRST_PATIENCE_SECONDS = 2.0
 FIRST_PAUSE_SECONDS = 0.05
-LONGEST_PAUSE_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 2.0
 
 NOW: sa.ColumnElement[Any] = sa.literal_column("CURRENT_TIMESTAMP(3)")
 COLUMNS = (
@@ -112,6 +112,7 @@ class JobsTable(JobStore):
     refreshing: Refreshing | None = None
     patience_seconds: float = 2.0
     _reached: bool = field(default=False, init=False, repr=False, compare=False)
+    _goes_on: Callable[[], bool] = field(default=lambda: True, init=False, repr=False, compare=False)
     _open_engine: sa.Engine | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -208,12 +209,19 @@ class JobsTable(JobStore):
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
         return self._owned_among(jobs, self._jobs.c.pid != 0)
 
+    def begun_by(self, host: str, pid: int) -> list[Job]:
+        jobs = self._jobs.c
+        return self._found(sa.select(*self._key()).where(*self._owned(), jobs.host == host, jobs.pid == pid))
+
     def pending(self) -> int:
         count = sa.select(sa.func.count()).select_from(self._jobs).where(*self._due())
         return self._transact(lambda connection: int(connection.execute(count).scalar_one()))
 
     def assume_reached(self) -> None:
         self._reached = True
+
+    def wait_while(self, wanted: Callable[[], bool]) -> None:
+        self._goes_on = wanted
 
     def close(self) -> None:
         if self._open_engine is not None:
@@ -401,7 +409,10 @@ class JobsTable(JobStore):
                 waited_seconds = time.monotonic() + pause_seconds - began_at
                 if error.orig is None or waited_seconds > self._patience_seconds(error.orig):
                     raise self._unreachable(error) from error
+                if not self._goes_on():
+                    raise self._unreachable(error) from error
                 logger.info("Waiting for the database: %s", error.orig)
+                self._engine().dispose()  # another server may have its address by now
                 time.sleep(pause_seconds)
             else:
                 self._reached = True

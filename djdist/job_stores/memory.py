@@ -17,6 +17,8 @@ class MemoryStore(JobStore):
         What is to be made.
     """
 
+    sees_beginnings = False
+
     def __init__(self, keys: Iterable[Key]) -> None:
         self._pending = deque(Job(key) for key in keys)
         self._reserved: dict[object, Job] = {}
@@ -58,7 +60,10 @@ class MemoryStore(JobStore):
         return 0
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
-        return []  # nobody notes it here
+        return []
+
+    def begun_by(self, host: str, pid: int) -> list[Job]:
+        return []
 
     def pending(self) -> int:
         self._let_due_in()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -101,15 +102,29 @@ def test_another_driver_adopts_it(
     wait_until(lambda: len(doing.begun(tmp_path)) == 2, "two jobs")
     os.kill(pid_of_driver(cluster, run), signal.SIGKILL)
     doing.open_gate(tmp_path)
-    run.wait()
+    assert run.wait()["error_list"] == []
     assert len(lab.Scripted()) == 6
     assert counts(lab.Scripted) == {}
+
+
+def test_its_result_stays_when_the_process_of_its_driver_dies_after_the_end(
+    lab: ModuleType, detach: Detach, tmp_path: Path, cluster: tuple[Any, str, dict[str, str]]
+) -> None:
+    pipelines.fill(lab)
+    run = detach(doing.wait_at_gate)
+    wait_until(lambda: doing.begun(tmp_path), "a job")
+    driver = pid_of_driver(cluster, run)
+    doing.open_gate(tmp_path)
+    wait_until(lambda: run.status().made == 6 and not run.status().running, "the end of the run")
+    with suppress(ProcessLookupError):
+        os.kill(driver, signal.SIGKILL)
+    assert run.wait() == {"success_count": 6, "error_list": []}
 
 
 def pid_of_driver(cluster: tuple[Any, str, dict[str, str]], run: djdist.Run) -> int:
     client, name, _ = cluster
     if name == "ray":
-        return pid_of_ray_actor("LastingHost")
+        return pid_of_ray_actor("DriverHost")
     keys = client.run(lambda dask_worker: list(dask_worker.active_threads.values()))
     (address,) = [
         worker for worker, running in keys.items() if any(key[-1] == run.info.id for key in running)

@@ -82,6 +82,12 @@ def die_at_the_first_while_others_run(table: dj.Table, key: Key, n: int, folder:
     time.sleep(0.5)
 
 
+def die_at_the_first(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    _begin(n, folder)
+    if n == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def insert_and_wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:
     """Insert a row of another session's key first, so that a half-done make() would show."""
     table.insert1({**key, "pid": 0})
@@ -91,6 +97,12 @@ def insert_and_wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> N
 def never_end_at_the_first(table: dj.Table, key: Key, n: int, folder: str) -> None:
     _begin(n, folder)
     while n == 1:
+        time.sleep(0.05)
+
+
+def never_end_before_the_last(table: dj.Table, key: Key, n: int, folder: str, last: int) -> None:
+    _begin(n, folder)
+    while n < last:
         time.sleep(0.05)
 
 

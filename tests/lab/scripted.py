@@ -17,6 +17,9 @@ class Clock:
     def __call__(self) -> float:
         return self.seconds
 
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
 
 class ScriptedExecutor(Executor):
     """Holds tasks until a test lets them end.

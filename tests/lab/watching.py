@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from psutil import process_iter
+from psutil import Process, process_iter
+
+import strays
 
 SECONDS = 120
 
@@ -41,10 +43,14 @@ def meanwhile(act: Callable[[], None]) -> Iterator[None]:
 
 
 def pid_of_ray_actor(kind: str) -> int:
-    """Find the process of the only actor of a class."""
-    titles = {process.pid: " ".join(process.info["cmdline"] or ()) for process in process_iter(["cmdline"])}
-    (pid,) = [pid for pid, title in titles.items() if title.startswith(f"ray::{kind}")]
-    return pid
+    """Find the process of the youngest actor of a class on this session's clusters."""
+    found = filter(strays.is_marked, process_iter(["cmdline", "create_time"]))
+    actors = [process for process in found if _title(process).startswith(f"ray::{kind}")]
+    return int(max(actors, key=lambda process: float(process.info["create_time"])).pid)
+
+
+def _title(process: Process) -> str:
+    return " ".join(process.info["cmdline"] or ())
 
 
 def counts(table: Any) -> dict[str, int]:

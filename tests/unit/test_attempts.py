@@ -9,10 +9,13 @@ from djdist.attempts import (
     LONGEST_DEFERRAL_SECONDS,
     LONGEST_PAUSE_SECONDS,
     MAX_DEFERRALS,
-    MAX_SPARES,
+    MAX_LOST_CONNECTIONS,
+    MAX_OBSTACLES,
     Attempts,
+    Obstacles,
 )
 from djdist.job import Failure, Job, Policy
+from lab.scripted import Clock
 
 JOB, OTHER = Job({"n": 1}), Job({"n": 2})
 OS_FAILURE = Failure("TimeoutError: no disk", kinds=("TimeoutError", "OSError", "Exception"))
@@ -24,9 +27,36 @@ def test_a_lost_key_is_tried_again_at_once_until_it_has_lost_enough_workers() ->
     assert attempts.after_loss(OTHER) == 0.0
 
 
-def test_losses_before_a_key_began_cost_nothing_but_not_for_ever() -> None:
+def test_a_wave_of_obstacles_counts_once_and_pauses_get_longer() -> None:
+    clock = Clock()
+    obstacles = Obstacles(clock)
+    pauses = []
+    for _ in range(MAX_OBSTACLES + 1):
+        assert not obstacles.hopeless
+        assert [obstacles.meet("no disk") for _ in range(100)] == [True] + [False] * 99
+        pauses.append(obstacles.pause_seconds)
+        clock.seconds += pauses[-1]
+    assert obstacles.hopeless
+    assert (obstacles.pause_seconds, obstacles.last) == (0, "no disk")
+    assert pauses[0] <= 0.1
+    assert 15 <= max(pauses) <= 30
+
+
+def test_a_key_that_is_begun_shows_that_there_is_a_way() -> None:
+    clock = Clock()
+    obstacles = Obstacles(clock)
+    for _ in range(3 * MAX_OBSTACLES):
+        obstacles.meet("no disk")
+        clock.seconds += obstacles.pause_seconds
+        obstacles.forget()
+    assert not obstacles.hopeless
+
+
+def test_a_key_that_loses_its_connection_again_and_again_has_fewer_tries() -> None:
     attempts = Attempts(Policy())
-    assert [attempts.may_be_spared(JOB) for _ in range(MAX_SPARES + 1)] == [True] * MAX_SPARES + [False]
+    for _ in range(MAX_LOST_CONNECTIONS):
+        assert attempts.after_deferral(JOB, begun=True, connection_lost=True) is not None
+    assert attempts.after_deferral(JOB, begun=True, connection_lost=True) is None
 
 
 def test_deferrals_get_longer_up_to_a_limit_and_end() -> None:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from djdist.driver import WAIT_SECONDS, Driver
-from djdist.errors import WorkerSetupError
-from djdist.job import Completion, Ending, Failure, Job, Policy, Report, Status, Summary
+from djdist.errors import DatabaseError, WorkerSetupError
+from djdist.executor import Executor
+from djdist.job import Completion, Ending, Failure, Handover, Job, Policy, Report, Status, Summary
+from djdist.job_store import JobStore
 from djdist.job_stores.memory import MemoryStore
 from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
 
@@ -20,6 +22,12 @@ def keys(count: int) -> list[dict[str, int]]:
 
 def going_on(status: Status) -> bool:
     return True
+
+
+def paced(store: JobStore, executor: Executor, policy: Policy) -> Driver:
+    """Give a driver whose pauses take no time."""
+    clock = Clock()
+    return Driver(store, executor, policy, clock=clock, sleep=clock.sleep)
 
 
 class CountingStore(MemoryStore):
@@ -33,6 +41,7 @@ class CountingStore(MemoryStore):
         self.failures: list[tuple[Job, Failure]] = []
         self.not_begun: set[int] = set()
         self.has_begun: set[int] = set()
+        self.held: dict[tuple[str, int], list[Job]] = {}
 
     def refresh(self) -> dict[str, int]:
         self.refreshed += 1
@@ -44,6 +53,9 @@ class CountingStore(MemoryStore):
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
         return [job for job in jobs if job.key["n"] in self.has_begun]
+
+    def begun_by(self, host: str, pid: int) -> list[Job]:
+        return self.held.pop((host, pid), [])
 
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
         self.failures.append((job, failure))
@@ -159,17 +171,34 @@ def test_keys_that_had_not_begun_are_lost_at_no_cost() -> None:
     executor = ScriptedExecutor(places=1, answer=lambda t, job: lost(t, job) if t <= 5 else made(t, job))
     store = CountingStore(1)
     store.not_begun = {0}
-    assert Driver(store, executor, Policy(max_losses=1)).run(going_on).success_count == 1
+    assert paced(store, executor, Policy(max_losses=1)).run(going_on).success_count == 1
 
 
-def test_a_key_whose_workers_never_begin_it_becomes_an_error_in_the_end() -> None:
-    store = CountingStore(2)
-    store.not_begun = {0}
-    executor = ScriptedExecutor(
-        places=1, answer=lambda t, job: made(t, job) if job.key["n"] else lost(t, job)
-    )
-    summary = Driver(store, executor, Policy(suppress_errors=True, max_losses=2)).run(going_on)
-    assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (1, [0])
+def test_a_bad_node_uses_up_no_keys_and_a_good_one_makes_them_all() -> None:
+    """A node that can't load the pipeline is quick with its refusals, so that it gets task after task."""
+
+    def answer(ticket: int, job: Job) -> Completion:
+        return made(ticket, job) if ticket % 10 == 0 else Completion(ticket, Report(trouble="no module"))
+
+    executor = ScriptedExecutor(places=10, answer=answer)
+    store = CountingStore(200)
+    summary = paced(store, executor, Policy(max_calls=200, max_losses=1)).run(going_on)
+    assert (summary.success_count, store.failures) == (200, [])
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_run_ends_in_which_no_worker_begins_a_key_any_more_and_nothing_is_an_error(dies: bool) -> None:
+    def answer(ticket: int, job: Job) -> Completion:
+        if ticket == 2:
+            return made(ticket, job)
+        return lost(ticket, job) if dies else Completion(ticket, Report(trouble="out of memory"))
+
+    store = CountingStore(50)
+    store.not_begun = set(range(50))
+    driver = paced(store, ScriptedExecutor(places=4, answer=answer), Policy())
+    with pytest.raises(WorkerSetupError, match="out of memory"):
+        driver.run(going_on)
+    assert (driver.status().made, store.failures, store.pending()) == (1, [], 49)
 
 
 def test_a_job_that_an_earlier_worker_had_begun_counts_as_lost() -> None:
@@ -307,6 +336,7 @@ def test_a_make_that_takes_too_long_is_ended_and_becomes_an_error() -> None:
     executor = ScriptedExecutor(places=2, answer=answer)
     store = CountingStore(4)
     store.has_begun = {1}
+    store.sees_beginnings = True
     policy = Policy(suppress_errors=True, timeout_seconds=10)
     summary = Driver(store, executor, policy, clock=clock).run(going_on)
     assert summary.success_count == 3
@@ -381,12 +411,113 @@ def test_workers_that_can_not_work_end_the_run_before_anything_is_touched() -> N
     assert (store.asked, store.refreshed) == ([], 0)
 
 
-def test_trouble_on_one_worker_later_is_a_loss_of_its_jobs() -> None:
-    def answer(ticket: int, job: Job) -> Completion:
-        return Completion(ticket, Report(trouble="no disk")) if ticket == 2 else made(ticket, job)
+class TestSuccessor:
+    """A driver that goes on with the run of one that was lost."""
 
-    summary = Driver(MemoryStore(keys(3)), ScriptedExecutor(places=1, answer=answer), Policy()).run(going_on)
-    assert summary.success_count == 3
+    def drive(
+        self, store: CountingStore, policy: Policy, lost_driver: Status
+    ) -> tuple[Summary, list[Status]]:
+        executor = ScriptedExecutor(places=1)
+        executor.predecessor = lost_driver
+        reported: list[Status] = []
+
+        def watch(status: Status) -> bool:
+            reported.append(status)
+            return True
+
+        return Driver(store, executor, policy).run(watch), reported
+
+    def test_it_counts_on_and_keeps_to_max_calls(self) -> None:
+        store = CountingStore(10)
+        summary, reported = self.drive(store, Policy(max_calls=6, suppress_errors=True), Status(3, 1))
+        assert (summary.success_count, store.pending()) == (5, 8)
+        assert (reported[0].made, reported[0].failed) == (3, 1)
+
+    def test_it_stays_stopped(self) -> None:
+        store = CountingStore(3)
+        summary, _ = self.drive(store, Policy(), Status(1, handover=Handover(stopping=True)))
+        assert (summary.success_count, store.pending()) == (1, 3)
+
+    def test_it_keeps_the_error_that_ended_the_run(self) -> None:
+        error = ({"n": 7}, Failure("ValueError: no"))
+        legacy = Handover(stopping=True, errors=(error,))
+        summary, _ = self.drive(CountingStore(3), Policy(), Status(1, 1, handover=legacy))
+        assert summary == Summary(1, (error,))
+
+    def test_what_ran_in_the_process_of_the_lost_driver_has_lost_a_worker(self) -> None:
+        store = CountingStore(3)
+        store.held = {("node", 7): store.reserve(1)}
+        losses = ((Job({"n": 0}).identity, 2),)
+        lost_driver = Status(handover=Handover("node", 7, losses=losses))
+        summary, reported = self.drive(store, Policy(max_losses=3, suppress_errors=True), lost_driver)
+        ((key, failure),) = summary.errors
+        assert (summary.success_count, key) == (2, {"n": 0})
+        assert "lost 3 times" in failure.message
+        assert reported[0].failed == 1
+
+    def test_its_losses_are_known_before_a_key_begins(self) -> None:
+        store = CountingStore(1)
+        store.held = {("node", 7): store.reserve(1)}
+        _, reported = self.drive(store, Policy(max_losses=3), Status(handover=Handover("node", 7)))
+        assert reported[0].handover.losses == ((Job({"n": 0}).identity, 1),)
+        assert (reported[0].running, reported[-1].handover.losses) == (0, ())
+
+
+class AwayStore(CountingStore):
+    """Its database is away from a moment on; it waits as long as that is wanted."""
+
+    def __init__(self, count: int, clock: Clock) -> None:
+        super().__init__(count)
+        self.clock = clock
+        self.away = False
+        self.waited_seconds = 0.0
+        self.goes_on: Callable[[], bool] = lambda: True
+
+    def wait_while(self, wanted: Callable[[], bool]) -> None:
+        self.goes_on = wanted
+
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
+        while self.away and self.goes_on():
+            self.clock.sleep(1)
+            self.waited_seconds += 1
+        if self.away:
+            raise DatabaseError("away")
+        return super().release(jobs, only_waiting=only_waiting, delay_seconds=delay_seconds)
+
+
+def test_an_interrupt_waits_no_longer_than_the_grace_for_a_database_that_is_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    store = AwayStore(5, clock)
+
+    def interrupted(ticket: int, job: Job) -> Completion:
+        store.away = True
+        raise KeyboardInterrupt
+
+    driver = Driver(
+        store, ScriptedExecutor(places=3, answer=interrupted), Policy(grace_seconds=10), clock=clock
+    )
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(going_on)
+    assert store.waited_seconds == 10
+    assert "is free again after 60 seconds" in caplog.text
+
+
+def test_a_stop_is_heard_while_the_database_is_away() -> None:
+    clock = Clock()
+    store = AwayStore(5, clock)
+
+    def interrupted(ticket: int, job: Job) -> Completion:
+        store.away = True
+        return ended(ticket, job, Ending.INTERRUPTED)
+
+    driver = Driver(
+        store, ScriptedExecutor(places=3, answer=interrupted), Policy(grace_seconds=10), clock=clock
+    )
+    with pytest.raises(DatabaseError):
+        driver.run(lambda status: clock.seconds < 30)
+    assert store.waited_seconds == 40
 
 
 def test_an_interrupt_gives_everything_back_and_goes_on_to_the_caller() -> None:

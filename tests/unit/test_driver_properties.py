@@ -64,6 +64,9 @@ class PriorityStore(JobStore):
     def begun(self, jobs: Any) -> list[Job]:
         return list(jobs)
 
+    def begun_by(self, host: str, pid: int) -> list[Job]:
+        return []
+
     def pending(self) -> int:
         return len(self.waiting)
 

@@ -9,7 +9,7 @@ IN_FLIGHT = {1: Job({"n": 1}), 2: Job({"n": 2})}
 
 def test_time_counts_from_when_a_job_was_first_seen_to_have_begun() -> None:
     clock = Clock()
-    overdue = Overdue(10, clock)
+    overdue = Overdue(10, clock, sees_beginnings=True)
     clock.seconds = 100
     assert overdue.among(IN_FLIGHT, [IN_FLIGHT[1]]) == []
     clock.seconds = 105
@@ -20,7 +20,7 @@ def test_time_counts_from_when_a_job_was_first_seen_to_have_begun() -> None:
 
 def test_a_key_that_begins_again_has_all_its_time_again() -> None:
     clock = Clock()
-    overdue = Overdue(10, clock)
+    overdue = Overdue(10, clock, sees_beginnings=True)
     overdue.among({1: IN_FLIGHT[1]}, [IN_FLIGHT[1]])
     clock.seconds = 10
     assert overdue.among({7: IN_FLIGHT[1]}, [IN_FLIGHT[1]]) == []
@@ -28,7 +28,7 @@ def test_a_key_that_begins_again_has_all_its_time_again() -> None:
 
 def test_it_asks_ten_times_within_the_timeout() -> None:
     clock = Clock()
-    overdue = Overdue(10, clock)
+    overdue = Overdue(10, clock, sees_beginnings=True)
     assert not overdue.asks()
     clock.seconds = 10 / CHECKS
     assert overdue.asks()
@@ -36,8 +36,22 @@ def test_it_asks_ten_times_within_the_timeout() -> None:
 
 def test_without_a_timeout_nothing_is_overdue_and_it_never_asks() -> None:
     clock = Clock()
-    overdue = Overdue(None, clock)
+    overdue = Overdue(None, clock, sees_beginnings=False)
     overdue.note(1)
     clock.seconds = 1e9
     assert not overdue.asks()
     assert not overdue.explains(1)
+
+
+def test_a_death_is_explained_by_the_time_since_the_beginning_where_that_is_seen() -> None:
+    clock = Clock()
+    for sees_beginnings, explained in ((True, False), (False, True)):
+        clock.seconds = 0
+        overdue = Overdue(10, clock, sees_beginnings=sees_beginnings)
+        overdue.note(1)
+        clock.seconds = 9
+        overdue.among(IN_FLIGHT, [IN_FLIGHT[1]])
+        clock.seconds = 12
+        assert overdue.explains(1) is explained
+        clock.seconds = 19
+        assert overdue.explains(1)
