@@ -27,6 +27,7 @@ from djdist.job_stores.memory import MemoryStore
 from djdist.jobs import Jobs, jobs_of, refreshing
 from djdist.pipeline import job_columns, jobs_table_source
 from djdist.populate import populate
+from lab.relay import relayed
 from lab.watching import wait_until
 
 FAILURE = Failure("ValueError: no", "Traceback of it")
@@ -375,6 +376,29 @@ class TestReserving:
         end_other_sessions(connection)
         assert keys_of(store.reserve(2)) == keys[:2]
 
+    def test_a_database_that_is_away_is_waited_for_while_that_is_wanted(
+        self, store: JobsTable, server: Any
+    ) -> None:
+        with relayed(server.host, server.port) as relay:
+            login = {**(store.source.settings.login or {}), "port": relay.port}
+            source = replace(store.source, settings=replace(store.source.settings, login=login))
+            far = JobsTable(source, store.owner, patience_seconds=3600)
+            assert far.pending() == 6
+            asked: list[int] = []
+
+            def is_wanted() -> bool:
+                asked.append(relay.refused)
+                return len(asked) < 3
+
+            far.wait_while(is_wanted)
+            relay.go_out()
+            with pytest.raises(DatabaseError, match="can't be reached"):
+                far.pending()
+            assert len(asked) == 3
+            relay.come_back()
+            assert far.pending() == 6
+            far.close()
+
 
 def end_other_sessions(connection: Any) -> None:
     """Let the server end all sessions of this user but the connection's own."""
@@ -393,6 +417,15 @@ def end_other_sessions(connection: Any) -> None:
 
 
 class TestGivingBack:
+    def test_it_is_known_what_one_process_has_begun(
+        self, store: JobsTable, other: JobsTable, connection: Any
+    ) -> None:
+        for each in (other, store):
+            begun, _ = each.reserve(2)
+            each.fence(keep_completed=False).begins(connection, fence_values(each, begun))
+        assert store.begun_by("a worker", 77) == [begun]
+        assert store.begun_by("a worker", 78) == store.begun_by("another", 77) == []
+
     def test_a_released_job_is_as_it_was(self, store: JobsTable, jobs: Jobs) -> None:
         before = rows(jobs)
         store.release(store.reserve(6))
