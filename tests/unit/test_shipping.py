@@ -281,6 +281,21 @@ class TestDriversConnection:
         self, worker: FakeConnection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         worker.conn_info["user"] = "the worker's"
-        worker.adapter = SimpleNamespace(connect=lambda use_tls, **login: login["user"])
         settings = settings_of(FakeConnection(), ship_credentials=False)
+        self.connect_by_user(monkeypatch)
         assert shipping.open_dbapi_connection(settings) == "the worker's"
+
+    def test_without_credentials_and_a_connection_it_is_the_configured_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dj.instance, "_singleton_connection", None)
+        settings = settings_of(FakeConnection(), ship_credentials=False)
+        self.connect_by_user(monkeypatch)
+        with dj.config.override(database__user="configured", database__password="secret"):
+            assert shipping.open_dbapi_connection(settings) == "configured"
+        with dj.config.override(database__user=None), pytest.raises(WorkerSetupError, match="DJ_USER"):
+            shipping.open_dbapi_connection(settings)
+
+    def connect_by_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        adapter = SimpleNamespace(connect=lambda use_tls, **login: login["user"])
+        monkeypatch.setattr(dj.adapters, "get_adapter", lambda backend: adapter)
