@@ -281,6 +281,7 @@ class TestDriversConnection:
         self, worker: FakeConnection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         worker.conn_info["user"] = "the worker's"
+        monkeypatch.setattr(dj.instance, "_singleton_connection", worker)
         settings = settings_of(FakeConnection(), ship_credentials=False)
         self.connect_by_user(monkeypatch)
         assert shipping.open_dbapi_connection(settings) == "the worker's"
