@@ -254,7 +254,8 @@ class DaskExecutor(Executor):
         if not addresses:
             return
         try:
-            self._client.restart_workers(addresses, timeout=RESTART_SECONDS, raise_for_error=False)
+            with suppress(KeyError):  # one has gone by itself meanwhile
+                self._client.restart_workers(addresses, timeout=RESTART_SECONDS, raise_for_error=False)
         except ValueError as error:
             logger.warning(
                 "Workers without a nanny can't be stopped; what runs there will change nothing: %s", error
