@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -35,6 +35,9 @@ LOST = (
     distributed.TimeoutError,
 )
 """What Dask raises where a worker, a task's future or the scheduler is gone."""
+
+PATIENT_WITH_WORKERS = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
+"""Else a cluster on this machine drops a worker that is being restarted, 15 s after an earlier restart."""
 
 IDLE_TIMEOUT = "10 minutes"
 """After it a cluster ends whose caller was killed before it could."""
@@ -68,7 +71,7 @@ class DaskExecutor(Executor):
         self._options = dask_options | ({"resources": resources} if resources else {})
         self._client: distributed.Client
         self._places = 0
-        self._started: list[Any] = []
+        self._started = ExitStack()
         self._tickets: dict[distributed.Future[Report], int] = {}
         self._submitted = 0
         self._counted_at = float("-inf")
@@ -98,6 +101,8 @@ class DaskExecutor(Executor):
     def _drive_once(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
         key = ("djdist driver", info.table, uuid4().hex[:8])
         patience_seconds = config.lease_seconds
+        if not self._client.nthreads():
+            logger.warning("The Dask cluster has no workers now; the run of %s waits for one", info.table)
         submitted = self._client.submit(DriverActor, run, self, patience_seconds, actor=True, key=key)
         try:
             self._publish(info, submitted)
@@ -154,8 +159,7 @@ class DaskExecutor(Executor):
             self._client.set_metadata(_place(run), {})
 
     def disconnect(self) -> None:
-        while self._started:
-            self._started.pop().close()
+        self._started.close()
 
     def attach(self) -> None:
         self._client = distributed.get_client()
@@ -221,10 +225,9 @@ class DaskExecutor(Executor):
     def _start_client(self, address: str | None) -> distributed.Client:
         if address is not None:
             return _client_at(address)
-        self._started.append(_local_cluster())
-        client = distributed.Client(self._started[0], set_as_default=False)
-        self._started.append(client)
-        return client
+        self._started.enter_context(dask.config.set(PATIENT_WITH_WORKERS))
+        cluster = self._started.enter_context(closing(_local_cluster()))
+        return self._started.enter_context(closing(distributed.Client(cluster, set_as_default=False)))
 
     def _belongs_to_run(self, key: Any) -> bool:
         return isinstance(key, tuple) and str(key[-1]).startswith(f"{self._run}-")

@@ -61,9 +61,11 @@ def address_of(request: pytest.FixtureRequest, executor: str) -> dict[str, str]:
 @pytest.fixture
 def one_worker(modules_folder: Path, tmp_path: Path) -> Iterator[Any]:
     """A client of a Dask cluster whose only worker has to hold the driver as well."""
+    import dask
     import distributed
 
     with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "10 minutes"}),
         distributed.LocalCluster(
             n_workers=1, threads_per_worker=1, dashboard_address=":0", local_directory=tmp_path
         ) as cluster,
