@@ -4,13 +4,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from djdist.attempts import Attempts, Obstacles
 from djdist.errors import DatabaseError, WorkerSetupError
 from djdist.executor import Executor
+from djdist.grouping import Grouping, Waiting
 from djdist.job import (
     Completion,
     Ending,
@@ -20,6 +21,7 @@ from djdist.job import (
     Key,
     Outcome,
     Policy,
+    Report,
     Status,
     Summary,
     Watch,
@@ -32,6 +34,8 @@ from djdist.overdue import Overdue
 logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 0.5
+MOST_AT_ONCE = 1000
+"""So many jobs at most are reserved by one statement, unless there are more places."""
 RECOUNT_SECONDS = 2.0
 CLOCKS_DIFFER_SECONDS = 0.1
 UNKNOWN = Failure("unknown")
@@ -94,7 +98,9 @@ class Driver:
         self._obstacles = Obstacles(clock)
         self._overdue = Overdue(policy.timeout_seconds, clock, sees_beginnings=store.sees_beginnings)
         self._lease = Lease(store, self._jobs_in_flight, policy.lease_seconds)
-        self._in_flight: dict[int, Job] = {}
+        self._grouping = Grouping()
+        self._waiting_jobs = Waiting(clock)
+        self._in_flight: dict[int, tuple[Job, ...]] = {}
         self._errors: list[tuple[Key, Failure]] = []
         self._made = 0
         self._failed = 0
@@ -139,6 +145,7 @@ class Driver:
             self._collect(completion)
         self._end_overdue()
         self._end_disowned()
+        self._take_back_waiting()
         if not self._in_flight and self._pauses() and self._expects_more():
             self._sleep(WAIT_SECONDS)
         return bool(self._in_flight) or self._expects_more()
@@ -151,7 +158,7 @@ class Driver:
             return
         self._stopping = True
         cancelled = [ticket for ticket in self._in_flight if self._executor.cancel(ticket)]
-        self._store.release([self._in_flight.pop(ticket) for ticket in cancelled])
+        self._store.release([job for ticket in cancelled for job in self._in_flight.pop(ticket)])
         self._store.release(self._jobs_in_flight(), only_waiting=True)
 
     def status(self) -> Status:
@@ -166,7 +173,7 @@ class Driver:
         errors = () if self._policy.suppress_errors else tuple(self._errors[:1])
         losses = tuple(self._attempts.losses.items())
         handover = Handover(stopping=self._stopping, losses=losses, errors=errors)
-        return Status(self._made, self._failed, len(self._in_flight), pending, handover)
+        return Status(self._made, self._failed, len(self._jobs_in_flight()), pending, handover)
 
     def _succeed(self, lost: Status, watch: Watch) -> None:
         """Go on where a driver was lost, which is a loss for keys in its process, and say so first."""
@@ -175,8 +182,11 @@ class Driver:
         self._attempts.losses.update(dict(legacy.losses))
         beside = self._store.begun_by(legacy.host, legacy.pid)
         self._calls = lost.made + lost.failed + len(beside)
-        for job in beside:
-            self._record_lost(job, Failure(WITH_DRIVER))
+        self._grouping.isolate(beside)
+        if len(beside) == 1:
+            self._record_lost(beside[0], Failure(WITH_DRIVER))
+        else:
+            self._give_back(beside)
         if legacy.stopping or not watch(self._status(lost.pending)):
             self.stop(self._policy.grace_seconds)
 
@@ -223,7 +233,7 @@ class Driver:
             )
 
     def _jobs_in_flight(self) -> list[Job]:
-        return list(self._in_flight.values())
+        return [job for jobs in list(self._in_flight.values()) for job in jobs]
 
     def _try_workers(self, watch: Watch) -> None:
         self._executor.submit(f"{self._table} (set-up)", ())
@@ -240,23 +250,24 @@ class Driver:
             raise WorkerSetupError(f"No worker begins a key of {self._table}. {self._obstacles.last}")
         if self._stopping or self._obstacles.pause_seconds or not self._supply.asks(idle=idle):
             return
-        limit = self._free_calls(self._executor.free_places())
+        places = self._executor.free_places()
+        limit = self._free_calls(min(places * self._grouping.size, max(places, MOST_AT_ONCE)))
         if limit <= 0:
             return
         jobs = self._store.reserve(limit)
         self._supply.note(asked=limit, given=len(jobs), idle=idle)
         self._calls += len(jobs)
         self._pending = max(0, self._pending - len(jobs))
-        self._submit(deque(jobs))
+        self._submit(deque(self._grouping.split(jobs, places if len(jobs) < limit else 1)))
 
-    def _submit(self, jobs: deque[Job]) -> None:
+    def _submit(self, groups: deque[tuple[Job, ...]]) -> None:
         try:
-            while jobs:
-                ticket = self._executor.submit(f"{self._table}({jobs[0]})", (jobs[0],))
-                self._in_flight[ticket] = jobs.popleft()
+            while groups:
+                ticket = self._executor.submit(_name(self._table, groups[0]), groups[0])
+                self._in_flight[ticket] = groups.popleft()
                 self._overdue.note(ticket)
         finally:
-            self._store.release(list(jobs))
+            self._store.release([job for jobs in groups for job in jobs])
 
     def _pauses(self) -> bool:
         return self._supply.pauses or self._obstacles.pause_seconds > 0
@@ -276,37 +287,82 @@ class Driver:
     def _end_overdue(self) -> None:
         if not self._overdue.asks():
             return
-        begun = self._store.begun(self._jobs_in_flight())
-        for ticket in self._overdue.among(self._in_flight, begun):
-            self._record_failed(Outcome(self._in_flight[ticket], Ending.FAILED, self._overdue.failure))
+        running = self._running()
+        for ticket in self._overdue.among(running):
+            jobs = self._in_flight.pop(ticket)
+            self._record_end_within(jobs, Outcome(running[ticket], Ending.FAILED, self._overdue.failure))
             self._end(ticket)
 
     def _end_disowned(self) -> None:
-        for ticket in [ticket for ticket, job in self._in_flight.items() if self._lease.is_gone(job)]:
-            self._let_go(self._in_flight[ticket])
-            self._end(ticket)
+        for ticket, jobs in list(self._in_flight.items()):
+            if all(map(self._lease.is_gone, jobs)):
+                for job in self._in_flight.pop(ticket):
+                    self._let_go(job)
+                self._end(ticket)
+
+    def _take_back_waiting(self) -> None:
+        """Let others make what waits behind a key that takes long."""
+        if self._waiting_jobs.asks(self._in_flight):
+            for ticket, waiting in self._waiting_jobs.behind(self._in_flight, self._running()).items():
+                self._in_flight[ticket] = tuple(job for job in self._in_flight[ticket] if job not in waiting)
+                self._give_back(waiting)
+
+    def _running(self) -> dict[int, Job]:
+        """Tell which job of each task runs: a worker makes them in order, and what it has made is gone."""
+        begun = {job.identity for job in self._store.begun(self._jobs_in_flight())}
+        return {
+            ticket: next(job for job in jobs if job.identity in begun)
+            for ticket, jobs in self._in_flight.items()
+            if any(job.identity in begun for job in jobs)
+        }
 
     def _end(self, ticket: int) -> None:
-        del self._in_flight[ticket]
         self._overdue.forget(ticket)
         self._executor.kill(ticket)
 
     def _collect(self, completion: Completion) -> None:
-        job = self._in_flight.pop(completion.ticket, None)
-        if job is None:
-            return
+        jobs = self._in_flight.pop(completion.ticket, ())
         overdue = self._overdue.explains(completion.ticket)
         self._overdue.forget(completion.ticket)
+        if not jobs:
+            return
         if completion.report and completion.report.trouble:
-            self._give_back(job)
+            self._give_back(jobs)
             self._meet_obstacle(completion.report.trouble)
         elif completion.report:
-            for outcome in completion.report.outcomes:
-                self._record(outcome)
+            self._record_report(jobs, completion.report)
+        elif (job := self._made_when_broken(jobs)) is None:
+            self._grouping.isolate(jobs)
+            self._give_back(jobs)
+            self._meet_obstacle(_trouble(completion))
         elif overdue:
-            self._record(Outcome(job, Ending.FAILED, self._overdue.failure))
+            self._record_end_within(jobs, Outcome(job, Ending.FAILED, self._overdue.failure))
         else:
-            self._record(Outcome(job, Ending.LOST, Failure(_trouble(completion))))
+            self._record_end_within(jobs, Outcome(job, Ending.LOST, Failure(_trouble(completion))))
+
+    def _record_report(self, jobs: Sequence[Job], report: Report) -> None:
+        still = {job.identity for job in jobs}
+        outcomes = [outcome for outcome in report.outcomes if outcome.job.identity in still]
+        left = [outcome.job for outcome in outcomes if outcome.ending is Ending.LEFT]
+        self._grouping.note(len(outcomes) - len(left), report.seconds)
+        self._give_back(left)
+        for outcome in outcomes[: len(outcomes) - len(left)]:
+            self._record(outcome)
+
+    def _made_when_broken(self, jobs: Sequence[Job]) -> Job | None:
+        """Tell which job a worker was making when it died, if that is known."""
+        if not self._store.sees_beginnings:
+            return jobs[0] if len(jobs) == 1 else None
+        begun = {job.identity for job in self._store.begun(jobs)}
+        return next((job for job in jobs if job.identity in begun), None)
+
+    def _record_end_within(self, jobs: tuple[Job, ...], outcome: Outcome) -> None:
+        """Record how a job ended with its worker; those before it are made, those after it have not begun."""
+        position = jobs.index(outcome.job)
+        for job in jobs[:position]:
+            self._record(Outcome(job, Ending.MADE))
+        self._give_back(jobs[position + 1 :])
+        self._record(outcome)
 
     def _record(self, outcome: Outcome) -> None:
         if outcome.ending not in (Ending.LOST, Ending.DEFERRED):
@@ -319,8 +375,8 @@ class Driver:
                 self._finish(outcome.job)
             case Ending.FAILED:
                 self._record_failed(outcome)
-            case Ending.INTERRUPTED:
-                self._give_back(outcome.job)
+            case Ending.INTERRUPTED | Ending.LEFT:
+                self._give_back([outcome.job])
             case Ending.LOST:
                 self._record_lost(outcome.job, outcome.failure or UNKNOWN)
             case Ending.DEFERRED:
@@ -337,7 +393,7 @@ class Driver:
         pause_seconds = None if self._stopping else self._attempts.after_failure(outcome.job, failure)
         if pause_seconds is not None:
             self._log("failed and is tried again in %.1f s: %s", outcome.job, pause_seconds, failure.message)
-            self._give_back(outcome.job, pause_seconds)
+            self._give_back([outcome.job], pause_seconds)
             return
         self._fail(outcome.job, failure, outcome.host, outcome.pid)
 
@@ -351,16 +407,12 @@ class Driver:
             self.stop()
 
     def _record_lost(self, job: Job, cause: Failure) -> None:
-        if self._store.release([job], only_waiting=True):
-            self._recall()
-            self._meet_obstacle(cause.message)
-            return
         self._obstacles.forget()
         pause_seconds = self._attempts.after_loss(job)
         losses = self._attempts.losses[job.identity]
         self._log("was lost, %d of %d: %s", job, losses, self._policy.max_losses, cause.message)
         if pause_seconds is not None:
-            self._give_back(job, pause_seconds)
+            self._give_back([job], pause_seconds)
             return
         self._fail(job, Failure(f"lost {losses} times, last: {cause.message}", cause.traceback))
 
@@ -378,7 +430,7 @@ class Driver:
             return
         level = logging.WARNING if pause_seconds >= 1 else logging.INFO
         logger.log(level, "%s(%s) waits for the database: %s", self._table, outcome.job, failure.message)
-        self._give_back(outcome.job, pause_seconds)
+        self._give_back([outcome.job], pause_seconds)
 
     def _record_disowned(self, job: Job) -> None:
         if self._store.renew([job]):
@@ -395,13 +447,11 @@ class Driver:
     def _log(self, message: str, job: Job, *arguments: object) -> None:
         logger.warning("%s(%s) " + message, self._table, job, *arguments)
 
-    def _give_back(self, job: Job, pause_seconds: float = 0) -> None:
-        self._store.release([job], delay_seconds=pause_seconds)
-        self._recall(pause_seconds)
-
-    def _recall(self, pause_seconds: float = 0) -> None:
-        self._calls -= 1
-        self._supply.refill(pause_seconds)
+    def _give_back(self, jobs: Sequence[Job], pause_seconds: float = 0) -> None:
+        if jobs:
+            self._store.release(jobs, delay_seconds=pause_seconds)
+            self._calls -= len(jobs)
+            self._supply.refill(pause_seconds)
 
     def _meet_obstacle(self, what: str) -> None:
         if self._obstacles.meet(what):
@@ -456,6 +506,11 @@ class _Supply:
         if not self._short:
             return True
         return idle or self._clock() - self._asked_at >= WAIT_SECONDS
+
+
+def _name(table: str, jobs: Sequence[Job]) -> str:
+    more = f", +{len(jobs) - 1} more" if len(jobs) > 1 else ""
+    return f"{table}({jobs[0]}{more})"
 
 
 def _trouble(completion: Completion) -> str:

@@ -1,6 +1,6 @@
 """The statements by which a worker begins and finishes a job that is still its run's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,9 @@ class Connection(Protocol):
         """Execute SQL with its ``%s`` filled in and return the cursor."""
 
 
+Values = Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Statement:
     """SQL with a ``%s`` for each of the names, in their order."""
@@ -21,9 +24,9 @@ class Statement:
     sql: str
     names: tuple[str, ...]
 
-    def hits(self, connection: Connection, values: Mapping[str, Any]) -> bool:
-        """Execute the statement and tell whether it changed a row."""
-        return bool(connection.query(self.sql, args=[values[name] for name in self.names]).rowcount)
+    def arguments(self, values: Values) -> list[Any]:
+        """Give what belongs into the SQL."""
+        return [values[name] for name in self.names]
 
 
 @dataclass(frozen=True)
@@ -34,30 +37,39 @@ class Fence:
     ----------
     token : int
         What the run's reservations carry as ``connection_id``.
+    key : Statement
+        The condition that finds one job; the others find jobs of the run, but for ``finish``.
     begin : Statement
-        Notes the worker's host and pid on a reserved job that nobody has begun.
+        Notes the worker's host and pid on reserved jobs that nobody has begun.
+    held : Statement
+        Selects jobs that this worker has begun.
+    forgo : Statement
+        Undoes what ``begin`` noted.
     finish : Statement
         Deletes the job that this worker has begun, or keeps it as a success; belongs into
         ``make()``'s transaction.
-    forgo : Statement
-        Undoes what ``begin`` noted.
     """
 
     token: int
+    key: Statement
     begin: Statement
-    finish: Statement
+    held: Statement
     forgo: Statement
+    finish: Statement
 
     @property
     def statements(self) -> tuple[Statement, Statement]:
         """All that a worker does to the jobs table."""
         return self.begin, self.finish
 
-    def begins(self, connection: Connection, values: Mapping[str, Any]) -> bool:
-        """Mark a job as begun; False if it is no longer the run's, or a worker has begun it before."""
-        return self.begin.hits(connection, {**values, "token": self.token})
+    def begins(self, connection: Connection, jobs: Sequence[Values]) -> list[bool]:
+        """Mark jobs as begun; False for what is no longer the run's, or was begun by a worker before."""
+        hits = self._execute(connection, self.begin, jobs)
+        if hits in (0, len(jobs)):
+            return [bool(hits)] * len(jobs)
+        return [bool(self._execute(connection, self.held, [job])) for job in jobs]
 
-    def finish_or_undo(self, connection: Connection, values: Mapping[str, Any]) -> None:
+    def finish_or_undo(self, connection: Connection, values: Values) -> None:
         """Finish a job.
 
         Raises
@@ -65,12 +77,20 @@ class Fence:
         LeaseLostError
             It is no longer the run's, so the transaction has to be undone.
         """
-        if not self.finish.hits(connection, {**values, "token": self.token}):
+        arguments = self.finish.arguments({**values, "token": self.token})
+        if not connection.query(self.finish.sql, args=arguments).rowcount:
             raise LeaseLostError("the job was taken over by somebody else")
 
-    def forgo_if_begun(self, connection: Connection, values: Mapping[str, Any]) -> None:
-        """Undo the beginning of a job that this worker has to leave, so that it costs the key nothing."""
-        self.forgo.hits(connection, {**values, "token": self.token})
+    def forgo_begun(self, connection: Connection, jobs: Sequence[Values]) -> None:
+        """Undo the beginning of jobs that this worker has to leave, so that it costs the keys nothing."""
+        self._execute(connection, self.forgo, jobs)
+
+    def _execute(self, connection: Connection, statement: Statement, jobs: Sequence[Values]) -> int:
+        """Execute one statement for all these jobs of one worker."""
+        keys = " OR ".join([self.key.sql] * len(jobs))
+        arguments = statement.arguments({**jobs[0], "token": self.token})
+        arguments += [argument for values in jobs for argument in self.key.arguments(values)]
+        return int(connection.query(f"{statement.sql} AND ({keys})", args=arguments).rowcount)
 
 
 def key_name(attribute: str) -> str:

@@ -41,6 +41,8 @@ class Ending(Enum):
     """Its worker or its node died."""
     DEFERRED = "deferred"
     """The database was away, or gave its transaction up for another one."""
+    LEFT = "left"
+    """Its worker had others to make first, and stopped before it."""
     DISOWNED = "disowned"
     """The job is no longer this run's; nothing was changed."""
 
@@ -73,10 +75,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker answers to one task: an outcome per job, or why it can't work at all."""
+    """What a worker answers to one task: an outcome per job, or why it can't work at all.
+
+    ``seconds`` is how long it took for what it made.
+    """
 
     outcomes: tuple[Outcome, ...] = ()
     trouble: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Overdue:
         self._sees_beginnings = sees_beginnings
         self._asked_at = clock()
         self._submitted_at: dict[int, float] = {}
-        self._begun_at: dict[int, float] = {}
+        self._begun_at: dict[int, tuple[Job, float]] = {}
 
     def note(self, ticket: int) -> None:
         """Note that a task was submitted."""
@@ -47,8 +47,11 @@ class Overdue:
     def explains(self, ticket: int) -> bool:
         """Tell whether a worker that died with this task may have ended itself because of the timeout."""
         now = self._clock()
-        since = self._begun_at if self._sees_beginnings else self._submitted_at
-        return now - since.get(ticket, now) >= self._timeout_seconds
+        if self._sees_beginnings:
+            _, since = self._begun_at.get(ticket, (None, now))
+        else:
+            since = self._submitted_at.get(ticket, now)
+        return now - since >= self._timeout_seconds
 
     def forget(self, ticket: int) -> None:
         """Note that a task has ended."""
@@ -59,10 +62,11 @@ class Overdue:
         """Tell whether it is time to look which jobs have begun."""
         return self._clock() - self._asked_at >= self.period_seconds
 
-    def among(self, in_flight: dict[int, Job], begun: list[Job]) -> list[int]:
-        """Give the tickets of jobs that began too long ago."""
+    def among(self, running: dict[int, Job]) -> list[int]:
+        """Give the tickets of what has been running for too long, told which job of each task runs."""
         self._asked_at = now = self._clock()
-        running = {job.identity for job in begun}
-        tickets = [ticket for ticket, job in in_flight.items() if job.identity in running]
-        self._begun_at = {ticket: self._begun_at.get(ticket, now) for ticket in tickets}
-        return [ticket for ticket in tickets if now - self._begun_at[ticket] >= self._timeout_seconds]
+        known = {
+            ticket: since for ticket, (job, since) in self._begun_at.items() if running.get(ticket) == job
+        }
+        self._begun_at = {ticket: (job, known.get(ticket, now)) for ticket, job in running.items()}
+        return [t for t, (_, since) in self._begun_at.items() if now - since >= self._timeout_seconds]

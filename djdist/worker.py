@@ -10,8 +10,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,8 @@ import cloudpickle
 
 from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Fence, key_name
-from djdist.job import Ending, Failure, Job, Outcome, Report
+from djdist.grouping import GROUP_SECONDS
+from djdist.job import Ending, Failure, Identity, Job, Outcome, Report
 from djdist.pipeline import (
     connect_anew,
     end_session,
@@ -33,6 +34,7 @@ from djdist.rights import RIGHTS, is_denial, lacking_right
 from djdist.shipping import ConnectionSettings, is_alive, unpack_table
 from djdist.signals import catching
 
+MADE = (Ending.MADE, Ending.PRESENT)
 OVERDUE_FACTOR = 1.2
 OVERDUE_SECONDS = 5.0
 TABLES_KEPT = 8
@@ -94,14 +96,12 @@ class Parcel:
                 return _without_workplace(self.name, jobs, error)
             if not jobs:
                 return _trial(workplace)
-            return Report(tuple(self._make(workplace, job) for job in jobs))
+            report = make_group(workplace, jobs, self._limit)
+            _leave_if_told_to(workplace, report)
+            return replace(report, outcomes=tuple(map(_portable_outcome, report.outcomes)))
 
-    def _make(self, workplace: "Workplace", job: Job) -> Outcome:
-        with _ending_itself(self.timeout_seconds, watched=self.fence is not None):
-            outcome = make_job(workplace, job)
-        if outcome.failure and isinstance(outcome.failure.exception, Terminated):
-            _leave(workplace, job)
-        return _portable_outcome(outcome)
+    def _limit(self) -> AbstractContextManager[None]:
+        return _ending_itself(self.timeout_seconds, watched=self.fence is not None)
 
 
 @dataclass(frozen=True)
@@ -124,20 +124,65 @@ class Workplace:
         with _making():
             if not jobs:
                 return _trial(self)
-            return Report(tuple(make_job(self, job) for job in jobs))
+            return make_group(self, jobs)
 
 
-def make_job(workplace: Workplace, job: Job) -> Outcome:
+@dataclass
+class _Group:
+    """Jobs of one task, which are begun together when the first of them is."""
+
+    workplace: Workplace
+    jobs: Sequence[Job]
+    _values: dict[Identity, dict[str, Any]] = field(init=False)
+    _begun: dict[Identity, bool] | None = None
+
+    def __post_init__(self) -> None:
+        self._values = {job.identity: _values(self.workplace, job) for job in self.jobs}
+
+    def values(self, job: Job) -> dict[str, Any]:
+        return self._values[job.identity]
+
+    def begins(self, job: Job) -> bool:
+        fence = self.workplace.fence
+        if fence is None:
+            return True
+        if self._begun is None:
+            begun = fence.begins(self.workplace.table.connection, list(self._values.values()))
+            self._begun = dict(zip(self._values, begun, strict=True))
+        return self._begun[job.identity]
+
+
+def make_group(
+    workplace: Workplace, jobs: Sequence[Job], limit: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Report:
+    """Make jobs one after the other until one is not made, or they take long; what is left has not begun."""
+    group, outcomes = _Group(workplace, jobs), list[Outcome]()
+    started = time.monotonic()
+    with catching(signal.SIGINT, signal.SIGTERM):
+        try:
+            for job in jobs:
+                with limit():
+                    outcomes.append(make_job(group, job))
+                if outcomes[-1].ending not in MADE or time.monotonic() - started > GROUP_SECONDS:
+                    break
+        except (KeyboardInterrupt, Terminated) as error:  # between two keys
+            next_one = jobs[len(outcomes) : len(outcomes) + 1]
+            outcomes += [Outcome(job, Ending.INTERRUPTED, _failure(error)) for job in next_one]
+    left = tuple(Outcome(job, Ending.LEFT) for job in jobs[len(outcomes) :])
+    return Report((*outcomes, *left), seconds=time.monotonic() - started)
+
+
+def make_job(group: _Group, job: Job) -> Outcome:
     """Begin, make and finish one job."""
     with catching(signal.SIGINT, signal.SIGTERM) as signals:
         try:
-            ending, failure = _attempt(workplace, job, _values(workplace, job)), None
+            ending, failure = _attempt(group, job), None
         except LeaseLostError:
             ending, failure = Ending.DISOWNED, None
         except BaseException as error:
             ending, failure = _ending(error, interrupted=signals.received), _failure(error)
-    if ending not in (Ending.MADE, Ending.PRESENT):
-        _leave_behind(workplace)
+    if ending not in MADE:
+        _leave_behind(group.workplace)
     return Outcome(job, ending, failure, platform.node(), os.getpid())
 
 
@@ -152,28 +197,33 @@ def _values(workplace: Workplace, job: Job) -> dict[str, Any]:
     return {"worker_host": platform.node(), "worker_pid": os.getpid(), **key}
 
 
-def _leave(workplace: Workplace, job: Job) -> None:
-    """End this process, as it was told to, with its job given back so that this costs the key nothing."""
+def _leave_if_told_to(workplace: Workplace, report: Report) -> None:
+    """End this process if it was told to, with its jobs given back so that this costs the keys nothing."""
+    if not any(isinstance(o.failure.exception, Terminated) for o in report.outcomes if o.failure):
+        return
     with suppress(Exception):
         connect_anew(workplace.table.connection)
         if workplace.fence:
-            workplace.fence.forgo_if_begun(workplace.table.connection, _values(workplace, job))
+            left = [_values(workplace, o.job) for o in report.outcomes if o.ending not in MADE]
+            workplace.fence.forgo_begun(workplace.table.connection, left)
     signal.raise_signal(signal.SIGTERM)
 
 
-def _attempt(workplace: Workplace, job: Job, values: Mapping[str, Any]) -> Ending:
+def _attempt(group: _Group, job: Job) -> Ending:
+    workplace = group.workplace
     table, fence = workplace.table, workplace.fence
     if id(table.connection) in _left_behind:
         if workplace.own_connection or not is_alive(table.connection):
             connect_anew(table.connection)
         _left_behind.discard(id(table.connection))
-    if fence and not fence.begins(table.connection, values):
+    if not group.begins(job):
         return Ending.MADE if is_made(table, job.key) else Ending.DISOWNED  # a cluster may run a task again
     started = time.monotonic()
 
     def finish() -> None:
         if fence:
-            fence.finish_or_undo(table.connection, {**values, "seconds": time.monotonic() - started})
+            values = {**group.values(job), "seconds": time.monotonic() - started}
+            fence.finish_or_undo(table.connection, values)
 
     if make_key(table, job.key, workplace.make_kwargs, workplace.version, finish):
         return Ending.MADE

@@ -231,8 +231,8 @@ class JobsTable(JobStore):
     def fence(self, *, keep_completed: bool) -> Fence:
         """Give the workers their statements."""
         jobs = self._jobs.c
-        mine = [jobs[name] == sa.bindparam(key_name(name)) for name in self.source.key]
-        mine += [
+        key = sa.and_(*[jobs[name] == sa.bindparam(key_name(name)) for name in self.source.key])
+        mine = [
             jobs.status == sa.literal_column("'reserved'"),
             jobs.connection_id == sa.bindparam("token"),
         ]
@@ -243,15 +243,16 @@ class JobsTable(JobStore):
             "completed_time": NOW,
             "duration": sa.bindparam("seconds"),
         }
-        begin = sa.update(self._jobs).where(*mine, jobs.pid == sa.literal_column("0")).values(worker)
         finish = sa.update(self._jobs).values(success) if keep_completed else sa.delete(self._jobs)
         nobody: dict[str, Any] = {"host": sa.literal_column("''"), "pid": sa.literal_column("0")}
-        forgo = sa.update(self._jobs).where(*mine, *begun_here).values(nobody)
+        not_begun = jobs.pid == sa.literal_column("0")
         return Fence(
-            self.owner.token,
-            self._statement(begin),
-            self._statement(finish.where(*mine, *begun_here)),
-            self._statement(forgo),
+            token=self.owner.token,
+            key=self._statement(key.self_group()),
+            begin=self._statement(sa.update(self._jobs).where(*mine, not_begun).values(worker)),
+            held=self._statement(sa.select(sa.literal_column("1")).where(*mine, *begun_here)),
+            forgo=self._statement(sa.update(self._jobs).where(*mine, *begun_here).values(nobody)),
+            finish=self._statement(finish.where(*mine, *begun_here, key)),
         )
 
     def _expired(self, status: sa.ColumnElement[Any]) -> list[sa.ColumnElement[bool]]:

@@ -422,7 +422,7 @@ class TestGivingBack:
     ) -> None:
         for each in (other, store):
             begun, _ = each.reserve(2)
-            each.fence(keep_completed=False).begins(connection, fence_values(each, begun))
+            each.fence(keep_completed=False).begins(connection, [fence_values(each, begun)])
         assert store.begun_by("a worker", 77) == [begun]
         assert store.begun_by("a worker", 78) == store.begun_by("another", 77) == []
 
@@ -435,7 +435,7 @@ class TestGivingBack:
         self, store: JobsTable, jobs: Jobs, connection: Any
     ) -> None:
         begun, waiting = store.reserve(2)
-        assert store.fence(keep_completed=False).begins(connection, fence_values(store, begun))
+        assert store.fence(keep_completed=False).begins(connection, [fence_values(store, begun)]) == [True]
         assert store.release([begun, waiting], only_waiting=True) == 1
         assert row(jobs, begun.key)["status"] == "reserved"
         assert row(jobs, waiting.key)["status"] == "pending"
@@ -446,10 +446,10 @@ class TestGivingBack:
         (job,) = store.reserve(1)
         fence, values = store.fence(keep_completed=False), fence_values(store, job)
         before = row(jobs, job.key)
-        assert fence.begins(connection, values)
-        fence.forgo_if_begun(connection, {**values, "worker_pid": -1})
+        assert fence.begins(connection, [values]) == [True]
+        fence.forgo_begun(connection, [{**values, "worker_pid": -1}])
         assert store.begun([job]) == [job]
-        fence.forgo_if_begun(connection, values)
+        fence.forgo_begun(connection, [values])
         assert store.begun([job]) == []
         assert {**row(jobs, job.key), "host": before["host"]} == before
         assert store.release([job], only_waiting=True) == 1
@@ -559,7 +559,7 @@ class TestLease:
         connection = server.connect()
         connection.start_transaction()
         fence = dead.fence(keep_completed=False)
-        assert fence.begins(connection, fence_values(dead, frozen))
+        assert fence.begins(connection, [fence_values(dead, frozen)]) == [True]
         assert store.rescue() == 1
         connection.close()
         wait_until(lambda: store.rescue() == 1, "the server to end the transaction")
@@ -626,7 +626,7 @@ class TestLease:
 class TestFence:
     def test_a_worker_notes_where_it_works(self, store: JobsTable, jobs: Jobs, connection: Any) -> None:
         (job,) = store.reserve(1)
-        assert store.fence(keep_completed=False).begins(connection, fence_values(store, job))
+        assert store.fence(keep_completed=False).begins(connection, [fence_values(store, job)]) == [True]
         assert store.begun([job]) == [job]
         begun = row(jobs, job.key)
         assert (begun["host"], begun["pid"], begun["status"]) == ("a worker", 77, "reserved")
@@ -635,8 +635,8 @@ class TestFence:
         """A cluster may run a task again whose first worker it takes for dead."""
         (job,) = store.reserve(1)
         fence, values = store.fence(keep_completed=False), fence_values(store, job)
-        assert fence.begins(connection, values)
-        assert not fence.begins(connection, {**values, "worker_pid": 78})
+        assert fence.begins(connection, [values]) == [True]
+        assert fence.begins(connection, [{**values, "worker_pid": 78}]) == [False]
         with pytest.raises(LeaseLostError):
             fence.finish_or_undo(connection, {**values, "worker_pid": 78})
         fence.finish_or_undo(connection, values)
@@ -646,7 +646,7 @@ class TestFence:
     ) -> None:
         (job,) = store.reserve(1)
         fence, values = store.fence(keep_completed=False), fence_values(store, job)
-        assert fence.begins(connection, values)
+        assert fence.begins(connection, [values]) == [True]
         store.release([job])
         assert store.reserve(1) == [job]
         with pytest.raises(LeaseLostError):
@@ -655,7 +655,7 @@ class TestFence:
     def test_finishing_removes_the_job(self, store: JobsTable, jobs: Jobs, connection: Any) -> None:
         (job,) = store.reserve(1)
         fence, values = store.fence(keep_completed=False), fence_values(store, job)
-        assert fence.begins(connection, values)
+        assert fence.begins(connection, [values]) == [True]
         fence.finish_or_undo(connection, values)
         assert not jobs & job.key
         assert len(jobs) == 5
@@ -665,7 +665,7 @@ class TestFence:
     ) -> None:
         (job,) = store.reserve(1)
         fence, values = store.fence(keep_completed=True), fence_values(store, job)
-        assert fence.begins(connection, values)
+        assert fence.begins(connection, [values]) == [True]
         fence.finish_or_undo(connection, values)
         finished = row(jobs, job.key)
         assert (finished["status"], finished["duration"]) == ("success", 1.5)
@@ -679,7 +679,7 @@ class TestFence:
         (job,) = other.reserve(1)
         before = rows(jobs)
         fence = store.fence(keep_completed=keep_completed)
-        assert not fence.begins(connection, fence_values(store, job))
+        assert fence.begins(connection, [fence_values(store, job)]) == [False]
         with pytest.raises(LeaseLostError):
             fence.finish_or_undo(connection, fence_values(store, job))
         assert rows(jobs) == before
@@ -692,7 +692,7 @@ class TestFence:
         jobs.update1({**job.key, "status": status})
         before = rows(jobs)
         fence = store.fence(keep_completed=False)
-        assert not fence.begins(connection, fence_values(store, job))
+        assert fence.begins(connection, [fence_values(store, job)]) == [False]
         with pytest.raises(LeaseLostError):
             fence.finish_or_undo(connection, fence_values(store, job))
         assert rows(jobs) == before
@@ -993,7 +993,7 @@ class TestKeysAndRestrictions:
         finished, failed = store.reserve(5)
         assert statuses(jobs) == {"reserved": 2}
         fence = store.fence(keep_completed=False)
-        assert fence.begins(connection, fence_values(store, finished))
+        assert fence.begins(connection, [fence_values(store, finished)]) == [True]
         fence.finish_or_undo(connection, fence_values(store, finished))
         store.fail(failed, FAILURE)
         assert statuses(jobs) == {"error": 1}
@@ -1062,7 +1062,7 @@ class TestHostileValues:
             job = reserved[HOSTILE]
             store.renew([job])
             fence = store.fence(keep_completed=False)
-            assert fence.begins(connection, {**fence_values(store, job), "worker_host": WORSE})
+            assert fence.begins(connection, [{**fence_values(store, job), "worker_host": WORSE}]) == [True]
             assert store.begun([job]) == [job]
             store.fail(job, Failure(WORSE, WORSE), WORSE, 7)
         assert not [sql for sql in [*statements, *(s.sql for s in fence.statements)] if "DROP" in sql]
@@ -1081,7 +1081,7 @@ class TestHostileValues:
             assert store.reserve(10) == [job]
             values = fence_values(store, job)
             fence = store.fence(keep_completed=True)
-            assert fence.begins(connection, values)
+            assert fence.begins(connection, [values]) == [True]
             fence.finish_or_undo(connection, values)
             store.release_all()
         assert not [sql for sql in statements if "DROP" in sql]

@@ -171,6 +171,7 @@ def test_keys_that_had_not_begun_are_lost_at_no_cost() -> None:
     executor = ScriptedExecutor(places=1, answer=lambda t, job: lost(t, job) if t <= 5 else made(t, job))
     store = CountingStore(1)
     store.not_begun = {0}
+    store.sees_beginnings = True
     assert paced(store, executor, Policy(max_losses=1)).run(going_on).success_count == 1
 
 
@@ -195,6 +196,7 @@ def test_a_run_ends_in_which_no_worker_begins_a_key_any_more_and_nothing_is_an_e
 
     store = CountingStore(50)
     store.not_begun = set(range(50))
+    store.sees_beginnings = True
     driver = paced(store, ScriptedExecutor(places=4, answer=answer), Policy())
     with pytest.raises(WorkerSetupError, match="out of memory"):
         driver.run(going_on)

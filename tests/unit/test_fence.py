@@ -12,54 +12,68 @@ from djdist.fence import Fence, Statement, key_name
 
 FENCE = Fence(
     token=7,
-    begin=Statement("UPDATE jobs SET host=%s WHERE id=%s AND token=%s", ("worker_host", "key_id", "token")),
+    key=Statement("(id=%s)", ("key_id",)),
+    begin=Statement("UPDATE jobs SET host=%s WHERE token=%s", ("worker_host", "token")),
+    held=Statement("SELECT 1 FROM jobs WHERE token=%s", ("token",)),
+    forgo=Statement("UPDATE jobs SET host='' WHERE token=%s", ("token",)),
     finish=Statement("DELETE FROM jobs WHERE token=%s AND id=%s", ("token", "key_id")),
-    forgo=Statement("UPDATE jobs SET host='' WHERE id=%s AND token=%s", ("key_id", "token")),
 )
 VALUES = {"worker_host": "a worker", "worker_pid": 1, "key_id": 3}
 
 
 class Connection:
-    """Says how many rows a statement hits."""
+    """Says how many rows its statements hit."""
 
-    def __init__(self, hits: int) -> None:
-        self.hits = hits
+    def __init__(self, *hits: int) -> None:
+        self.hits = list(hits)
         self.executed: list[tuple[str, list[Any]]] = []
 
     def query(self, query: str, args: Sequence[Any] = ()) -> SimpleNamespace:
         self.executed.append((query, list(args)))
-        return SimpleNamespace(rowcount=self.hits)
+        return SimpleNamespace(rowcount=self.hits.pop(0))
 
 
 def test_beginning_fills_in_the_values_and_the_runs_token() -> None:
-    connection = Connection(hits=1)
-    assert FENCE.begins(connection, VALUES)
-    assert connection.executed == [(FENCE.begin.sql, ["a worker", 3, 7])]
+    connection = Connection(1)
+    assert FENCE.begins(connection, [VALUES]) == [True]
+    assert connection.executed == [(f"{FENCE.begin.sql} AND ((id=%s))", ["a worker", 7, 3])]
 
 
 def test_a_job_that_is_not_hit_does_not_begin() -> None:
-    assert not FENCE.begins(Connection(hits=0), VALUES)
+    assert FENCE.begins(Connection(0), [VALUES]) == [False]
+
+
+def test_many_jobs_begin_by_one_statement() -> None:
+    connection = Connection(2)
+    assert FENCE.begins(connection, [VALUES, {**VALUES, "key_id": 4}]) == [True, True]
+    assert connection.executed == [(f"{FENCE.begin.sql} AND ((id=%s) OR (id=%s))", ["a worker", 7, 3, 4])]
+
+
+def test_where_only_some_begin_it_is_asked_which() -> None:
+    connection = Connection(1, 0, 1)
+    assert FENCE.begins(connection, [VALUES, {**VALUES, "key_id": 4}]) == [False, True]
+    assert connection.executed[1:] == [(f"{FENCE.held.sql} AND ((id=%s))", [7, key]) for key in (3, 4)]
 
 
 def test_finishing_fills_in_the_values_in_the_statements_order() -> None:
-    connection = Connection(hits=1)
+    connection = Connection(1)
     FENCE.finish_or_undo(connection, VALUES)
     assert connection.executed == [(FENCE.finish.sql, [7, 3])]
 
 
 def test_a_job_that_is_not_hit_is_undone() -> None:
     with pytest.raises(LeaseLostError, match="taken over"):
-        FENCE.finish_or_undo(Connection(hits=0), VALUES)
+        FENCE.finish_or_undo(Connection(0), VALUES)
 
 
 def test_a_beginning_is_undone_with_the_runs_token() -> None:
-    connection = Connection(hits=0)
-    FENCE.forgo_if_begun(connection, VALUES)
-    assert connection.executed == [(FENCE.forgo.sql, [3, 7])]
+    connection = Connection(0)
+    FENCE.forgo_begun(connection, [VALUES])
+    assert connection.executed == [(f"{FENCE.forgo.sql} AND ((id=%s))", [7, 3])]
 
 
 def test_the_token_is_the_fences_whatever_the_values_say() -> None:
-    connection = Connection(hits=1)
+    connection = Connection(1)
     FENCE.finish_or_undo(connection, {**VALUES, "token": 99})
     assert connection.executed[0][1][0] == 7
 

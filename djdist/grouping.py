@@ -1,0 +1,90 @@
+"""Which keys share a task, and how many."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from djdist.job import Identity, Job
+
+TASK_SECONDS = 0.5
+"""A task that takes so long hides what it costs to send one."""
+
+GROUP_SECONDS = 5.0
+"""A worker that has been busy with a group for so long begins no more keys of it."""
+
+CLOCKS_DIFFER_SECONDS = 2.0
+LARGEST = 250
+
+
+class Grouping:
+    """Sizes groups by how long keys take, as joblib does [1]_: at most twice as large as before.
+
+    Attributes
+    ----------
+    size : int
+        The number of keys that should share a task now.
+
+    References
+    ----------
+    .. [1] ``joblib.Parallel``, ``batch_size="auto"``.
+    """
+
+    def __init__(self) -> None:
+        self.size = 1
+        self._seconds = 0.0
+        self._alone: set[Identity] = set()
+
+    def note(self, count: int, seconds: float) -> None:
+        """Note how long a worker took for so many keys."""
+        if count and seconds:
+            latest = seconds / count
+            self._seconds = (self._seconds + latest) / 2 if self._seconds else latest
+            fitting = int(min(TASK_SECONDS / self._seconds, LARGEST))
+            self.size = max(1, min(fitting, 2 * max(count, self.size // 2)))
+
+    def isolate(self, jobs: Sequence[Job]) -> None:
+        """Give each of these a task of its own, because one of them may have killed their worker."""
+        if len(jobs) > 1:
+            self._alone |= {job.identity for job in jobs}
+
+    def split(self, jobs: Sequence[Job], places: int) -> Iterator[tuple[Job, ...]]:
+        """Divide jobs into groups, so many at least if there are enough jobs for that."""
+        alone = [job for job in jobs if job.identity in self._alone]
+        self._alone -= {job.identity for job in alone}
+        yield from ((job,) for job in alone)
+        others = [job for job in jobs if job not in alone] if alone else jobs
+        size = max(1, min(self.size, -(-len(others) // places)))
+        yield from (tuple(others[first : first + size]) for first in range(0, len(others), size))
+
+
+class Waiting:
+    """Finds what waits behind a key that takes long, once its worker is sure to begin no more of its group.
+
+    Parameters
+    ----------
+    clock : callable
+        Seconds that pass.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._asked_at = clock()
+        self._seen_at: dict[int, float] = {}
+
+    def asks(self, in_flight: Mapping[int, Sequence[Job]]) -> bool:
+        """Tell whether it is time to look which job of each task runs."""
+        due = self._clock() - self._asked_at >= GROUP_SECONDS / 2
+        return due and any(len(jobs) > 1 for jobs in in_flight.values())
+
+    def behind(
+        self, in_flight: Mapping[int, Sequence[Job]], running: Mapping[int, Job]
+    ) -> dict[int, Sequence[Job]]:
+        """Give the jobs that wait by the ticket of their task."""
+        self._asked_at = now = self._clock()
+        self._seen_at = {ticket: self._seen_at.get(ticket, now) for ticket in running}
+        last_begin_seconds = GROUP_SECONDS + CLOCKS_DIFFER_SECONDS
+        stuck = [ticket for ticket, since in self._seen_at.items() if now - since >= last_begin_seconds]
+        waiting = {ticket: _after(running[ticket], in_flight[ticket]) for ticket in stuck}
+        return {ticket: jobs for ticket, jobs in waiting.items() if jobs}
+
+
+def _after(job: Job, jobs: Sequence[Job]) -> Sequence[Job]:
+    return jobs[list(jobs).index(job) + 1 :]

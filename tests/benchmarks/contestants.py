@@ -1,0 +1,118 @@
+"""Who makes the keys of the benchmarked table: each a script of its own, as a lab would run it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from servers import Server
+
+PIPELINE = '''
+import datajoint as dj
+
+schema = dj.Schema("{schema}")
+
+
+@schema
+class Number(dj.Manual):
+    definition = """
+    n : int32
+    ---
+    x : int32
+    """
+
+
+@schema
+class Doubled(dj.Computed):
+    definition = """
+    -> Number
+    ---
+    y : int32
+    made_at = CURRENT_TIMESTAMP : datetime(6)
+    """
+
+    def make(self, key):
+        self.insert1({{**key, "y": 2 * int((Number & key).fetch1("x"))}})
+'''
+PREAMBLE = """
+import datajoint as dj
+
+database = dj.config.database
+database.backend, database.host, database.port = {server.backend!r}, {server.host!r}, {server.port!r}
+database.user, database.password = {server.user!r}, {server.password!r}
+database.name, database.use_tls = {server.database_name!r}, False
+dj.logger.setLevel("ERROR")
+
+from {module} import Doubled, Number
+"""
+BARE = """
+from multiprocessing import Barrier, Process
+
+def make(keys, start):
+    connection = Doubled.connection
+    connection.connect()
+    Doubled._allow_insert = True
+    start.wait()
+    for key in keys:
+        with connection.transaction:
+            Doubled().make(key)
+
+keys = Number.keys()
+start = Barrier({workers})
+processes = [Process(target=make, args=(keys[i::{workers}], start)) for i in range({workers})]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+"""
+NATIVE = "Doubled.populate(reserve_jobs=True, processes={workers})"
+DJDIST = """
+import djdist
+
+djdist.enable()
+Doubled.populate(reserve_jobs=True, executor={executor!r}, processes={workers})
+"""
+SCRIPTS = {"bare make": BARE, "native": NATIVE} | {
+    name: DJDIST.replace("{executor!r}", repr(name)) for name in ("local", "ray", "dask")
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A table to fill again and again."""
+
+    server: Server
+    module: str
+    folder: Path
+    environment: dict[str, str]
+
+    def make(self, contestant: str, workers: int) -> None:
+        """Let a contestant make all keys that there are."""
+        script = self.folder / f"{contestant.replace(' ', '_')}.py"
+        code = PREAMBLE.format(server=self.server, module=self.module)
+        script.write_text(code + SCRIPTS[contestant].format(workers=workers))
+        environment = {**os.environ, **self.environment}
+        subprocess.run([sys.executable, str(script)], cwd=self.folder, env=environment, check=True)
+
+
+def jobs_per_second(lab: ModuleType) -> float:
+    """Tell how fast the results came, from the first to the last one."""
+    times = lab.Doubled.to_arrays("made_at", order_by="made_at")
+    return float((len(times) - 1) / (times[-1] - times[0]).total_seconds())
+
+
+def empty(lab: ModuleType) -> None:
+    lab.Doubled.delete_quick()
+    lab.Doubled.jobs.delete_quick()
+
+
+def questions(connection: Any) -> dict[str, int]:
+    """Count what the server was asked since its start."""
+    names = ("Questions", "Com_commit", "Com_select", "Com_update", "Com_delete", "Com_insert", "Com_begin")
+    rows = dict(connection.query("SHOW GLOBAL STATUS").fetchall())
+    return {name: int(rows[name]) for name in names}

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from djdist.driver import Driver
+from djdist.grouping import CLOCKS_DIFFER_SECONDS, GROUP_SECONDS, LARGEST, TASK_SECONDS, Grouping, Waiting
+from djdist.job import Completion, Ending, Failure, Job, Outcome, Policy, Report, Status
+from djdist.job_stores.memory import MemoryStore
+from lab.scripted import Clock, ScriptedExecutor
+
+Answer = Callable[[int, Sequence[Job]], Completion | None]
+
+
+def jobs(count: int) -> list[Job]:
+    return [Job({"n": n}) for n in range(count)]
+
+
+def sizes(grouping: Grouping, count: int, places: int) -> list[int]:
+    return [len(group) for group in grouping.split(jobs(count), places)]
+
+
+def grown(seconds: float, size: int) -> Grouping:
+    """Give what has seen keys of this length in groups of up to this size."""
+    grouping = Grouping()
+    while grouping.size < size:
+        grouping.note(grouping.size, grouping.size * seconds)
+    return grouping
+
+
+class TestSize:
+    def test_a_task_holds_one_key_at_first_and_then_twice_as_many_each_time(self) -> None:
+        grouping, seen = Grouping(), []
+        for _ in range(5):
+            seen.append(grouping.size)
+            grouping.note(grouping.size, grouping.size * 0.001)
+        assert seen == [1, 2, 4, 8, 16]
+
+    def test_a_task_takes_about_half_a_second(self) -> None:
+        grouping = Grouping()
+        for _ in range(20):
+            grouping.note(grouping.size, grouping.size * 0.02)
+        assert grouping.size == int(TASK_SECONDS / 0.02)
+
+    def test_no_task_is_larger_than_the_largest(self) -> None:
+        assert grown(1e-6, LARGEST).size == LARGEST
+
+    def test_long_keys_go_alone(self) -> None:
+        grouping = grown(0.001, 64)
+        for _ in range(10):
+            grouping.note(1, 10)
+        assert grouping.size == 1
+
+    def test_what_took_no_time_and_made_nothing_says_nothing(self) -> None:
+        grouping = Grouping()
+        grouping.note(0, 3)
+        grouping.note(3, 0)
+        assert grouping.size == 1
+
+
+class TestSplit:
+    def test_plenty_is_split_by_size(self) -> None:
+        assert sizes(grown(0.001, 8), 20, places=1) == [8, 8, 4]
+
+    def test_what_is_scarce_is_spread_over_the_places(self) -> None:
+        assert sizes(grown(0.001, 8), 10, places=4) == [3, 3, 3, 1]
+        assert sizes(grown(0.001, 8), 3, places=4) == [1, 1, 1]
+
+    def test_suspects_go_alone_once(self) -> None:
+        grouping = grown(0.001, 8)
+        grouping.isolate(jobs(2))
+        assert sizes(grouping, 6, places=1) == [1, 1, 4]
+        assert sizes(grouping, 6, places=1) == [6]
+
+
+class TestWaiting:
+    def test_what_is_behind_a_long_key_is_found_when_its_worker_begins_no_more(self) -> None:
+        clock = Clock()
+        waiting, (first, second, third) = Waiting(clock), jobs(3)
+        in_flight = {1: (first, second, third), 2: (Job({"n": 9}),)}
+        found: dict[int, Sequence[Job]] = {}
+        for clock.seconds in range(16):
+            if not found and waiting.asks(in_flight):
+                found = waiting.behind(in_flight, {1: second})
+        assert found == {1: (third,)}
+
+    def test_not_before_that(self) -> None:
+        clock = Clock()
+        waiting, group = Waiting(clock), tuple(jobs(2))
+        clock.seconds = 100
+        assert waiting.behind({1: group}, {1: group[0]}) == {}
+        clock.seconds += GROUP_SECONDS + CLOCKS_DIFFER_SECONDS - 0.1
+        assert waiting.behind({1: group}, {1: group[0]}) == {}
+
+    def test_it_does_not_ask_where_no_key_waits(self) -> None:
+        clock = Clock()
+        waiting = Waiting(clock)
+        clock.seconds = 100
+        assert not waiting.asks({1: (Job({"n": 1}),)})
+
+
+class Groups(ScriptedExecutor):
+    """Holds whole groups until a test lets them end."""
+
+    def __init__(self, places: int, answer_group: Answer) -> None:
+        super().__init__(places)
+        self.groups: dict[int, Sequence[Job]] = {}
+        self.submitted: list[list[int]] = []
+        self.answer_group = answer_group
+
+    def free_places(self) -> int:
+        return self.places - len(self.groups)
+
+    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+        if not jobs:
+            return super().submit(name, jobs)
+        self._submitted += 1
+        self.names.append(name)
+        self.groups[self._submitted] = jobs
+        self.submitted.append([job.key["n"] for job in jobs])
+        return self._submitted
+
+    def wait(self, timeout_seconds: float) -> list[Completion]:
+        answers = [self.answer_group(ticket, jobs) for ticket, jobs in list(self.groups.items())]
+        for completion in filter(None, answers):
+            del self.groups[completion.ticket]
+        return [*super().wait(timeout_seconds), *filter(None, answers)]
+
+    def kill(self, ticket: int) -> None:
+        self.killed.append(self.groups.pop(ticket)[0])
+
+
+def all_made(ticket: int, jobs: Sequence[Job]) -> Completion:
+    return Completion(
+        ticket, Report(tuple(Outcome(job, Ending.MADE) for job in jobs), seconds=0.001 * len(jobs))
+    )
+
+
+def dies(ticket: int) -> Completion:
+    return Completion(ticket, breakage="WorkerCrashedError: out of memory")
+
+
+class SeeingStore(MemoryStore):
+    """Knows what has begun, as the jobs table does: what a test says, and all else but what is gone."""
+
+    sees_beginnings = True
+
+    def __init__(self, count: int) -> None:
+        super().__init__({"n": n} for n in range(count))
+        self.made_in_secret: set[int] = set()
+        self.nothing_begun = False
+
+    def begun(self, jobs: Sequence[Job]) -> list[Job]:
+        if self.nothing_begun:
+            return []
+        return [job for job in jobs if job.key["n"] not in self.made_in_secret]
+
+    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
+        if only_waiting and not self.nothing_begun:
+            return 0
+        owned = [job for job in jobs if job.key["n"] not in self.made_in_secret]
+        return super().release(owned, delay_seconds=delay_seconds)
+
+
+def driver_of(store: MemoryStore, executor: ScriptedExecutor, policy: Policy, clock: Clock) -> Driver:
+    return Driver(store, executor, policy, "Square", clock=clock, sleep=clock.sleep)
+
+
+def going_on(status: Status) -> bool:
+    return True
+
+
+class TestDriver:
+    def test_tiny_keys_share_tasks_and_each_is_made_once(self) -> None:
+        executor = Groups(2, all_made)
+        summary = driver_of(SeeingStore(200), executor, Policy(), Clock()).run(going_on)
+        assert summary.success_count == 200
+        assert sorted(n for group in executor.submitted for n in group) == list(range(200))
+        assert len(executor.submitted) < 30
+        assert max(map(len, executor.submitted)) > 10
+        assert "Square(n=2, +1 more)" in executor.names
+
+    def test_max_calls_bounds_what_groups_hold(self) -> None:
+        executor = Groups(2, all_made)
+        assert (
+            driver_of(SeeingStore(200), executor, Policy(max_calls=37), Clock()).run(going_on).success_count
+            == 37
+        )
+
+    def test_a_lost_worker_charges_the_key_it_was_making_and_no_other(self) -> None:
+        store = SeeingStore(60)
+
+        def answer(ticket: int, jobs: Sequence[Job]) -> Completion:
+            numbers = [job.key["n"] for job in jobs]
+            if 40 not in numbers:
+                return all_made(ticket, jobs)
+            store.made_in_secret |= set(numbers[: numbers.index(40)])
+            return dies(ticket)
+
+        executor = Groups(1, answer)
+        summary = driver_of(store, executor, Policy(suppress_errors=True), Clock()).run(going_on)
+        ((key, failure),) = summary.errors
+        assert (summary.success_count, key) == (59, {"n": 40})
+        assert failure.message.startswith("lost 3 times")
+
+    def test_where_nobody_knows_which_key_it_was_they_go_alone(self) -> None:
+        def answer(ticket: int, jobs: Sequence[Job]) -> Completion:
+            return dies(ticket) if any(job.key["n"] == 40 for job in jobs) else all_made(ticket, jobs)
+
+        store = MemoryStore({"n": n} for n in range(60))
+        executor = Groups(1, answer)
+        summary = driver_of(store, executor, Policy(suppress_errors=True), Clock()).run(going_on)
+        assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (59, [40])
+
+    def test_what_a_worker_leaves_is_made_by_another_task(self) -> None:
+        def answer(ticket: int, jobs: Sequence[Job]) -> Completion:
+            left = tuple(Outcome(job, Ending.LEFT) for job in jobs[1:])
+            first = Outcome(jobs[0], Ending.MADE)
+            return Completion(ticket, Report((first, *left), seconds=0.001))
+
+        executor = Groups(1, answer)
+        summary = driver_of(SeeingStore(20), executor, Policy(max_calls=20), Clock()).run(going_on)
+        assert summary.success_count == 20
+
+    def test_what_waits_behind_a_long_key_goes_to_others(self) -> None:
+        clock, store = Clock(), SeeingStore(60)
+
+        def answer(ticket: int, jobs: Sequence[Job]) -> Completion | None:
+            clock.seconds += 0.1
+            numbers = [job.key["n"] for job in jobs]
+            if 30 not in numbers:
+                return all_made(ticket, jobs)
+            store.made_in_secret |= set(numbers[: numbers.index(30)])
+            return None if len(store._reserved) > 1 or clock.seconds < 60 else all_made(ticket, jobs[:1])
+
+        executor = Groups(2, answer)
+        driver_of(store, executor, Policy(), clock).run(lambda status: clock.seconds < 60)
+        (behind,) = [group[group.index(30) + 1 :] for group in executor.submitted if 30 in group]
+        assert behind
+        again = [n for group in executor.submitted for n in group if n in behind]
+        assert sorted(again) == sorted(behind * 2)
+
+    def test_a_key_of_a_group_that_takes_too_long_is_the_only_error(self) -> None:
+        clock, store = Clock(), SeeingStore(30)
+
+        def answer(ticket: int, jobs: Sequence[Job]) -> Completion | None:
+            clock.seconds += 0.1
+            numbers = [job.key["n"] for job in jobs]
+            if 10 not in numbers:
+                return all_made(ticket, jobs)
+            store.made_in_secret |= set(numbers[: numbers.index(10)])
+            return None
+
+        policy = Policy(suppress_errors=True, timeout_seconds=3)
+        summary = driver_of(store, Groups(1, answer), policy, clock).run(going_on)
+        assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (29, [10])
+
+    def test_an_error_in_a_group_is_one_keys_own(self) -> None:
+        def answer(ticket: int, jobs: Sequence[Job]) -> Completion:
+            numbers = [job.key["n"] for job in jobs]
+            bad = next((i for i, n in enumerate(numbers) if n % 10 == 9), len(jobs))
+            outcomes = [Outcome(job, Ending.MADE) for job in jobs[:bad]]
+            outcomes += [
+                Outcome(job, Ending.FAILED, Failure("ValueError: no")) for job in jobs[bad : bad + 1]
+            ]
+            outcomes += [Outcome(job, Ending.LEFT) for job in jobs[bad + 1 :]]
+            return Completion(ticket, Report(tuple(outcomes), seconds=0.001 * len(jobs)))
+
+        summary = driver_of(SeeingStore(100), Groups(2, answer), Policy(suppress_errors=True), Clock()).run(
+            going_on
+        )
+        assert summary.success_count == 90
+        assert sorted(key["n"] for key, _ in summary.errors) == list(range(9, 100, 10))
