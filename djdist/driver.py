@@ -39,8 +39,11 @@ MOST_AT_ONCE = 1000
 RECOUNT_SECONDS = 2.0
 CLOCKS_DIFFER_SECONDS = 0.1
 UNKNOWN = Failure("unknown")
-TAKEN_OVER = "and maybe more were taken over, because this run's lease had ended; they are left alone"
-UNFINISHED = "a worker had begun it and is gone, or make() changed its own row in the jobs table"
+NOT_OURS = "and maybe more are left alone: they are not this run's any more, but done, or its lease had ended"
+UNFINISHED = (
+    "the worker that had begun it is gone: killed, out of memory, or with its node "
+    "(or make() has changed the key's own row in the jobs table)"
+)
 WITH_DRIVER = "the worker died that also held the run's driver"
 CONNECTION_LOST = "LostConnectionError"
 TOO_LARGE = "The server may close a connection over a value that is larger than its max_allowed_packet."
@@ -105,7 +108,7 @@ class Driver:
         self._made = 0
         self._failed = 0
         self._calls = 0
-        self._disowned = 0
+        self._disowned = False
         self._stopping = False
         self._stop_by: float | None = None
         self._wait_by: float | None = None
@@ -159,7 +162,17 @@ class Driver:
         self._stopping = True
         cancelled = [ticket for ticket in self._in_flight if self._executor.cancel(ticket)]
         self._store.release([job for ticket in cancelled for job in self._in_flight.pop(ticket)])
-        self._store.release(self._jobs_in_flight(), only_waiting=True)
+        self._release_waiting()
+
+    def _release_waiting(self) -> None:
+        before = self._store.renew(self._jobs_in_flight())
+        self._store.release(before, only_waiting=True)
+        after = self._store.renew(before)
+        released = {job.identity for job in before} - {job.identity for job in after}
+        for ticket, jobs in list(self._in_flight.items()):
+            self._in_flight[ticket] = tuple(job for job in jobs if job.identity not in released)
+            if not self._in_flight[ticket]:
+                del self._in_flight[ticket]
 
     def status(self) -> Status:
         """Count what is done, what runs and, if the policy asks for it, what is left."""
@@ -251,14 +264,15 @@ class Driver:
         if self._stopping or self._obstacles.pause_seconds or not self._supply.asks(idle=idle):
             return
         places = self._executor.free_places()
-        limit = self._free_calls(min(places * self._grouping.size, max(places, MOST_AT_ONCE)))
+        most = max(places, MOST_AT_ONCE)
+        limit = self._free_calls(min(places * self._grouping.size, most))
         if limit <= 0:
             return
         jobs = self._store.reserve(limit)
         self._supply.note(asked=limit, given=len(jobs), idle=idle)
         self._calls += len(jobs)
         self._pending = max(0, self._pending - len(jobs))
-        self._submit(deque(self._grouping.split(jobs, places if len(jobs) < limit else 1)))
+        self._submit(deque(self._grouping.split(jobs, 1 if len(jobs) == most else places)))
 
     def _submit(self, groups: deque[tuple[Job, ...]]) -> None:
         try:
@@ -290,8 +304,9 @@ class Driver:
         running = self._running()
         for ticket in self._overdue.among(running):
             jobs = self._in_flight.pop(ticket)
-            self._record_end_within(jobs, Outcome(running[ticket], Ending.FAILED, self._overdue.failure))
+            waiting = self._record_until(jobs, Outcome(running[ticket], Ending.FAILED, self._overdue.failure))
             self._end(ticket)
+            self._give_back(waiting)
 
     def _end_disowned(self) -> None:
         for ticket, jobs in list(self._in_flight.items()):
@@ -332,21 +347,32 @@ class Driver:
         elif completion.report:
             self._record_report(jobs, completion.report)
         elif (job := self._made_when_broken(jobs)) is None:
-            self._grouping.isolate(jobs)
-            self._give_back(jobs)
-            self._meet_obstacle(_trouble(completion))
+            self._record_unbegun(jobs, _trouble(completion))
         elif overdue:
-            self._record_end_within(jobs, Outcome(job, Ending.FAILED, self._overdue.failure))
+            self._give_back(self._record_until(jobs, Outcome(job, Ending.FAILED, self._overdue.failure)))
         else:
-            self._record_end_within(jobs, Outcome(job, Ending.LOST, Failure(_trouble(completion))))
+            lost = Outcome(job, Ending.LOST, Failure(_trouble(completion)))
+            self._give_back(self._record_until(jobs, lost))
+
+    def _record_unbegun(self, jobs: Sequence[Job], breakage: str) -> None:
+        """Give back what a worker left that was told to go, or that was unable to begin it."""
+        left, told_to_go = self._store.renew(jobs), self._store.forgone(jobs)
+        for job in [job for job in jobs if job not in left]:
+            self._let_go(job)
+        self._give_back(left)
+        if left and not told_to_go:
+            self._grouping.isolate(left)
+            self._meet_obstacle(breakage)
 
     def _record_report(self, jobs: Sequence[Job], report: Report) -> None:
         still = {job.identity for job in jobs}
         outcomes = [outcome for outcome in report.outcomes if outcome.job.identity in still]
         left = [outcome.job for outcome in outcomes if outcome.ending is Ending.LEFT]
-        self._grouping.note(len(outcomes) - len(left), report.seconds)
+        ended = outcomes[: len(outcomes) - len(left)]
+        cut = bool(left) and ended[-1].ending not in (Ending.MADE, Ending.PRESENT)
+        self._grouping.note(len(ended), report.seconds, cut=cut)
         self._give_back(left)
-        for outcome in outcomes[: len(outcomes) - len(left)]:
+        for outcome in ended:
             self._record(outcome)
 
     def _made_when_broken(self, jobs: Sequence[Job]) -> Job | None:
@@ -356,13 +382,13 @@ class Driver:
         begun = {job.identity for job in self._store.begun(jobs)}
         return next((job for job in jobs if job.identity in begun), None)
 
-    def _record_end_within(self, jobs: tuple[Job, ...], outcome: Outcome) -> None:
-        """Record how a job ended with its worker; those before it are made, those after it have not begun."""
+    def _record_until(self, jobs: tuple[Job, ...], outcome: Outcome) -> Sequence[Job]:
+        """Record how a job ended with its worker, and that those before it are made; give those after it."""
         position = jobs.index(outcome.job)
         for job in jobs[:position]:
             self._record(Outcome(job, Ending.MADE))
-        self._give_back(jobs[position + 1 :])
         self._record(outcome)
+        return jobs[position + 1 :]
 
     def _record(self, outcome: Outcome) -> None:
         if outcome.ending not in (Ending.LOST, Ending.DEFERRED):
@@ -398,11 +424,13 @@ class Driver:
         self._fail(outcome.job, failure, outcome.host, outcome.pid)
 
     def _fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
+        self._attempts.forget(job)
+        if not self._store.fail(job, failure, host, pid):
+            self._let_go(job)
+            return
         self._failed += 1
         if len(self._errors) < self._policy.max_errors_listed:
             self._errors.append((job.key, failure))
-        self._attempts.forget(job)
-        self._store.fail(job, failure, host, pid)
         if not self._policy.suppress_errors:
             self.stop()
 
@@ -425,7 +453,7 @@ class Driver:
         )
         if pause_seconds is None:
             hint = f" {TOO_LARGE}" if connection_lost else ""
-            failure = replace(failure, message=failure.message + hint)
+            failure = replace(failure, message=f"tried again and again, last: {failure.message}{hint}")
             self._fail(outcome.job, failure, outcome.host, outcome.pid)
             return
         level = logging.WARNING if pause_seconds >= 1 else logging.INFO
@@ -440,9 +468,9 @@ class Driver:
 
     def _let_go(self, job: Job) -> None:
         self._calls -= 1
-        self._disowned += 0 if self._stopping else 1
-        if self._disowned == 1:
-            self._log(TAKEN_OVER, job)
+        if not self._disowned and not self._stopping:
+            self._log(NOT_OURS, job)
+            self._disowned = True
 
     def _log(self, message: str, job: Job, *arguments: object) -> None:
         logger.warning("%s(%s) " + message, self._table, job, *arguments)

@@ -32,13 +32,14 @@ class Grouping:
         self._seconds = 0.0
         self._alone: set[Identity] = set()
 
-    def note(self, count: int, seconds: float) -> None:
-        """Note how long a worker took for so many keys."""
+    def note(self, count: int, seconds: float, *, cut: bool = False) -> None:
+        """Note how long a worker took for so many keys, and whether one that failed cut the group short."""
         if count and seconds:
             latest = seconds / count
             self._seconds = (self._seconds + latest) / 2 if self._seconds else latest
             fitting = int(min(TASK_SECONDS / self._seconds, LARGEST))
-            self.size = max(1, min(fitting, 2 * max(count, self.size // 2)))
+            before = count if cut else max(count, self.size // 2)
+            self.size = max(1, min(fitting, 2 * before))
 
     def isolate(self, jobs: Sequence[Job]) -> None:
         """Give each of these a task of its own, because one of them may have killed their worker."""

@@ -77,11 +77,13 @@ class Outcome:
 class Report:
     """What a worker answers to one task: an outcome per job, or why it can't work at all.
 
-    ``seconds`` is how long it took for what it made.
+    ``place`` is where it has the trouble, as its cluster names it; ``seconds`` is how long it
+    took for what it made.
     """
 
     outcomes: tuple[Outcome, ...] = ()
     trouble: str = ""
+    place: str = field(default="", compare=False)
     seconds: float = 0.0
 
 

@@ -41,8 +41,8 @@ class JobStore(ABC):
         """Put back to pending all that the run still has reserved."""
 
     @abstractmethod
-    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
-        """Record the error of a reserved job."""
+    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
+        """Record the error of a reserved job; False if it is not the run's any more."""
 
     @abstractmethod
     def finish(self, job: Job) -> None:
@@ -59,6 +59,10 @@ class JobStore(ABC):
     @abstractmethod
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
         """Tell which reserved jobs a worker has begun, as far as that is known."""
+
+    @abstractmethod
+    def forgone(self, jobs: Sequence[Job]) -> bool:
+        """Tell whether a worker that was told to go has left some of these reserved jobs to others."""
 
     @abstractmethod
     def begun_by(self, host: str, pid: int) -> list[Job]:

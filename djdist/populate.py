@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property, partial
+from numbers import Real
 from typing import Any
 from uuid import uuid4
 
@@ -26,7 +27,7 @@ from djdist.jobs import jobs_of, refreshing
 from djdist.pipeline import check_populates, code_version, jobs_table_source, keys_to_make, reachable, user_of
 from djdist.progress import ProgressBar
 from djdist.runs import Run, result_of
-from djdist.settings import config
+from djdist.settings import LONGEST_SECONDS, ExceptionClasses, class_names, config
 from djdist.shipping import pack_table, settings_of
 from djdist.signals import catching
 from djdist.worker import Parcel, Workplace
@@ -49,7 +50,7 @@ def populate(
     executor: Any = None,
     timeout_seconds: float | None = None,
     retries: int | None = None,
-    retry_on: Sequence[str | type[BaseException]] | None = None,
+    retry_on: ExceptionClasses | None = None,
     detach: bool = False,
 ) -> Any:
     """Make the missing keys of a Computed or Imported table, here or on a cluster.
@@ -65,7 +66,7 @@ def populate(
         Which keys of the key source to refresh and to make.
     suppress_errors : bool, optional
         Collect errors instead of raising the first. Default False: at the first error
-        no more keys are begun, what runs is finished, and the error is raised.
+        no more tasks are begun, what runs is finished, and the error is raised.
     return_exception_objects : bool, optional
         Collect exceptions instead of messages. Default False.
     reserve_jobs : bool, optional
@@ -94,7 +95,7 @@ def populate(
     retries : int, optional
         Try a key that failed so often again, after pauses that double. Default:
         ``djdist.config.retries``.
-    retry_on : sequence of exception classes or of their names, optional
+    retry_on : exception class, its name, or several, optional
         Which errors are worth another try. Default: ``djdist.config.retry_on``.
     detach : bool, optional
         Return at once and let the run go on without this process, on a Ray or Dask cluster
@@ -129,7 +130,7 @@ def populate(
         refresh,
         _timeout_seconds(table, timeout_seconds),
         config.retries if retries is None else retries,
-        config.retry_on if retry_on is None else _names(retry_on),
+        config.retry_on if retry_on is None else class_names(retry_on),
     )
     chosen = executors.resolve(_default(processes) if executor is None else executor, processes)
     if call.timeout_seconds is not None:
@@ -162,8 +163,11 @@ class Call:
     retry_on: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.timeout_seconds is not None and not self.timeout_seconds > 0:
-            raise OptionError(f"timeout_seconds={self.timeout_seconds!r} must be more than 0, or None.")
+        timeout = self.timeout_seconds
+        if timeout is not None and not (_is_number(timeout) and 0 < timeout <= LONGEST_SECONDS):
+            raise OptionError(
+                f"timeout_seconds={timeout!r} must be a number above 0, up to {LONGEST_SECONDS:g}, or None."
+            )
         if not isinstance(self.retries, int) or self.retries < 0:
             raise OptionError(f"retries={self.retries!r} must be a whole number from 0.")
         if self.max_calls is not None and (not isinstance(self.max_calls, int) or self.max_calls < 0):
@@ -278,8 +282,8 @@ def _timeout_seconds(table: Any, given: float | None) -> float | None:
     return config.timeout_seconds if chosen is None else chosen
 
 
-def _names(exceptions: Sequence[str | type[BaseException]]) -> tuple[str, ...]:
-    return tuple(given if isinstance(given, str) else given.__name__ for given in exceptions)
+def _is_number(given: object) -> bool:
+    return isinstance(given, Real)
 
 
 def _packed(call: Call, pack: Any, value: Any, what: str) -> bytes:

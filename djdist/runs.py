@@ -7,7 +7,7 @@ import cloudpickle
 
 from djdist import executors
 from djdist.driver_actor import await_summary
-from djdist.errors import DriverLostError, MakeError, RemoteTraceback
+from djdist.errors import DjdistError, DriverLostError, MakeError, RemoteTraceback
 from djdist.executor import Ask
 from djdist.job import Failure, RunInfo, Status, Summary
 from djdist.progress import ProgressBar
@@ -30,7 +30,7 @@ class Run:
     def __repr__(self) -> str:
         info = self.info
         try:
-            status = str(self.status())
+            status = self._end() or str(self.status())
         except DriverLostError:
             status = "over"
         kind = "detached" if info.detached else f"process {info.pid}"
@@ -38,6 +38,11 @@ class Run:
         return (
             f"<{info.table} of {info.schema} by {info.user} on {info.host} ({kind}) since {since}: {status}>"
         )
+
+    def _end(self) -> str:
+        """Say what ended a detached run; only others have a caller, who alone asks for the result."""
+        result = self._ask("result") if self.info.detached else None
+        return f"ended by {type(result).__name__}: {result}" if isinstance(result, DjdistError) else ""
 
     def status(self) -> Status:
         """Tell how many keys are made, failed, running and pending.
@@ -90,10 +95,18 @@ class Run:
                     raise TimeoutError(f"{self!r} goes on after {timeout_seconds} seconds")
                 return True
 
-            summary = await_summary(self._ask, watch)
+            try:
+                summary = await_summary(self._ask, watch)
+            except DjdistError as error:
+                if not isinstance(error, DriverLostError):
+                    self._forget()
+                raise
+        self._forget()
+        return result_of(summary, self.info)
+
+    def _forget(self) -> None:
         if self.info.detached:
             self._ask("forget")
-        return result_of(summary, self.info)
 
 
 def runs(executor: Any = None) -> list[Run]:

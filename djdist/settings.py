@@ -1,16 +1,55 @@
 """Settings of djdist, from ``DJDIST_*`` environment variables and assignments."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from djdist.errors import OptionError
+
+LONGEST_SECONDS = 1e9
+ExceptionClasses: TypeAlias = str | type[BaseException] | Iterable[str | type[BaseException]]
+
+
+def class_names(given: Any) -> tuple[str, ...]:
+    """Name exception classes; one or several are given, or their names.
+
+    Raises
+    ------
+    OptionError
+        Something else is given.
+    """
+    listed = [given] if isinstance(given, type) else _separated(given)
+    if not isinstance(listed, Iterable):
+        raise OptionError(f"retry_on={given!r} must be exception classes or their names.")
+    names = tuple(each.__name__ if isinstance(each, type) else each for each in listed)
+    if not all(isinstance(name, str) for name in names):
+        raise OptionError(f"retry_on={given!r} must be exception classes or their names.")
+    return names
+
+
+def _separated(given: Any) -> Any:
+    """Take a text for names with commas between them, as the environment gives them."""
+    return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
+
+
+@contextmanager
+def _refusing_clearly() -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        refusals = [f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise OptionError(f"djdist.config.{'; '.join(refusals)}") from error
 
 
 class Settings(BaseSettings):
     """Settings of djdist.
 
     Each may be assigned (``djdist.config.lease_seconds = 120``) or come from the
-    environment (``DJDIST_LEASE_SECONDS=120``).
+    environment (``DJDIST_LEASE_SECONDS=120``, ``DJDIST_PRELOAD=lab.rig,lab.ephys``). What
+    can't be used raises :class:`~djdist.errors.OptionError`.
 
     Attributes
     ----------
@@ -28,8 +67,8 @@ class Settings(BaseSettings):
     retries : int
         So often a key that failed is tried again in the same call. Default 0.
     retry_on : tuple of str
-        Names of the exception classes, or of their bases, that are worth another try.
-        Default: all.
+        Names of the exception classes, or of their bases, that are worth another try; may
+        be assigned as classes. Default: all.
     max_errors_listed : int
         How many errors ``populate()`` returns at most; the jobs table holds all. Default 1000.
     database_patience_seconds : float
@@ -48,13 +87,21 @@ class Settings(BaseSettings):
     lease_seconds: int = Field(default=60, ge=1, le=65_535)
     max_losses: int = Field(default=3, ge=1)
     grace_seconds: float = Field(default=10, ge=0)
-    timeout_seconds: float | None = Field(default=None, gt=0)
+    timeout_seconds: float | None = Field(default=None, gt=0, le=LONGEST_SECONDS)
     retries: int = Field(default=0, ge=0)
-    retry_on: tuple[str, ...] = ()
+    retry_on: Annotated[tuple[str, ...], NoDecode, BeforeValidator(class_names)] = ()
     max_errors_listed: int = Field(default=1000, ge=1)
     database_patience_seconds: float = Field(default=300, ge=0)
     ship_credentials: bool = True
-    preload: tuple[str, ...] = ()
+    preload: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_separated)] = ()
+
+    def __init__(self, **values: Any) -> None:
+        with _refusing_clearly():
+            super().__init__(**values)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        with _refusing_clearly():
+            super().__setattr__(name, value)
 
 
 config = Settings()

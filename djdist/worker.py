@@ -31,10 +31,11 @@ from djdist.pipeline import (
     make_key,
 )
 from djdist.rights import RIGHTS, is_denial, lacking_right
-from djdist.shipping import ConnectionSettings, is_alive, unpack_table
+from djdist.shipping import ConnectionSettings, is_alive, open_dbapi_connection, unpack_table
 from djdist.signals import catching
 
 MADE = (Ending.MADE, Ending.PRESENT)
+EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
 OVERDUE_FACTOR = 1.2
 OVERDUE_SECONDS = 5.0
 TABLES_KEPT = 8
@@ -96,8 +97,13 @@ class Parcel:
                 return _without_workplace(self.name, jobs, error)
             if not jobs:
                 return _trial(workplace)
-            report = make_group(workplace, jobs, self._limit)
-            _leave_if_told_to(workplace, report)
+            group = _Group(workplace, jobs)
+            _making_now.append(group)
+            try:
+                report = make_group(group, self._limit)
+            finally:
+                _making_now.remove(group)
+            _leave_if_told_to(group, report)
             return replace(report, outcomes=tuple(map(_portable_outcome, report.outcomes)))
 
     def _limit(self) -> AbstractContextManager[None]:
@@ -124,10 +130,10 @@ class Workplace:
         with _making():
             if not jobs:
                 return _trial(self)
-            return make_group(self, jobs)
+            return make_group(_Group(self, jobs))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Group:
     """Jobs of one task, which are begun together when the first of them is."""
 
@@ -151,12 +157,24 @@ class _Group:
             self._begun = dict(zip(self._values, begun, strict=True))
         return self._begun[job.identity]
 
+    def forgo(self, connection: Any) -> None:
+        """Undo the beginning of what is not finished, so that it costs the keys nothing."""
+        if self.workplace.fence:
+            self.workplace.fence.forgo_begun(connection, list(self._values.values()))
 
-def make_group(
-    workplace: Workplace, jobs: Sequence[Job], limit: Callable[[], AbstractContextManager[None]] = nullcontext
-) -> Report:
+
+def leave(*, end_process: bool) -> None:
+    """Give back what this process is making, because it is told to go."""
+    for group in _making_now.copy():
+        with suppress(Exception), _opened(group.workplace.settings) as connection:
+            group.forgo(connection)
+        if end_process:
+            os._exit(EXIT_CODE_OF_SIGTERM)
+
+
+def make_group(group: _Group, limit: Callable[[], AbstractContextManager[None]] = nullcontext) -> Report:
     """Make jobs one after the other until one is not made, or they take long; what is left has not begun."""
-    group, outcomes = _Group(workplace, jobs), list[Outcome]()
+    jobs, outcomes, received = group.jobs, list[Outcome](), None
     started = time.monotonic()
     with catching(signal.SIGINT, signal.SIGTERM):
         try:
@@ -165,9 +183,14 @@ def make_group(
                     outcomes.append(make_job(group, job))
                 if outcomes[-1].ending not in MADE or time.monotonic() - started > GROUP_SECONDS:
                     break
-        except (KeyboardInterrupt, Terminated) as error:  # between two keys
-            next_one = jobs[len(outcomes) : len(outcomes) + 1]
-            outcomes += [Outcome(job, Ending.INTERRUPTED, _failure(error)) for job in next_one]
+        except KeyboardInterrupt as error:  # between two keys
+            received, failure = signal.SIGINT, _failure(error)
+        except Terminated as error:
+            received, failure = signal.SIGTERM, _failure(error)
+    if received and len(outcomes) == len(jobs):
+        signal.raise_signal(received)
+    elif received:
+        outcomes.append(Outcome(jobs[len(outcomes)], Ending.INTERRUPTED, failure))
     left = tuple(Outcome(job, Ending.LEFT) for job in jobs[len(outcomes) :])
     return Report((*outcomes, *left), seconds=time.monotonic() - started)
 
@@ -186,6 +209,25 @@ def make_job(group: _Group, job: Job) -> Outcome:
     return Outcome(job, ending, failure, platform.node(), os.getpid())
 
 
+class _Connection:
+    """A connection beside DataJoint's, which the thread uses that makes keys."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def query(self, query: str, args: Any = ()) -> Any:
+        cursor = self._connection.cursor()
+        cursor.execute(query, args)
+        return cursor
+
+
+@contextmanager
+def _opened(settings: ConnectionSettings) -> Iterator[_Connection]:
+    connection = open_dbapi_connection(settings)
+    yield _Connection(connection)
+    connection.commit()
+
+
 def _leave_behind(workplace: Workplace) -> None:
     _left_behind.add(id(workplace.table.connection))
     if workplace.own_connection:
@@ -197,15 +239,14 @@ def _values(workplace: Workplace, job: Job) -> dict[str, Any]:
     return {"worker_host": platform.node(), "worker_pid": os.getpid(), **key}
 
 
-def _leave_if_told_to(workplace: Workplace, report: Report) -> None:
+def _leave_if_told_to(group: _Group, report: Report) -> None:
     """End this process if it was told to, with its jobs given back so that this costs the keys nothing."""
     if not any(isinstance(o.failure.exception, Terminated) for o in report.outcomes if o.failure):
         return
+    connection = group.workplace.table.connection
     with suppress(Exception):
-        connect_anew(workplace.table.connection)
-        if workplace.fence:
-            left = [_values(workplace, o.job) for o in report.outcomes if o.ending not in MADE]
-            workplace.fence.forgo_begun(workplace.table.connection, left)
+        connect_anew(connection)
+        group.forgo(connection)
     signal.raise_signal(signal.SIGTERM)
 
 
@@ -268,6 +309,7 @@ def _pickled(error: BaseException | bytes | None) -> bytes | None:
 
 
 _left_behind: set[int] = set()
+_making_now: list[_Group] = []
 _workplaces: dict[tuple[int, int], Workplace] = {}
 _lock = threading.Lock()
 

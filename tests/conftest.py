@@ -116,10 +116,12 @@ def ray_cluster(modules_folder: Path) -> Iterator[Any]:
 def dask_client(modules_folder: Path) -> Iterator[Any]:
     """A client of a Dask cluster of two workers with one thread each."""
     try:
+        import dask
         import distributed
     except ImportError as error:
         unavailable(f"{error}: pip install 'djdist[dask]'")
     with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "10 minutes"}),  # tests kill workers often
         tempfile.TemporaryDirectory(prefix="dask-", ignore_cleanup_errors=True) as folder,
         distributed.LocalCluster(
             n_workers=2,

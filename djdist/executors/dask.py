@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -19,6 +20,7 @@ from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Ask, Drive, Executor, default_places, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.settings import config
+from djdist.worker import leave
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,8 @@ class DaskExecutor(Executor):
         self._cluster = cluster
         self._options = dask_options | ({"resources": resources} if resources else {})
         self._client: distributed.Client
-        self._places = 0
+        self._threads: dict[str, int] = {}
+        self._unfit: set[str] = set()
         self._started = ExitStack()
         self._tickets: dict[distributed.Future[Report], int] = {}
         self._submitted = 0
@@ -167,7 +170,7 @@ class DaskExecutor(Executor):
         self._driver = uuid4().hex[:4]
 
     def start(self, work: Work) -> None:
-        self._work = work
+        self._work = partial(_work_attended, work)
 
     def free_places(self) -> int:
         return window(self._count_places()) - len(self._tickets)
@@ -177,7 +180,7 @@ class DaskExecutor(Executor):
         table, _, key = name.partition("(")
         task = (table.strip(), key.rstrip(")"), f"{self._run}-{self._driver}-{self._submitted}")
         future = self._client.submit(
-            self._work, tuple(jobs), key=task, retries=0, pure=False, **self._options
+            self._work, tuple(jobs), key=task, retries=0, pure=False, **{**self._aim(), **self._options}
         )
         self._tickets[future] = self._submitted
         return self._submitted
@@ -186,16 +189,20 @@ class DaskExecutor(Executor):
         with suppress(distributed.TimeoutError, distributed.CancelledError):
             distributed.wait(list(self._tickets), timeout_seconds, "FIRST_COMPLETED")
         ended = [future for future in self._tickets if future.done()]
-        return [_completion(self._tickets.pop(future), future) for future in ended]
+        completions = [_completion(self._tickets.pop(future), future) for future in ended]
+        self._unfit |= {ended.report.place for ended in completions if ended.report and ended.report.trouble}
+        return completions
 
     def cancel(self, ticket: int) -> bool:
         return False
 
     def kill(self, ticket: int) -> None:
         """End the process of a task, but not the driver's own, where a make() that is overdue ends itself."""
-        keys = {future.key for future, running in self._tickets.items() if running == ticket}
-        workers = self._workers_with(keys.__contains__)
-        self._restart(worker for worker in workers if worker != self._own_worker)
+        tasks = {future.key: future for future, running in self._tickets.items() if running == ticket}
+        workers = set(self._workers_with(tasks.__contains__)) - {self._own_worker}
+        if workers:
+            self._client.cancel(list(tasks.values()))  # or Dask would begin it anew elsewhere
+            self._restart(workers)
 
     def close(self) -> None:
         """End what runs, but for what shares a worker with the driver, which the caller ends."""
@@ -269,9 +276,19 @@ class DaskExecutor(Executor):
     def _count_places(self) -> int:
         now = time.monotonic()
         if now - self._counted_at >= PLACES_AGE_SECONDS:
-            self._places = sum(self._client.nthreads().values())
+            self._threads = self._client.nthreads()
             self._counted_at = now
-        return self._places
+        return sum(self._threads[worker] for worker in self._fit())
+
+    def _fit(self) -> set[str]:
+        """Give the workers that can make keys as far as is known; all of them, if none is left."""
+        return set(self._threads) - self._unfit or set(self._threads)
+
+    def _aim(self) -> dict[str, Any]:
+        """Keep tasks from unfit workers, which Dask would prefer, since they are always free."""
+        if not self._unfit or "workers" in self._options:
+            return {}
+        return {"workers": sorted(self._fit()), "allow_other_workers": True}
 
 
 class _Board:
@@ -320,6 +337,26 @@ class _Board:
 
     def _write(self, name: str, value: Any) -> None:
         self._client.set_metadata([*self._place, name], cloudpickle.dumps(value))
+
+
+class _Attendant(distributed.WorkerPlugin):
+    """Gives back what a worker is making that is told to go."""
+
+    name = "djdist attendant"
+
+    def teardown(self, worker: distributed.Worker) -> None:
+        leave(end_process=worker.nanny is not None)  # else it may be the user's own process
+
+
+def _work_attended(work: Work, jobs: Sequence[Job]) -> Report:
+    worker = distributed.get_worker()
+    worker.loop.add_callback(_attend, worker)
+    return replace(work(jobs), place=worker.address)
+
+
+async def _attend(worker: distributed.Worker) -> None:
+    if _Attendant.name not in worker.plugins:
+        await worker.plugin_add(_Attendant())
 
 
 def _has_task(key: Any, dask_scheduler: distributed.Scheduler) -> bool:

@@ -178,17 +178,24 @@ class JobsTable(JobStore):
         mine = self._jobs.c.connection_id == self.owner.token
         self._change(lambda status: [status == "reserved", mine], sa.update(self._jobs).values(UNRESERVED))
 
-    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
+    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         message, stack = _storable(failure.message), pack_text(_storable(failure.traceback))
         error = {"status": "error", "completed_time": NOW, "error_stack": stack, "host": host, "pid": pid}
         change = sa.update(self._jobs).where(self._among([job]), *self._owned()).values(error)
         try:
-            self._execute(change.values(error_message=_shortened(message)))
+            hits = self._execute(change.values(error_message=_shortened(message)))
         except DatabaseError as refusal:
             if not isinstance(refusal.__cause__, sa.exc.DataError):
                 raise
             plain = message.encode("ascii", "backslashreplace").decode()
-            self._execute(change.values(error_message=_shortened(plain)))
+            hits = self._execute(change.values(error_message=_shortened(plain)))
+        return bool(hits) or self._has_failed(job)
+
+    def _has_failed(self, job: Job) -> bool:
+        """Tell whether an error was recorded, though the answer of the server was lost."""
+        mine = self._jobs.c.connection_id == self.owner.token
+        errors = sa.select(*self._key()).where(self._jobs.c.status == "error", mine, self._among([job]))
+        return bool(self._found(errors))
 
     def finish(self, job: Job) -> None:
         """Nothing to do: the worker did it in ``make()``'s transaction."""
@@ -201,6 +208,7 @@ class JobsTable(JobStore):
     def rescue(self) -> int:
         found = self._found(sa.select(*self._key()).where(*self._expired(self._jobs.c.status)))
         still, free = self._expired(_unindexed(self._jobs.c.status)), sa.update(self._jobs).values(UNRESERVED)
+        self._finish_those_made(found, still)
         rescued = sum(self._change_unlocked(batch, still, free) for batch in _batches(found))
         if rescued:
             logger.warning("Rescued %d jobs of %s from a run that died", rescued, self.source.target_table)
@@ -208,6 +216,9 @@ class JobsTable(JobStore):
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
         return self._owned_among(jobs, self._jobs.c.pid != 0)
+
+    def forgone(self, jobs: Sequence[Job]) -> bool:
+        return bool(self._owned_among(jobs, self._jobs.c.host == ""))
 
     def begun_by(self, host: str, pid: int) -> list[Job]:
         jobs = self._jobs.c
@@ -233,7 +244,7 @@ class JobsTable(JobStore):
         jobs = self._jobs.c
         key = sa.and_(*[jobs[name] == sa.bindparam(key_name(name)) for name in self.source.key])
         mine = [
-            jobs.status == sa.literal_column("'reserved'"),
+            _unindexed(jobs.status) == sa.literal_column("'reserved'"),
             jobs.connection_id == sa.bindparam("token"),
         ]
         worker: dict[str, Any] = {"host": sa.bindparam("worker_host"), "pid": sa.bindparam("worker_pid")}
@@ -261,7 +272,7 @@ class JobsTable(JobStore):
         return [status == "reserved", jobs.connection_id >= SMALLEST_TOKEN, expired]
 
     def _change_unlocked(
-        self, jobs: Sequence[Job], conditions: Sequence[sa.ColumnElement[bool]], change: sa.Update
+        self, jobs: Sequence[Job], conditions: Sequence[sa.ColumnElement[bool]], change: sa.Update | sa.Delete
     ) -> int:
         """Change jobs, but wait for none that is locked: its worker may be frozen before its COMMIT."""
         unlocked = sa.select(*self._key()).where(self._among(jobs), *conditions)
@@ -273,6 +284,16 @@ class JobsTable(JobStore):
             return len(found)
 
         return self._transact(change_found)
+
+    def _finish_those_made(self, jobs: Sequence[Job], conditions: Sequence[sa.ColumnElement[bool]]) -> None:
+        """Finish jobs whose key somebody has made without them."""
+        if self.source.finer_source:  # some of a job's keys may be missing
+            return
+        keeps = self.refreshing is not None and self.refreshing.keep_completed
+        success = sa.update(self._jobs).values(status="success", completed_time=NOW)
+        made = [*conditions, self._in_target(self._jobs)]
+        for batch in _batches(jobs):
+            self._change_unlocked(batch, made, success if keeps else sa.delete(self._jobs))
 
     def _check_hits(self, hits: int, jobs: Sequence[Job]) -> None:
         if hits != len(jobs):

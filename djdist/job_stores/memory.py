@@ -47,8 +47,8 @@ class MemoryStore(JobStore):
     def release_all(self) -> None:
         self.release(list(self._reserved.values()))
 
-    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
-        self._reserved.pop(job.identity, None)
+    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
+        return self._reserved.pop(job.identity, None) is not None
 
     def finish(self, job: Job) -> None:
         self._reserved.pop(job.identity, None)
@@ -61,6 +61,9 @@ class MemoryStore(JobStore):
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
         return []
+
+    def forgone(self, jobs: Sequence[Job]) -> bool:
+        return False
 
     def begun_by(self, host: str, pid: int) -> list[Job]:
         return []

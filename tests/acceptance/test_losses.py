@@ -15,7 +15,7 @@ import pytest
 
 import djdist
 import lab as pipelines
-from lab import doing
+from lab import clusters, doing
 from lab.relay import Relay, relayed
 from lab.watching import SECONDS, counts, meanwhile, pid_of_ray_actor, wait_until
 from servers import Server
@@ -105,6 +105,49 @@ class TestWorkerToldToGo:
             summary = lab.Scripted.populate(reserve_jobs=True, executor=where, make_kwargs=arguments)
         assert summary == {"success_count": 1, "error_list": []}
         assert counts(lab.Scripted) == {}
+
+    @pytest.mark.on("dask")
+    def test_a_dask_worker_gives_its_key_back_uncharged(
+        self, lab: ModuleType, tmp_path: Path, modules_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pipelines.fill(lab, subjects=1, sessions=1)
+        monkeypatch.setattr(djdist.config, "max_losses", 1)
+
+        def tell_it_to_go() -> None:
+            wait_until(lambda: doing.begun(tmp_path), "the key to begin")
+            (worker,) = pids_of(tmp_path)
+            os.kill(psutil.Process(worker).ppid(), signal.SIGTERM)  # its nanny, as a batch system does
+            wait_until(lambda: len(doing.begun(tmp_path)) == 2, "it to begin elsewhere")
+            assert not alive(worker)
+            doing.open_gate(tmp_path)
+
+        arguments = {"do": doing.wait_at_gate, "folder": str(tmp_path)}
+        with clusters.place("dask") as cluster:
+            where = djdist.DaskExecutor(cluster.environment["DASK_SCHEDULER_ADDRESS"])
+            with meanwhile(tell_it_to_go):
+                summary = lab.Scripted.populate(reserve_jobs=True, executor=where, make_kwargs=arguments)
+        assert summary == {"success_count": 1, "error_list": []}
+        assert counts(lab.Scripted) == {}
+
+
+def test_a_key_whose_transaction_is_given_up_for_another_is_made_later(
+    lab: ModuleType, executor: Any, server: Server, tmp_path: Path
+) -> None:
+    pipelines.fill(lab, subjects=1, sessions=1)
+    other = server.connect()
+    other.start_transaction()
+    other.query(f"UPDATE {lab.Session().full_table_name} SET n = n")
+
+    def let_go() -> None:
+        wait_until(lambda: len(doing.begun(tmp_path)) == 2, "the second attempt")
+        other.cancel_transaction()
+
+    arguments = {"do": doing.change_its_session, "folder": str(tmp_path)}
+    with meanwhile(let_go):
+        summary = lab.Scripted.populate(reserve_jobs=True, executor=executor, make_kwargs=arguments)
+    other.close()
+    assert summary == {"success_count": 1, "error_list": []}
+    assert counts(lab.Scripted) == {}
 
 
 @pytest.mark.long

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import djdist
 import lab as pipelines
 from lab import doing
 from lab.watching import SECONDS, counts, wait_until
@@ -24,10 +25,26 @@ folder = pathlib.Path(sys.argv[1])
 (folder / f"{{sys.argv[2]}}-begun-").touch()
 while not (folder / "gate").exists():
     time.sleep(0.01)
-made, seconds = 0, {{"seconds": 0.1}}
+made, seconds = 0, {{"seconds": 0.25}}
 while count := Logged.populate(reserve_jobs=True, make_kwargs=seconds, {options})["success_count"]:
     made += count
 print("made", made)
+"""
+
+
+REFRESHERS = """
+import pathlib, sys, time
+import datajoint as dj
+from {lab} import Scripted
+
+orphaned, done = [], pathlib.Path(sys.argv[1]) / "done"
+while not done.exists():
+    djdist.disable()
+    orphaned.append(Scripted.jobs.refresh(orphan_timeout={seconds})["orphaned"])
+    djdist.enable()
+    orphaned.append(Scripted.jobs.refresh(orphan_timeout={seconds})["orphaned"])
+    time.sleep(0.05)
+print("looks", len(orphaned), "orphaned", sum(orphaned))
 """
 
 
@@ -80,3 +97,21 @@ def test_what_a_native_worker_holds_is_left_to_it_until_it_is_freed(lab: ModuleT
     assert counts(lab.Square) == {"reserved": 2}
     wait_until(lambda: lab.Square.jobs.refresh(orphan_timeout=0.01)["orphaned"] == 2)
     assert lab.Square.populate(reserve_jobs=True, executor=executor)["success_count"] == 2
+
+
+def test_a_job_that_takes_longer_than_its_lease_is_left_to_its_run(
+    lab: ModuleType, script: Script, executor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease_seconds = 2
+    monkeypatch.setattr(djdist.config, "lease_seconds", lease_seconds)
+    pipelines.fill(lab, subjects=1, sessions=1)
+    refreshers = script(REFRESHERS.format(lab=lab.__name__, seconds=lease_seconds), str(tmp_path))
+    busy = {"do": doing.keep_the_processor_busy, "folder": str(tmp_path), "seconds": 3 * lease_seconds}
+    summary = lab.Scripted.populate(reserve_jobs=True, executor=executor, make_kwargs=busy)
+    (tmp_path / "done").touch()
+    output, error = refreshers.communicate(timeout=SECONDS)
+    assert summary == {"success_count": 1, "error_list": []}
+    assert doing.begun(tmp_path) == [1]
+    _, looks, _, orphaned = output.split()[-4:]
+    assert int(looks) > 10, error
+    assert orphaned == "0"

@@ -279,10 +279,15 @@ class TestKilledProcess:
 @cases(processes=True, survives=True)
 class TestAfterAKilledProcess:
     @pytest.fixture(autouse=True)
-    def give_up_at_once(self, case: Case, request: pytest.FixtureRequest) -> None:
+    def give_up_at_once(self, case: Case, request: pytest.FixtureRequest) -> Iterator[None]:
         """Dask would let four workers die of one task."""
-        if case is CASES["dask"]:
-            request.getfixturevalue("dask_client").run_on_scheduler(allow_no_failures)
+        if case is not CASES["dask"]:
+            yield
+            return
+        client = request.getfixturevalue("dask_client")
+        allowed = client.run_on_scheduler(allow_failures, 0)
+        yield
+        client.run_on_scheduler(allow_failures, allowed)
 
     def test_later_tasks_run(self, fresh: Executor, tmp_path: Path) -> None:
         for n in range(2):
@@ -328,8 +333,11 @@ class TestPoisonousKey:
         assert summary.success_count == 4
 
 
-def allow_no_failures(dask_scheduler: Any) -> None:
-    dask_scheduler.allowed_failures = 0
+def allow_failures(count: int, dask_scheduler: Any) -> int:
+    """Set how often a task may lose its worker; give what it was before."""
+    before: int = dask_scheduler.allowed_failures
+    dask_scheduler.allowed_failures = count
+    return before
 
 
 @cases(cluster=True)

@@ -452,6 +452,8 @@ class TestGivingBack:
         fence.forgo_begun(connection, [values])
         assert store.begun([job]) == []
         assert {**row(jobs, job.key), "host": before["host"]} == before
+        assert store.forgone([job])
+        assert not store.forgone(store.reserve(1))
         assert store.release([job], only_waiting=True) == 1
 
     def test_another_runs_jobs_are_not_changed(self, store: JobsTable, other: JobsTable, jobs: Jobs) -> None:
@@ -537,6 +539,22 @@ class TestLease:
         assert store.rescue() == 3
         assert rows(jobs) == before
         assert keys_of(store.reserve(6)) == keys
+
+    @pytest.mark.parametrize("keep_completed", [False, True])
+    def test_a_dead_runs_job_whose_result_is_there_is_finished(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, keep_completed: bool
+    ) -> None:
+        dead = open_store(lab.Square, lease_seconds=1)
+        dead.refresh()
+        made, left = dead.reserve(2)
+        lab.Square.insert1({**made.key, "result": 1}, allow_direct_insert=True)
+        age(jobs, "reserved_time", 10, f"connection_id = {dead.owner.token}")
+        with dj.config.override(jobs__keep_completed=keep_completed):
+            store = open_store(lab.Square)
+        assert store.rescue() == 1
+        assert row(jobs, left.key)["status"] == "pending"
+        finished = (jobs & made.key).to_dicts()
+        assert [job["status"] for job in finished] == ["success"] * keep_completed
 
     def test_what_was_renewed_in_time_is_spared(
         self, lab: ModuleType, store: JobsTable, open_store: OpenStore, jobs: Jobs

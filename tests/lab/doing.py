@@ -15,6 +15,10 @@ import datajoint as dj
 
 Key = dict[str, Any]
 GATE = "gate"
+IMPATIENT = {
+    "mysql": "SET SESSION innodb_lock_wait_timeout = 1",
+    "postgresql": "SET lock_timeout = '100ms'",
+}
 SLEEP = {"mysql": "SELECT SLEEP(2)", "postgresql": "SELECT pg_sleep(2)"}
 
 
@@ -40,6 +44,21 @@ def wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:
 def wait_at_gate_and_take_a_while(table: dj.Table, key: Key, n: int, folder: str) -> None:
     wait_at_gate(table, key, n, folder)
     time.sleep(0.2)
+
+
+def keep_the_processor_busy(table: dj.Table, key: Key, n: int, folder: str, seconds: float) -> None:
+    _begin(n, folder)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sum(range(1000))
+
+
+def change_its_session(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    """Lock the session's row, with no patience for others that have."""
+    _begin(n, folder)
+    table.connection.query(IMPATIENT[table.connection.adapter.backend])
+    session = sys.modules[type(table).__module__].Session
+    table.connection.query(f"UPDATE {session().full_table_name} SET n = n WHERE n = %s", args=(n,))
 
 
 def sleep_in_the_database(table: dj.Table, key: Key, n: int, folder: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from djdist.attempts import MAX_OBSTACLES
 from djdist.driver import WAIT_SECONDS, Driver
 from djdist.errors import DatabaseError, WorkerSetupError
 from djdist.executor import Executor
@@ -41,6 +42,8 @@ class CountingStore(MemoryStore):
         self.failures: list[tuple[Job, Failure]] = []
         self.not_begun: set[int] = set()
         self.has_begun: set[int] = set()
+        self.told_to_go: set[int] = set()
+        self.taken_over: set[int] = set()
         self.held: dict[tuple[str, int], list[Job]] = {}
 
     def refresh(self) -> dict[str, int]:
@@ -57,9 +60,14 @@ class CountingStore(MemoryStore):
     def begun_by(self, host: str, pid: int) -> list[Job]:
         return self.held.pop((host, pid), [])
 
-    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
+    def forgone(self, jobs: Sequence[Job]) -> bool:
+        return any(job.key["n"] in self.told_to_go for job in jobs)
+
+    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
+        if job.key["n"] in self.taken_over:
+            return False
         self.failures.append((job, failure))
-        super().fail(job, failure)
+        return super().fail(job, failure)
 
     def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
         if only_waiting:
@@ -245,7 +253,37 @@ def test_a_job_taken_over_by_somebody_else_is_left_alone(caplog: pytest.LogCaptu
     executor = ScriptedExecutor(places=1, answer=taken_over)
     summary = Driver(store, executor, Policy()).run(going_on)
     assert (summary.success_count, summary.errors, store.failures) == (0, (), [])
-    assert "taken over" in caplog.text
+    assert "not this run's any more" in caplog.text
+
+
+def test_an_error_of_a_job_that_is_somebody_elses_now_is_none_of_this_run() -> None:
+    store = CountingStore(3)
+    store.taken_over = {0}
+    driver = Driver(store, ScriptedExecutor(places=1, answer=failed), Policy(suppress_errors=True))
+    summary = driver.run(going_on)
+    assert [key["n"] for key, _ in summary.errors] == [1, 2]
+    assert driver.status().failed == 2
+
+
+def test_workers_that_are_told_to_go_are_no_obstacle() -> None:
+    store = CountingStore(1)
+    store.told_to_go = {0}
+    store.sees_beginnings = True
+    endings = [lost] * (MAX_OBSTACLES + 5) + [made]
+    executor = ScriptedExecutor(places=1, answer=lambda ticket, job: endings[ticket - 2](ticket, job))
+    summary = paced(store, executor, Policy(max_losses=1)).run(going_on)
+    assert summary == Summary(success_count=1)
+
+
+def test_what_a_stop_gave_back_is_not_counted_when_its_worker_dies() -> None:
+    store = CountingStore(4)
+    store.not_begun = {1, 2, 3}
+    executor = ScriptedExecutor(places=4, answer=lambda t, job: made(t, job) if t == 2 else lost(t, job))
+    driver = Driver(store, executor, Policy(suppress_errors=True))
+    looks = iter([True, False])
+    summary = driver.run(lambda status: next(looks, False))
+    assert summary.success_count == 1
+    assert store.pending() == 3
 
 
 def test_what_runs_of_jobs_that_others_took_over_is_ended_and_said_once(
@@ -264,7 +302,7 @@ def test_what_runs_of_jobs_that_others_took_over_is_ended_and_said_once(
     summary = Driver(LostLease(3), executor, Policy(lease_seconds=0.04)).run(going_on)
     assert [job.key["n"] for job in executor.killed] == [0, 1]
     assert (summary.success_count, summary.errors) == (1, ())
-    assert caplog.text.count("taken over") == 1
+    assert caplog.text.count("not this run's any more") == 1
 
 
 def waking(clock: Clock) -> Callable[[float], None]:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from djdist.driver_actor import DriverActor, follow
-from djdist.errors import DriverLostError
+from djdist.driver_actor import MAX_DRIVERS, DriverActor, follow, outlive
+from djdist.errors import ClusterError, DriverLostError
 from djdist.executor import Executor
 from djdist.job import Status, Summary, Watch
 from lab.scripted import Clock, ScriptedExecutor
@@ -72,3 +73,29 @@ def test_a_signal_is_not_hidden_by_a_driver_that_is_lost() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         follow(ask, interrupt)
+
+
+def test_a_run_whose_drivers_get_nowhere_ends_and_says_why() -> None:
+    executor, predecessors = ScriptedExecutor(1), list[Status | None]()
+
+    def drive(watch: Watch) -> Summary:
+        predecessors.append(executor.predecessor)
+        raise DriverLostError(f"node {len(predecessors)} is gone")
+
+    with pytest.raises(ClusterError, match=r"3 times in a row .* node 3 is gone"):
+        outlive(executor, drive, lambda status: True)
+    assert predecessors == [None, Status(), Status()]
+    assert executor.predecessor is None
+
+
+def test_a_run_whose_drivers_get_somewhere_goes_on() -> None:
+    executor, last = ScriptedExecutor(1), Status()
+
+    def drive(watch: Watch) -> Summary:
+        made = executor.predecessor.made if executor.predecessor else 0
+        if made == 2 * MAX_DRIVERS:
+            return Summary(made)
+        watch(replace(last, made=made + 1))
+        raise DriverLostError("gone")
+
+    assert outlive(executor, drive, lambda status: True) == Summary(2 * MAX_DRIVERS)

@@ -47,9 +47,10 @@ class PriorityStore(JobStore):
     def release_all(self) -> None:
         self.release([Job({"n": number}) for number in self.owned])
 
-    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
+    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         self.failed[job.key["n"]] += 1
         del self.owned[job.key["n"]]
+        return True
 
     def finish(self, job: Job) -> None:
         self.finished[job.key["n"]] += 1
@@ -63,6 +64,9 @@ class PriorityStore(JobStore):
 
     def begun(self, jobs: Any) -> list[Job]:
         return list(jobs)
+
+    def forgone(self, jobs: Any) -> bool:
+        return False
 
     def begun_by(self, host: str, pid: int) -> list[Job]:
         return []

@@ -20,7 +20,39 @@ AWAY = [
     psycopg2.OperationalError("server closed the connection unexpectedly"),
     dj.errors.LostConnectionError("Connection was lost during a transaction."),
 ]
+MYSQL_CODES = {
+    1053: "Server shutdown in progress",
+    1205: "Lock wait timeout exceeded; try restarting transaction",
+    1213: "Deadlock found when trying to get lock; try restarting transaction",
+    1290: "The MariaDB server is running with the --read-only option",
+    1836: "Running in read-only mode",
+    1927: "Connection was killed",
+    4031: "The client was disconnected by the server because of inactivity",
+}
+POSTGRESQL_CODES = {
+    "40001": "could not serialize access due to concurrent update",
+    "40P01": "deadlock detected",
+    "55P03": "could not obtain lock on row",
+    "57P01": "terminating connection due to administrator command",
+    "57P03": "the database system is starting up",
+    "25006": "cannot execute INSERT in a read-only transaction",
+}
+
+
+def of_postgresql(code: str, message: str) -> psycopg2.Error:
+    error = psycopg2.Error(message)
+    error.__setstate__({"pgcode": code})  # type: ignore[no-untyped-call]
+    return error
+
+
+GIVEN_UP = [pymysql.err.OperationalError(*error) for error in MYSQL_CODES.items()] + [
+    of_postgresql(*error) for error in POSTGRESQL_CODES.items()
+]
 OF_THE_PIPELINE = [
+    of_postgresql("23505", "duplicate key value violates unique constraint"),
+    of_postgresql("42601", "syntax error"),
+    pymysql.err.OperationalError(1290, "The MySQL server is running with the --secure-file-priv option"),
+    pymysql.err.IntegrityError(1062, "Duplicate entry"),
     pymysql.err.OperationalError(1045, "Access denied"),
     dj.errors.LostConnectionError(),
     ValueError(),
@@ -33,7 +65,7 @@ def test_a_full_server_is_infrastructure(error: Exception) -> None:
     assert is_infrastructure(error)
 
 
-@pytest.mark.parametrize("error", AWAY, ids=str)
+@pytest.mark.parametrize("error", AWAY + GIVEN_UP, ids=str)
 def test_a_server_that_is_away_is_not_full(error: Exception) -> None:
     assert not is_full(error)
     assert is_infrastructure(error)

@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from pydantic import ValidationError
 
 import djdist
+from djdist.errors import OptionError
 from djdist.settings import Settings
 
 
@@ -23,6 +23,20 @@ def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DJDIST_SHIP_CREDENTIALS", "false")
     settings = Settings()
     assert (settings.executor, settings.lease_seconds, settings.ship_credentials) == ("ray", 120, False)
+
+
+@pytest.mark.parametrize("given", ["OSError", OSError, [OSError], ("OSError",)])
+def test_errors_worth_another_try_are_classes_or_names(given: object) -> None:
+    settings = Settings()
+    settings.retry_on = given  # type: ignore[assignment]
+    assert settings.retry_on == ("OSError",)
+
+
+def test_names_in_the_environment_have_commas_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DJDIST_RETRY_ON", "OSError, KeyError")
+    monkeypatch.setenv("DJDIST_PRELOAD", "lab.rig")
+    settings = Settings()
+    assert (settings.retry_on, settings.preload) == (("OSError", "KeyError"), ("lab.rig",))
 
 
 def test_the_environment_is_read_when_djdist_is_imported() -> None:
@@ -47,14 +61,16 @@ def test_assignments_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         ("lease_seconds", 65_536),
         ("lease_seconds", "soon"),
         ("max_losses", 0),
-        ("preload", "a module"),
+        ("preload", 5),
+        ("retry_on", 5),
+        ("retry_on", [5]),
         ("ship_credentials", "perhaps"),
         ("exekutor", "ray"),
     ],
 )
 def test_what_makes_no_sense_is_refused(name: str, value: object) -> None:
     settings = Settings()
-    with pytest.raises(ValidationError, match=name):
+    with pytest.raises(OptionError, match=name):
         setattr(settings, name, value)
     assert settings == Settings()
 

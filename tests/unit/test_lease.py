@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from djdist.job import Job
+from djdist.job_stores.memory import MemoryStore
+from djdist.lease import Lease
+from lab.watching import wait_until
+
+
+class WatchedStore(MemoryStore):
+    """Notes what is renewed; what is lost is not the run's any more."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__({"n": number} for number in range(count))
+        self.renewed: list[int] = []
+        self.rescues = 0
+        self.lost: set[int] = set()
+        self.away = False
+
+    def renew(self, jobs: Sequence[Job]) -> list[Job]:
+        if self.away:
+            raise ConnectionError("the database is away")
+        self.renewed.append(len(jobs))
+        return [job for job in super().renew(jobs) if job.key["n"] not in self.lost]
+
+    def rescue(self) -> int:
+        self.rescues += 1
+        return 0
+
+
+def test_all_in_flight_are_renewed_and_the_dead_ones_rescued_while_the_run_is_busy() -> None:
+    store = WatchedStore(5)
+    jobs = store.reserve(3)
+    with Lease(store, lambda: jobs, seconds=0.2):
+        while len(store.renewed) < 3:
+            sum(range(1000))  # a busy loop in the driver's thread
+    assert set(store.renewed) == {3}
+    assert store.rescues >= 2
+
+
+def test_a_job_is_gone_that_is_missing_twice() -> None:
+    store = WatchedStore(2)
+    jobs = store.reserve(2)
+    store.lost = {1}
+    with Lease(store, lambda: jobs, seconds=0.04) as lease:
+        wait_until(lambda: len(store.renewed) == 1 or lease.is_gone(jobs[1]), "the first renewal")
+        wait_until(lambda: lease.is_gone(jobs[1]), "the second one")
+    assert not lease.is_gone(jobs[0])
+    assert len(store.renewed) >= 2
+
+
+def test_a_database_that_is_away_is_tried_again() -> None:
+    store = WatchedStore(1)
+    jobs = store.reserve(1)
+    store.away = True
+    with Lease(store, lambda: jobs, seconds=0.04):
+        store.away = False
+        wait_until(lambda: store.renewed, "a renewal")
