@@ -193,11 +193,18 @@ def code_version(table: dj.Table) -> str:
 
 
 def make_key(
-    table: Any, key: Key, make_kwargs: dict[str, Any], version: str, finish: Callable[[], None]
+    table: Any,
+    key: Key,
+    make_kwargs: dict[str, Any],
+    version: str,
+    finish: Callable[[], None],
+    *,
+    is_missing: bool = False,
 ) -> bool:
     """Make one key in DataJoint's own way, with ``finish`` called just before COMMIT.
 
-    Whatever ``finish`` raises undoes the whole transaction.
+    Whatever ``finish`` raises undoes the whole transaction. Where the key is known to be missing,
+    DataJoint is spared its look for it.
 
     Returns
     -------
@@ -207,6 +214,7 @@ def make_key(
     connection = table.connection
     with (
         _version_is(version),
+        _known_as_missing(table, key if is_missing else None),
         _closing(connection) as closed,
         _before_commit(connection, finish) as committed,
     ):
@@ -239,6 +247,16 @@ def connect_anew(connection: dj.Connection) -> None:
     with quiet():
         connection.connect()
     connection._in_transaction = False
+
+
+def any_made(table: Any, keys: Sequence[Key]) -> bool:
+    """Tell whether any of these keys is in the table."""
+    return bool(table & list(keys))
+
+
+def is_duplicate(error: BaseException) -> bool:
+    """Tell whether somebody else has inserted the same row."""
+    return isinstance(error, dj.errors.DuplicateError)
 
 
 def is_made(table: Any, key: Key) -> bool:
@@ -345,6 +363,21 @@ def _before_commit(connection: dj.Connection, finish: Callable[[], None]) -> Ite
         yield committed
     finally:
         del connection.commit_transaction
+
+
+@contextmanager
+def _known_as_missing(table: Any, key: Key | None) -> Iterator[None]:
+    """Answer DataJoint's question whether this very object is in the table; ``make()`` gets a copy of it."""
+    kind, contains = type(table), type(table).__contains__
+    own = vars(kind).get("__contains__")
+    kind.__contains__ = lambda self, item: item is not key and contains(self, item)
+    try:
+        yield
+    finally:
+        if own:
+            kind.__contains__ = own
+        else:
+            del kind.__contains__
 
 
 @contextmanager

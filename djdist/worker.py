@@ -22,8 +22,10 @@ from djdist.fence import Fence, key_name
 from djdist.grouping import GROUP_SECONDS
 from djdist.job import Ending, Failure, Identity, Job, Outcome, Report
 from djdist.pipeline import (
+    any_made,
     connect_anew,
     end_session,
+    is_duplicate,
     is_full,
     is_infrastructure,
     is_made,
@@ -141,6 +143,7 @@ class _Group:
     jobs: Sequence[Job]
     _values: dict[Identity, dict[str, Any]] = field(init=False)
     _begun: dict[Identity, bool] | None = None
+    all_missing: bool = False
 
     def __post_init__(self) -> None:
         self._values = {job.identity: _values(self.workplace, job) for job in self.jobs}
@@ -155,6 +158,7 @@ class _Group:
         if self._begun is None:
             begun = fence.begins(self.workplace.table.connection, list(self._values.values()))
             self._begun = dict(zip(self._values, begun, strict=True))
+            self.all_missing = not any_made(self.workplace.table, [job.key for job in self.jobs])
         return self._begun[job.identity]
 
     def forgo(self, connection: Any) -> None:
@@ -266,8 +270,13 @@ def _attempt(group: _Group, job: Job) -> Ending:
             values = {**group.values(job), "seconds": time.monotonic() - started}
             fence.finish_or_undo(table.connection, values)
 
-    if make_key(table, job.key, workplace.make_kwargs, workplace.version, finish):
-        return Ending.MADE
+    missing = group.all_missing
+    try:
+        if make_key(table, job.key, workplace.make_kwargs, workplace.version, finish, is_missing=missing):
+            return Ending.MADE
+    except Exception as error:
+        if not (missing and is_duplicate(error) and is_made(table, job.key)):
+            raise
     finish()
     return Ending.PRESENT
 

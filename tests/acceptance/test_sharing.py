@@ -115,3 +115,11 @@ def test_a_job_that_takes_longer_than_its_lease_is_left_to_its_run(
     _, looks, _, orphaned = output.split()[-4:]
     assert int(looks) > 10, error
     assert orphaned == "0"
+
+
+def test_a_key_that_others_make_meanwhile_counts_as_there(lab: ModuleType, executor: Any) -> None:
+    pipelines.fill(lab, subjects=1, sessions=2)
+    options = {"reserve_jobs": True, "make_kwargs": {"do": doing.be_overtaken}}
+    assert lab.Scripted.populate(executor=executor, **options) == {"success_count": 0, "error_list": []}
+    assert set(lab.Scripted().to_arrays("pid")) == {0}
+    assert counts(lab.Scripted) == {}

@@ -40,6 +40,12 @@ def test_populate1_touches_no_job_when_it_is_given_none() -> None:
     assert verbs == source.count("if jobs is not None") == 4
 
 
+def test_populate1_asks_once_whether_its_own_key_is_there_and_gives_make_a_copy() -> None:
+    source = source_of(dj.AutoPopulate._populate1)
+    assert source.count("key in self") == source.count("if key in self:") == 1
+    assert source.count("make(dict(key)") == 3
+
+
 def test_populate1_looks_the_version_up_when_it_runs() -> None:
     source = source_of(dj.AutoPopulate._populate1)
     assert "from .jobs import _get_job_version" in source

@@ -1,0 +1,60 @@
+"""Keeps what the benchmarks find: `results.json`, and the charts that the README shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import servers
+from benchmarks import charts
+from benchmarks.contestants import PIPELINE
+from lab import clusters
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+Record = Callable[[str, str, Any], None]
+
+
+@pytest.fixture(params=["mysql", "postgresql"], scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
+    with servers.running(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def lab(server: servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The benchmarked pipeline as a module that workers can import."""
+    connection = server.configure()
+    name = f"djdist_bench_{uuid.uuid4().hex[:8]}"
+    (tmp_path / f"{name}.py").write_text(PIPELINE.format(schema=name))
+    paths = [str(tmp_path), str(HERE.parents[1])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    monkeypatch.setattr(sys, "path", paths + sys.path)
+    yield __import__(name)
+    connection.close()
+    server.drop_schema(name)
+
+
+@pytest.fixture
+def environments() -> Iterator[dict[str, dict[str, str]]]:
+    """How a script finds the clusters that run beside it."""
+    with clusters.place("ray") as ray, clusters.place("dask") as dask:
+        yield {"ray": ray.environment, "dask": dask.environment}
+
+
+@pytest.fixture(scope="session")
+def record() -> Iterator[Record]:
+    """Notes figures by topic and database; draws them at the end."""
+    results: dict[str, dict[str, Any]] = {}
+    yield lambda topic, database, figures: results.setdefault(topic, {}).update({database: figures})
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    charts.draw(results, HERE)

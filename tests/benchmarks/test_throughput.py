@@ -1,0 +1,35 @@
+"""How fast trivial keys are made by two workers, beside native populate and bare make()."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from types import ModuleType
+
+from benchmarks.conftest import Record
+from benchmarks.contestants import SCRIPTS, Bench, empty, jobs_per_second
+from servers import Server
+
+KEYS = 10_000
+ROUNDS = 3
+WORKERS = 2
+
+
+def test_trivial_keys(
+    server: Server, lab: ModuleType, tmp_path: Path, environments: dict[str, dict[str, str]], record: Record
+) -> None:
+    lab.Number.insert({"n": n, "x": n} for n in range(KEYS))
+    rates: dict[str, list[float]] = {name: [] for name in SCRIPTS}
+    for _ in range(ROUNDS):
+        for name in SCRIPTS:
+            empty(lab)
+            Bench(server, lab.__name__, tmp_path, environments.get(name, {})).make(name, WORKERS)
+            assert len(lab.Doubled()) == KEYS
+            rates[name].append(jobs_per_second(lab))
+    medians = {name: round(statistics.median(each)) for name, each in rates.items()}
+    record("jobs per second", server.backend, medians)
+    for name, rate in medians.items():
+        of_bare, of_native = rate / medians["bare make"], rate / medians["native"]
+        print(
+            f"{server.backend:12}{name:12}{rate:6} jobs/s {of_bare:6.2f} of bare {of_native:6.2f} of native"
+        )
