@@ -28,6 +28,7 @@ print(Scripted.populate(reserve_jobs=True, executor={executor!r}, make_kwargs=ma
 
 
 class TestCallerAway:
+    @pytest.mark.long_on("ray")
     @pytest.mark.parametrize("executor", ["ray", "dask"])
     def test_its_run_goes_on_when_it_is_back(
         self,
@@ -90,6 +91,7 @@ class TestDriverBesideTheKeys:
         assert [key["session_date"] for key, _ in summary["error_list"]] == [pipelines.FIRST_DATE]
         assert doing.begun(tmp_path).count(1) == djdist.config.max_losses
 
+    @pytest.mark.long
     def test_keys_that_never_end_are_ended_however_many(
         self, lab: ModuleType, one_worker: Any, tmp_path: Path
     ) -> None:
