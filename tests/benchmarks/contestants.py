@@ -75,10 +75,14 @@ DJDIST = """
 import djdist
 
 djdist.enable()
-Doubled.populate(reserve_jobs=True, executor={executor!r}, processes={workers})
+Doubled.populate(reserve_jobs=True, {options})
 """
-SCRIPTS = {"bare make": BARE, "native": NATIVE} | {
-    name: DJDIST.replace("{executor!r}", repr(name)) for name in ("local", "ray", "dask")
+SCRIPTS = {
+    "bare make": BARE,
+    "native": NATIVE,
+    "local": DJDIST.replace("{options}", "executor='local', processes={workers}"),
+    "ray": DJDIST.replace("{options}", "executor='ray'"),
+    "dask": DJDIST.replace("{options}", "executor='dask'"),
 }
 
 
@@ -93,7 +97,7 @@ class Bench:
 
     def make(self, contestant: str, workers: int) -> None:
         """Let a contestant make all keys that there are."""
-        script = self.folder / f"{contestant.replace(' ', '_')}.py"
+        script = self.folder / f"run_{contestant.replace(' ', '_')}.py"
         code = PREAMBLE.format(server=self.server, module=self.module)
         script.write_text(code + SCRIPTS[contestant].format(workers=workers))
         environment = {**os.environ, **self.environment}
