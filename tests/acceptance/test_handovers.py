@@ -98,10 +98,10 @@ class TestDriverBesideTheKeys:
         pipelines.fill(lab, subjects=1, sessions=5)
         arguments = {"do": doing.never_end_before_the_last, "folder": str(tmp_path), "last": 5}
         options = {"reserve_jobs": True, "suppress_errors": True, "make_kwargs": arguments}
-        lab.Scripted.populate(executor=one_worker, timeout_seconds=0.5, **options)
+        lab.Scripted.populate(executor=one_worker, timeout_seconds=3, **options)
         assert len(lab.Scripted()) == 1
         errors = lab.Scripted.jobs.errors.to_dicts()
-        assert [job["error_message"] for job in errors] == ["TimeoutError: timed out after 0.5 seconds"] * 4
+        assert [job["error_message"] for job in errors] == ["TimeoutError: timed out after 3 seconds"] * 4
 
 
 @pytest.mark.on("dask")
