@@ -3,7 +3,7 @@
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from uuid import UUID
 
 import datajoint as dj
 
-from djdist.errors import DatabaseError, MakeError, OptionError
+from djdist.errors import DatabaseError, OptionError
 from djdist.job import Key
 from djdist.rights import check_key_is_seen
 from djdist.shipping import ConnectionSettings, quiet, settings_of
@@ -192,49 +192,6 @@ def code_version(table: dj.Table) -> str:
         return ""
 
 
-def make_key(
-    table: Any,
-    key: Key,
-    make_kwargs: dict[str, Any],
-    version: str,
-    finish: Callable[[], None],
-    *,
-    is_missing: bool = False,
-) -> bool:
-    """Make one key in DataJoint's own way, with ``finish`` called just before COMMIT.
-
-    Whatever ``finish`` raises undoes the whole transaction. Where the key is known to be missing,
-    DataJoint is spared its look for it.
-
-    Returns
-    -------
-    bool
-        False if the key was in the table already; ``finish`` was not called then.
-    """
-    connection = table.connection
-    with (
-        _version_is(version),
-        _known_as_missing(table, key if is_missing else None),
-        _closing(connection) as closed,
-        _before_commit(connection, finish) as committed,
-    ):
-        try:
-            return bool(table._populate1(key, None, False, False, make_kwargs=make_kwargs))
-        except Exception as error:
-            if closed:
-                raise MakeError(
-                    "make() closed the connection to the database, which it has to leave open"
-                ) from error
-            if not committed:
-                raise
-            logger.warning(
-                "%s(%s) is made, but its metadata could not be written: %s", type(table).__name__, key, error
-            )
-            return True
-        finally:
-            _leave_transaction(connection)
-
-
 def end_session(connection: dj.Connection) -> None:
     """Let go of what a session holds: a transaction, locks, or a socket that is dead."""
     with suppress(Exception):
@@ -317,75 +274,3 @@ def pack_text(text: str) -> bytes:
 
 def _is_binary_uuid(jobs: dj.Job, name: str) -> bool:
     return bool(jobs.heading[name].uuid) and jobs.connection.adapter.backend == "mysql"
-
-
-def _leave_transaction(connection: dj.Connection) -> None:
-    try:
-        if connection.in_transaction:
-            connection.cancel_transaction()
-    except dj.errors.LostConnectionError:
-        connection.connect()
-
-
-@contextmanager
-def _closing(connection: dj.Connection) -> Iterator[list[bool]]:
-    """Note whether the connection is closed, which else would look like a lost one."""
-    closed: list[bool] = []
-    close = connection.close
-
-    def noting() -> None:
-        closed.append(True)
-        close()
-
-    connection.close = noting
-    try:
-        yield closed
-    finally:
-        del connection.close
-
-
-@contextmanager
-def _before_commit(connection: dj.Connection, finish: Callable[[], None]) -> Iterator[list[bool]]:
-    """Call ``finish`` before the commit that ends a make(), not before those inside it."""
-    committed: list[bool] = []
-    commit = connection.commit_transaction
-
-    def commit_finished() -> None:
-        ends_make = sys._getframe(1).f_code is dj.AutoPopulate._populate1.__code__
-        if ends_make:
-            finish()
-        commit()
-        if ends_make:
-            committed.append(True)
-
-    connection.commit_transaction = commit_finished
-    try:
-        yield committed
-    finally:
-        del connection.commit_transaction
-
-
-@contextmanager
-def _known_as_missing(table: Any, key: Key | None) -> Iterator[None]:
-    """Answer DataJoint's question whether this very object is in the table; ``make()`` gets a copy of it."""
-    kind, contains = type(table), type(table).__contains__
-    own = vars(kind).get("__contains__")
-    kind.__contains__ = lambda self, item: item is not key and contains(self, item)
-    try:
-        yield
-    finally:
-        if own:
-            kind.__contains__ = own
-        else:
-            del kind.__contains__
-
-
-@contextmanager
-def _version_is(version: str) -> Iterator[None]:
-    """Spare DataJoint its look-up of the code's version, which starts git for every key."""
-    look_up = dj.jobs._get_job_version
-    dj.jobs._get_job_version = lambda config=None: version
-    try:
-        yield
-    finally:
-        dj.jobs._get_job_version = look_up

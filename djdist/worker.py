@@ -21,6 +21,7 @@ from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Fence, key_name
 from djdist.grouping import GROUP_SECONDS
 from djdist.job import Ending, Failure, Identity, Job, Outcome, Report
+from djdist.making import Making
 from djdist.pipeline import (
     any_made,
     connect_anew,
@@ -30,11 +31,10 @@ from djdist.pipeline import (
     is_infrastructure,
     is_made,
     job_columns,
-    make_key,
 )
 from djdist.rights import RIGHTS, is_denial, lacking_right
 from djdist.shipping import ConnectionSettings, is_alive, open_dbapi_connection, unpack_table
-from djdist.signals import catching
+from djdist.signals import Signals, catching
 
 MADE = (Ending.MADE, Ending.PRESENT)
 EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
@@ -148,6 +148,10 @@ class _Group:
     def __post_init__(self) -> None:
         self._values = {job.identity: _values(self.workplace, job) for job in self.jobs}
 
+    def making(self) -> Making:
+        at = self.workplace
+        return Making(at.table, at.make_kwargs, at.version, several=len(self.jobs) > 1)
+
     def values(self, job: Job) -> dict[str, Any]:
         return self._values[job.identity]
 
@@ -180,11 +184,11 @@ def make_group(group: _Group, limit: Callable[[], AbstractContextManager[None]] 
     """Make jobs one after the other until one is not made, or they take long; what is left has not begun."""
     jobs, outcomes, received = group.jobs, list[Outcome](), None
     started = time.monotonic()
-    with catching(signal.SIGINT, signal.SIGTERM):
+    with catching(signal.SIGINT, signal.SIGTERM) as signals, group.making() as making:
         try:
             for job in jobs:
                 with limit():
-                    outcomes.append(make_job(group, job))
+                    outcomes.append(make_job(group, job, making, signals))
                 if outcomes[-1].ending not in MADE or time.monotonic() - started > GROUP_SECONDS:
                     break
         except KeyboardInterrupt as error:  # between two keys
@@ -199,15 +203,14 @@ def make_group(group: _Group, limit: Callable[[], AbstractContextManager[None]] 
     return Report((*outcomes, *left), seconds=time.monotonic() - started)
 
 
-def make_job(group: _Group, job: Job) -> Outcome:
+def make_job(group: _Group, job: Job, making: Making, signals: Signals) -> Outcome:
     """Begin, make and finish one job."""
-    with catching(signal.SIGINT, signal.SIGTERM) as signals:
-        try:
-            ending, failure = _attempt(group, job), None
-        except LeaseLostError:
-            ending, failure = Ending.DISOWNED, None
-        except BaseException as error:
-            ending, failure = _ending(error, interrupted=signals.received), _failure(error)
+    try:
+        ending, failure = _attempt(group, job, making), None
+    except LeaseLostError:
+        ending, failure = Ending.DISOWNED, None
+    except BaseException as error:
+        ending, failure = _ending(error, interrupted=signals.received), _failure(error)
     if ending not in MADE:
         _leave_behind(group.workplace)
     return Outcome(job, ending, failure, platform.node(), os.getpid())
@@ -254,7 +257,7 @@ def _leave_if_told_to(group: _Group, report: Report) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def _attempt(group: _Group, job: Job) -> Ending:
+def _attempt(group: _Group, job: Job, making: Making) -> Ending:
     workplace = group.workplace
     table, fence = workplace.table, workplace.fence
     if id(table.connection) in _left_behind:
@@ -272,7 +275,7 @@ def _attempt(group: _Group, job: Job) -> Ending:
 
     missing = group.all_missing
     try:
-        if make_key(table, job.key, workplace.make_kwargs, workplace.version, finish, is_missing=missing):
+        if making(job.key, finish, is_missing=missing):
             return Ending.MADE
     except Exception as error:
         if not (missing and is_duplicate(error) and is_made(table, job.key)):

@@ -52,9 +52,28 @@ def test_populate1_looks_the_version_up_when_it_runs() -> None:
     assert list(inspect.signature(dj.jobs._get_job_version).parameters) == ["config"]
 
 
-def test_what_is_patched_on_a_connection_is_an_ordinary_method() -> None:
-    assert inspect.isfunction(vars(dj.Connection)["commit_transaction"])
+@pytest.mark.parametrize("name", ["start_transaction", "commit_transaction", "close"])
+def test_what_is_patched_on_a_connection_is_an_ordinary_method(name: str) -> None:
+    assert inspect.isfunction(vars(dj.Connection)[name])
     assert "__slots__" not in vars(dj.Connection)
+
+
+def test_a_connection_knows_of_its_transaction_by_a_flag() -> None:
+    for name, state in {"start_transaction": True, "commit_transaction": False}.items():
+        body = source_of(vars(dj.Connection)[name]).split('"""')[-1]
+        assert body.count("self.query(") == 1
+        assert f"self._in_transaction = {state}" in body
+
+
+def test_populate1_looks_for_a_generator_and_for_metadata_as_making_does() -> None:
+    source = source_of(dj.AutoPopulate._populate1)
+    assert 'make = self._make_tuples if hasattr(self, "_make_tuples") else self.make' in source
+    assert "inspect.isgeneratorfunction(make)" in source
+    assert "if self._has_job_metadata_attrs():" in source
+
+
+def test_a_tables_name_is_worked_out_of_that_of_its_class_alone() -> None:
+    assert list(inspect.signature(dj.user_tables.from_camel_case).parameters) == ["s"]
 
 
 def test_auto_populate_holds_what_enable_replaces() -> None:

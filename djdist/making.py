@@ -1,0 +1,161 @@
+"""Makes keys in DataJoint's own way, one after the other, with a say in how each transaction ends."""
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+import datajoint as dj
+from typing_extensions import Self
+
+from djdist.errors import MakeError
+from djdist.job import Key
+
+logger = logging.getLogger(__name__)
+
+
+class Making:
+    """Makes keys of one table, for the time of a ``with``.
+
+    Parameters
+    ----------
+    table : datajoint.Computed or datajoint.Imported
+        The table.
+    make_kwargs : dict
+        Keyword arguments of each ``make()``.
+    version : str
+        The code's version, which DataJoint else looks up for every key, with git.
+    several : bool
+        More than one key will be made. Each has a transaction of its own; where nothing
+        comes between two, the commit of one begins the next, which saves a statement.
+    """
+
+    def __init__(
+        self, table: Any, make_kwargs: dict[str, Any], version: str = "", *, several: bool = False
+    ) -> None:
+        self._table = table
+        self._make_kwargs = make_kwargs
+        self._version = version
+        self._chains = several and not _does_more_than_its_transaction(table)
+        self._chained = False
+        self._patches = ExitStack()
+
+    def __enter__(self) -> Self:
+        connection, kind = self._table.connection, type(self._table)
+        self._start, self._commit, self._close = (
+            connection.start_transaction,
+            connection.commit_transaction,
+            connection.close,
+        )
+        contains = kind.__contains__
+        for owner, name, value in (
+            (dj.jobs, "_get_job_version", lambda config=None: self._version),
+            (kind, "__contains__", lambda table, key: key is not self._missing and contains(table, key)),
+            (dj.user_tables, "from_camel_case", _from_camel_case),
+            (connection, "start_transaction", self._start_transaction),
+            (connection, "commit_transaction", self._commit_transaction),
+            (connection, "close", self._note_and_close),
+        ):
+            self._patches.enter_context(_replaced(owner, name, value))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._patches.close()
+        if self._chained:
+            with suppress(dj.errors.LostConnectionError):
+                self._table.connection.cancel_transaction()
+
+    def __call__(self, key: Key, finish: Callable[[], None], *, is_missing: bool = False) -> bool:
+        """Make one key, with ``finish`` called just before COMMIT.
+
+        Whatever ``finish`` raises undoes the whole transaction. Where the key is known to be missing,
+        DataJoint is spared its look for it; ``make()`` gets a copy of it.
+
+        Returns
+        -------
+        bool
+            False if the key was in the table already; ``finish`` was not called then.
+        """
+        self._finish, self._missing = finish, key if is_missing else None
+        self._committed = self._closed = False
+        try:
+            return bool(self._table._populate1(key, None, False, False, make_kwargs=self._make_kwargs))
+        except Exception as error:
+            if self._closed:
+                raise MakeError(
+                    "make() closed the connection to the database, which it has to leave open"
+                ) from error
+            if not self._committed:
+                raise
+            logger.warning(
+                "%s(%s) is made, but its metadata could not be written: %s",
+                type(self._table).__name__,
+                key,
+                error,
+            )
+            return True
+        finally:
+            _leave_transaction(self._table.connection)
+
+    def _start_transaction(self) -> None:
+        if self._chained:
+            self._chained, self._table.connection._in_transaction = False, True
+        else:
+            self._start()
+
+    def _commit_transaction(self) -> None:
+        """Finish the job before the commit that ends a ``make()``, not before those inside it."""
+        ends_make = sys._getframe(1).f_code is dj.AutoPopulate._populate1.__code__
+        if not ends_make:
+            self._commit()
+            return
+        self._finish()
+        if self._chains:
+            self._chained = True
+            self._table.connection.query("COMMIT AND CHAIN")
+            self._table.connection._in_transaction = False
+        else:
+            self._commit()
+        self._committed = True
+
+    def _note_and_close(self) -> None:
+        """Note that the connection is closed, which else would look like a lost one."""
+        self._closed = True
+        self._close()
+
+
+_from_camel_case = cache(dj.user_tables.from_camel_case)
+"""DataJoint works a table's name out whenever it needs it, ten times for a short ``make()``."""
+
+
+def _does_more_than_its_transaction(table: Any) -> bool:
+    """Tell whether DataJoint works between two transactions: for a make() in three parts, or metadata."""
+    make = table._make_tuples if hasattr(table, "_make_tuples") else table.make
+    return inspect.isgeneratorfunction(make) or table._has_job_metadata_attrs()
+
+
+def _leave_transaction(connection: dj.Connection) -> None:
+    try:
+        if connection.in_transaction:
+            connection.cancel_transaction()
+    except dj.errors.LostConnectionError:
+        connection.connect()
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    own = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
