@@ -144,12 +144,13 @@ class Driver:
     def step(self) -> bool:
         """Fill the free places and collect what has ended; False when nothing is left to do."""
         self._fill()
-        for completion in self._executor.wait(self._wait_seconds()):
+        completions = self._executor.wait(self._wait_seconds())
+        for completion in completions:
             self._collect(completion)
         self._end_overdue()
         self._end_disowned()
         self._take_back_waiting()
-        if not self._in_flight and self._pauses() and self._expects_more():
+        if not completions and not self._in_flight and self._pauses() and self._expects_more():
             self._sleep(WAIT_SECONDS)
         return bool(self._in_flight) or self._expects_more()
 

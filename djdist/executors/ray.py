@@ -4,7 +4,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
@@ -88,6 +89,7 @@ class RayExecutor(Executor):
         return outlive(self, lambda watch_all: self._drive_once(run, watch_all, info), watch)
 
     def _drive_once(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
+        self._remote(_get_ready).remote()
         host = self._host()
         ask = _line_to(host, info)
         try:
@@ -134,8 +136,7 @@ class RayExecutor(Executor):
 
     def start(self, work: Work) -> None:
         self._work = ray.put(work)
-        once: Any = ray.remote
-        self._task = once(max_retries=0, **self._options, **self._runtime_env)(_run)
+        self._task = self._remote(_run)
 
     def free_places(self) -> int:
         return window(self._count_places()) - len(self._tickets)
@@ -165,6 +166,10 @@ class RayExecutor(Executor):
         for reference in self._tickets:
             ray.cancel(reference, force=True)
         self._tickets.clear()
+
+    def _remote(self, function: Callable[..., Any]) -> Any:
+        once: Any = ray.remote
+        return once(max_retries=0, **self._options, **self._runtime_env)(function)
 
     def _count_places(self) -> int:
         now = time.monotonic()
@@ -272,6 +277,11 @@ def _runs_of(actor: str) -> list[tuple[RunInfo, Ask]]:
         return [(info, _line_to(host, info)) for info in ray.get(host.infos.remote(), timeout=LOOK_SECONDS)]
     except (RayError, ValueError):  # it ended meanwhile, or hangs
         return []
+
+
+def _get_ready() -> None:
+    """Let a worker import while the driver does, which else tries it first and waits for that."""
+    import_module("djdist.worker")
 
 
 def _run(work: Work, jobs: Sequence[Job]) -> Report:
