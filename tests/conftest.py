@@ -194,7 +194,7 @@ def _executors(item: pytest.Item) -> list[str]:
 
 
 LONG = {"test_failures.py", "test_interrupts.py"}
-ON_REAL_MYSQL = {"test_job_stores.py", "test_results.py", "test_retries.py"}
+ON_REAL_MYSQL = {"test_job_stores.py", "test_plans.py", "test_results.py", "test_retries.py"}
 SHORT_ON_REAL_MYSQL = {"TestJobsTable", "TestLease", "TestRefreshing"}
 EVERY_PAIR = {"test_results.py"}
 PAIRS = {"local": "postgresql", "processes": "mysql", "ray": "postgresql", "dask": "mysql"}

@@ -1,6 +1,7 @@
 """The jobs table ``~~table_name`` of DataJoint, through SQLAlchemy."""
 
 import logging
+import operator
 import platform
 import secrets
 import time
@@ -112,7 +113,9 @@ class JobsTable(JobStore):
     refreshing: Refreshing | None = None
     patience_seconds: float = 2.0
     _reached: bool = field(default=False, init=False, repr=False, compare=False)
-    _goes_on: Callable[[], bool] = field(default=lambda: True, init=False, repr=False, compare=False)
+    _goes_on: Callable[[], bool] = field(
+        default_factory=lambda: lambda: True, init=False, repr=False, compare=False
+    )
     _open_engine: sa.Engine | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -161,6 +164,7 @@ class JobsTable(JobStore):
         }
 
         def reserve(connection: sa.Connection) -> list[Job]:
+            self._prefer_order_of_index(connection)
             found = _jobs_in(connection.execute(due.limit(limit).with_for_update(skip_locked=True)))
             if found:
                 change = sa.update(self._jobs).where(self._among(found)).values(reservation)
@@ -222,7 +226,8 @@ class JobsTable(JobStore):
 
     def begun_by(self, host: str, pid: int) -> list[Job]:
         jobs = self._jobs.c
-        return self._found(sa.select(*self._key()).where(*self._owned(), jobs.host == host, jobs.pid == pid))
+        mine = [jobs.status == "reserved", jobs.connection_id == self.owner.token]
+        return self._found(sa.select(*self._key()).where(*mine, jobs.host == host, jobs.pid == pid))
 
     def pending(self) -> int:
         count = sa.select(sa.func.count()).select_from(self._jobs).where(*self._due())
@@ -309,7 +314,15 @@ class JobsTable(JobStore):
         return [self._jobs.c[name] for name in self.source.key]
 
     def _among(self, jobs: Sequence[Job]) -> sa.ColumnElement[bool]:
-        return sa.or_(*[sa.and_(*[self._jobs.c[k] == v for k, v in job.key.items()]) for job in jobs])
+        """Find jobs by their key, if possible in a form that is compiled once however many they are.
+
+        MariaDB scans the whole table for a list of one tuple, and PostgreSQL rounds the
+        floats of a list, but not a single one.
+        """
+        key, values = self._key(), [tuple(job.key[name] for name in self.source.key) for job in jobs]
+        if len(values) == 1 or isinstance(values[0][0], float):
+            return sa.or_(*[sa.and_(*map(operator.eq, key, value)) for value in values])
+        return key[0].in_([value for (value,) in values]) if len(key) == 1 else sa.tuple_(*key).in_(values)
 
     def _owned(self) -> tuple[sa.ColumnElement[bool], ...]:
         return _unindexed(self._jobs.c.status) == "reserved", self._jobs.c.connection_id == self.owner.token
@@ -322,6 +335,11 @@ class JobsTable(JobStore):
         if self.source.restricted_sql is not None:
             due.append(self._in(self._keys(self.source.restricted_sql)))
         return due
+
+    def _prefer_order_of_index(self, connection: sa.Connection) -> None:
+        """Keep PostgreSQL from sorting all pending jobs while its statistics lag behind a refresh."""
+        if self.source.settings.backend == "postgresql" and self.source.restricted_sql is None:
+            connection.execute(sa.text("SET LOCAL enable_sort = off"))
 
     def _keys(self, query: str) -> sa.Subquery:
         names = dict.fromkeys(self.source.key + self.source.target_key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,25 @@ while not done.exists():
 print("looks", len(orphaned), "orphaned", sum(orphaned))
 """
 
+DRIVERS = """
+import multiprocessing, sys
+from {lab} import Logged
+
+def drive(start):
+    Logged.connection.connect()
+    start.wait()
+    Logged.populate(reserve_jobs=True)
+
+processes = multiprocessing.get_context("fork")
+start = processes.Barrier({count})
+drivers = [processes.Process(target=drive, args=(start,)) for _ in range({count})]
+for driver in drivers:
+    driver.start()
+for driver in drivers:
+    driver.join()
+sys.exit(any(driver.exitcode for driver in drivers))
+"""
+
 
 def start_together(script: Script, folder: Path, *codes: str) -> list[int]:
     """Run workers that begin at the same time, and give what each of them made."""
@@ -75,6 +95,20 @@ def test_drivers_that_begin_together_share_the_keys(
     made = start_together(script, tmp_path, WORKER.format(lab=lab.__name__, options=""), companion)
     assert sum(made) == len(lab.Logged()) == 40
     assert min(made) > 0
+    assert counts(lab.Logged) == {}
+
+
+@pytest.mark.long
+def test_many_drivers_share_the_keys_fairly(lab: ModuleType, script: Script) -> None:
+    drivers, keys_each = 32, 100
+    pipelines.fill(lab, subjects=drivers, sessions=keys_each)
+    run = script(DRIVERS.format(lab=lab.__name__, count=drivers))
+    _, errors = run.communicate(timeout=2 * SECONDS)
+    assert run.returncode == 0, errors
+    made = Counter(lab.Logged.to_arrays("pid").tolist())
+    assert sum(made.values()) == drivers * keys_each
+    assert len(made) == drivers
+    assert min(made.values()) > keys_each / 4
     assert counts(lab.Logged) == {}
 
 

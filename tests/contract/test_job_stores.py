@@ -28,7 +28,7 @@ from djdist.jobs import Jobs, jobs_of, refreshing
 from djdist.pipeline import job_columns, jobs_table_source
 from djdist.populate import populate
 from lab.relay import relayed
-from lab.watching import wait_until
+from lab.watching import meanwhile, wait_until
 
 FAILURE = Failure("ValueError: no", "Traceback of it")
 OpenStore = Callable[..., JobsTable]
@@ -384,6 +384,14 @@ class TestReserving:
             source = replace(store.source, settings=replace(store.source.settings, login=login))
             far = JobsTable(source, store.owner, patience_seconds=3600)
             assert far.pending() == 6
+            relay.go_out()
+
+            def come_back() -> None:
+                wait_until(lambda: relay.refused)
+                relay.come_back()
+
+            with meanwhile(come_back):
+                assert far.pending() == 6
             asked: list[int] = []
 
             def is_wanted() -> bool:
