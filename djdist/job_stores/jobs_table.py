@@ -320,7 +320,7 @@ class JobsTable(JobStore):
         floats of a list, but not a single one.
         """
         key, values = self._key(), [tuple(job.key[name] for name in self.source.key) for job in jobs]
-        if len(values) == 1 or isinstance(values[0][0], float):
+        if len(values) == 1 or any(isinstance(value, float) for value in values[0]):
             return sa.or_(*[sa.and_(*map(operator.eq, key, value)) for value in values])
         return key[0].in_([value for (value,) in values]) if len(key) == 1 else sa.tuple_(*key).in_(values)
 
