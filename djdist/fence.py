@@ -43,6 +43,8 @@ class Fence:
         Notes the worker's host and pid on reserved jobs that nobody has begun.
     held : Statement
         Selects jobs that this worker has begun.
+    made : Statement
+        Selects those of them whose key is in the table.
     forgo : Statement
         Undoes what ``begin`` noted.
     finish : Statement
@@ -54,6 +56,7 @@ class Fence:
     key: Statement
     begin: Statement
     held: Statement
+    made: Statement
     forgo: Statement
     finish: Statement
 
@@ -68,6 +71,10 @@ class Fence:
         if hits in (0, len(jobs)):
             return [bool(hits)] * len(jobs)
         return [bool(self._execute(connection, self.held, [job])) for job in jobs]
+
+    def any_made(self, connection: Connection, jobs: Sequence[Values]) -> bool:
+        """Tell whether the key of any of these jobs, which this worker has begun, is in the table."""
+        return bool(self._execute(connection, self.made, jobs))
 
     def finish_or_undo(self, connection: Connection, values: Values) -> None:
         """Finish a job.

@@ -18,6 +18,33 @@ from djdist.job import Key
 logger = logging.getLogger(__name__)
 
 
+class Session:
+    """Executes statements without what DataJoint does for each: it looks for warnings, and connects anew.
+
+    Parameters
+    ----------
+    connection : pymysql.Connection or psycopg2.extensions.connection
+        The connection of the database's driver.
+    translated : callable, optional
+        Gives DataJoint's error for the driver's.
+    """
+
+    def __init__(
+        self, connection: Any, translated: Callable[[Exception, str], Exception] = lambda error, _: error
+    ) -> None:
+        self._connection = connection
+        self._translated = translated
+
+    def query(self, query: str, args: Any = None) -> Any:
+        """Execute SQL with its ``%s`` filled in and return the cursor."""
+        cursor = self._connection.cursor()
+        try:
+            cursor.execute(query, args)
+        except Exception as error:
+            raise self._translated(error, query) from error
+        return cursor
+
+
 class Making:
     """Makes keys of one table, for the time of a ``with``.
 
@@ -43,6 +70,12 @@ class Making:
         self._chains = several and not _does_more_than_its_transaction(table)
         self._chained = False
         self._patches = ExitStack()
+
+    @property
+    def session(self) -> Session:
+        """The session of the transaction in which the table makes its keys."""
+        connection = self._table.connection
+        return Session(connection._conn, connection.adapter.translate_error)
 
     def __enter__(self) -> Self:
         connection, kind = self._table.connection, type(self._table)
@@ -118,7 +151,7 @@ class Making:
         self._finish()
         if self._chains:
             self._chained = True
-            self._table.connection.query("COMMIT AND CHAIN")
+            self.session.query("COMMIT AND CHAIN")
             self._table.connection._in_transaction = False
         else:
             self._commit()

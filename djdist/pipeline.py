@@ -206,11 +206,6 @@ def connect_anew(connection: dj.Connection) -> None:
     connection._in_transaction = False
 
 
-def any_made(table: Any, keys: Sequence[Key]) -> bool:
-    """Tell whether any of these keys is in the table."""
-    return bool(table & list(keys))
-
-
 def is_duplicate(error: BaseException) -> bool:
     """Tell whether somebody else has inserted the same row."""
     return isinstance(error, dj.errors.DuplicateError)

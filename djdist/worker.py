@@ -21,9 +21,8 @@ from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Fence, key_name
 from djdist.grouping import GROUP_SECONDS
 from djdist.job import Ending, Failure, Identity, Job, Outcome, Report
-from djdist.making import Making
+from djdist.making import Making, Session
 from djdist.pipeline import (
-    any_made,
     connect_anew,
     end_session,
     is_duplicate,
@@ -162,7 +161,7 @@ class _Group:
         if self._begun is None:
             begun = fence.begins(self.workplace.table.connection, list(self._values.values()))
             self._begun = dict(zip(self._values, begun, strict=True))
-            self.all_missing = not any_made(self.workplace.table, [job.key for job in self.jobs])
+            self.all_missing = not fence.any_made(self.workplace.table.connection, [*self._values.values()])
         return self._begun[job.identity]
 
     def forgo(self, connection: Any) -> None:
@@ -216,22 +215,11 @@ def make_job(group: _Group, job: Job, making: Making, signals: Signals) -> Outco
     return Outcome(job, ending, failure, platform.node(), os.getpid())
 
 
-class _Connection:
-    """A connection beside DataJoint's, which the thread uses that makes keys."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    def query(self, query: str, args: Any = ()) -> Any:
-        cursor = self._connection.cursor()
-        cursor.execute(query, args)
-        return cursor
-
-
 @contextmanager
-def _opened(settings: ConnectionSettings) -> Iterator[_Connection]:
+def _opened(settings: ConnectionSettings) -> Iterator[Session]:
+    """Open a connection beside DataJoint's, which the thread uses that makes keys."""
     connection = open_dbapi_connection(settings)
-    yield _Connection(connection)
+    yield Session(connection)
     connection.commit()
 
 
@@ -271,7 +259,7 @@ def _attempt(group: _Group, job: Job, making: Making) -> Ending:
     def finish() -> None:
         if fence:
             values = {**group.values(job), "seconds": time.monotonic() - started}
-            fence.finish_or_undo(table.connection, values)
+            fence.finish_or_undo(making.session, values)
 
     missing = group.all_missing
     try:

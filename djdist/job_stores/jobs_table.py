@@ -262,11 +262,13 @@ class JobsTable(JobStore):
         finish = sa.update(self._jobs).values(success) if keep_completed else sa.delete(self._jobs)
         nobody: dict[str, Any] = {"host": sa.literal_column("''"), "pid": sa.literal_column("0")}
         not_begun = jobs.pid == sa.literal_column("0")
+        held: sa.Select[Any] = sa.select(sa.literal_column("1")).where(*mine, *begun_here)
         return Fence(
             token=self.owner.token,
             key=self._statement(key.self_group()),
             begin=self._statement(sa.update(self._jobs).where(*mine, not_begun).values(worker)),
-            held=self._statement(sa.select(sa.literal_column("1")).where(*mine, *begun_here)),
+            held=self._statement(held),
+            made=self._statement(held.where(self._in_target(self._jobs))),
             forgo=self._statement(sa.update(self._jobs).where(*mine, *begun_here).values(nobody)),
             finish=self._statement(finish.where(*mine, *begun_here, key)),
         )

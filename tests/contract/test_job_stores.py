@@ -667,6 +667,16 @@ class TestFence:
             fence.finish_or_undo(connection, {**values, "worker_pid": 78})
         fence.finish_or_undo(connection, values)
 
+    def test_a_worker_sees_whether_one_of_its_jobs_is_made_already(
+        self, store: JobsTable, connection: Any, lab: ModuleType
+    ) -> None:
+        jobs = store.reserve(3)
+        fence, values = store.fence(keep_completed=False), [fence_values(store, job) for job in jobs]
+        assert fence.begins(connection, values) == [True] * 3
+        assert not fence.any_made(connection, values)
+        lab.Square.insert1({**jobs[1].key, "result": 1}, allow_direct_insert=True)
+        assert fence.any_made(connection, values)
+
     def test_a_released_job_is_not_finished_by_who_had_begun_it(
         self, store: JobsTable, connection: Any
     ) -> None:

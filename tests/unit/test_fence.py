@@ -15,6 +15,7 @@ FENCE = Fence(
     key=Statement("(id=%s)", ("key_id",)),
     begin=Statement("UPDATE jobs SET host=%s WHERE token=%s", ("worker_host", "token")),
     held=Statement("SELECT 1 FROM jobs WHERE token=%s", ("token",)),
+    made=Statement("SELECT 1 FROM jobs JOIN results WHERE token=%s", ("token",)),
     forgo=Statement("UPDATE jobs SET host='' WHERE token=%s", ("token",)),
     finish=Statement("DELETE FROM jobs WHERE token=%s AND id=%s", ("token", "key_id")),
 )
@@ -53,6 +54,13 @@ def test_where_only_some_begin_it_is_asked_which() -> None:
     connection = Connection(1, 0, 1)
     assert FENCE.begins(connection, [VALUES, {**VALUES, "key_id": 4}]) == [False, True]
     assert connection.executed[1:] == [(f"{FENCE.held.sql} AND ((id=%s))", [7, key]) for key in (3, 4)]
+
+
+@pytest.mark.parametrize("hits", [0, 1, 2])
+def test_one_statement_asks_whether_any_of_many_is_made(hits: int) -> None:
+    connection = Connection(hits)
+    assert FENCE.any_made(connection, [VALUES, {**VALUES, "key_id": 4}]) is bool(hits)
+    assert connection.executed == [(f"{FENCE.made.sql} AND ((id=%s) OR (id=%s))", [7, 3, 4])]
 
 
 def test_finishing_fills_in_the_values_in_the_statements_order() -> None:

@@ -128,7 +128,7 @@ class TestSecrets:
     @pytest.fixture
     def shipped(self, settings: ConnectionSettings) -> list[Any]:
         statement = Statement("DELETE", ())
-        parcel = Parcel(1, "Table", settings, b"table", PASSWORD.encode(), "v", Fence(1, *[statement] * 5))
+        parcel = Parcel(1, "Table", settings, b"table", PASSWORD.encode(), "v", Fence(1, *[statement] * 6))
         source = JobsTableSource(
             settings, "schema", "~~table", "__table", ("id",), frozenset(), False, ("id",), "SELECT 1", None
         )
