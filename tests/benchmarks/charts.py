@@ -18,6 +18,8 @@ def draw(results: dict[str, dict[str, Any]], folder: Path) -> None:
     """Draw what there is of it."""
     if throughput := results.get("jobs per second"):
         _draw_throughput(throughput, folder / "throughput.png")
+    if reserve := results.get("milliseconds to reserve 100 by pending keys"):
+        _draw_reserve(reserve, folder / "reserve.png")
 
 
 def _draw_throughput(throughput: dict[str, dict[str, float]], file: Path) -> None:
@@ -30,6 +32,20 @@ def _draw_throughput(throughput: dict[str, dict[str, float]], file: Path) -> Non
         axis.set_title(DATABASES[database])
         axis.tick_params(axis="x", rotation=30)
     axes[0][0].set_ylabel("jobs/s, as a part of\nbare make()")
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def _draw_reserve(reserve: dict[str, dict[str, dict[int, float]]], file: Path) -> None:
+    figure, axes = plt.subplots(1, len(reserve), figsize=(4 * len(reserve), 3), sharey=True, squeeze=False)
+    for axis, (database, times) in zip(axes[0], reserve.items(), strict=True):
+        for name, by_pending in times.items():
+            color = "0.6" if name == "bare" else "C0"
+            axis.plot(list(by_pending), list(by_pending.values()), marker="o", color=color, label=name)
+        axis.set(title=DATABASES[database], xscale="log", xlabel="pending keys", ylim=(0, None))
+    axes[0][0].set_ylabel("ms to reserve 100")
+    axes[0][0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     plt.close(figure)

@@ -1,0 +1,58 @@
+"""How fast trivial keys are made by many drivers that share one table."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from benchmarks.conftest import Record
+from benchmarks.contestants import PREAMBLE, empty, jobs_per_second
+from servers import Server
+
+pytestmark = pytest.mark.timeout(1800)
+
+KEYS = 6_400
+ROUNDS = 3
+DRIVERS = (1, 4, 32)
+SCRIPT = """
+import multiprocessing
+import djdist
+
+djdist.enable()
+
+def drive(start):
+    Doubled.connection.connect()
+    start.wait()
+    Doubled.populate(reserve_jobs=True)
+
+processes = multiprocessing.get_context("fork")
+start = processes.Barrier({count})
+drivers = [processes.Process(target=drive, args=(start,)) for _ in range({count})]
+for driver in drivers:
+    driver.start()
+for driver in drivers:
+    driver.join()
+"""
+
+
+def test_drivers_share_a_table(server: Server, lab: ModuleType, tmp_path: Path, record: Record) -> None:
+    lab.Number.insert({"n": n, "x": n} for n in range(KEYS))
+    rates: dict[int, list[float]] = {count: [] for count in DRIVERS}
+    for _ in range(ROUNDS):
+        for count in DRIVERS:
+            empty(lab)
+            script = tmp_path / f"drive_{count}.py"
+            script.write_text(
+                PREAMBLE.format(server=server, module=lab.__name__) + SCRIPT.format(count=count)
+            )
+            subprocess.run([sys.executable, str(script)], cwd=tmp_path, check=True)
+            assert len(lab.Doubled()) == KEYS
+            rates[count].append(jobs_per_second(lab))
+    medians = {count: round(statistics.median(each)) for count, each in rates.items()}
+    record("jobs per second by drivers", server.backend, medians)
+    print(f"{server.backend}: {medians} jobs/s, {medians[32] / medians[4]:.2f} with 32 of that with 4")

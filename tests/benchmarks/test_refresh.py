@@ -1,0 +1,76 @@
+"""How long a refresh takes, beside the bare INSERT … SELECT and native refresh."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from types import ModuleType
+
+import datajoint as dj
+import pytest
+
+import djdist
+from benchmarks.conftest import Record
+from benchmarks.many_keys import add_numbers, bare_refresh, empty_jobs, seconds
+from servers import Server
+
+pytestmark = pytest.mark.timeout(1800)
+
+ROUNDS = 3
+NEW, NEW_TO_NATIVE = 100_000, 5_000
+MANY, ONE_PERCENT = 1_000_000, 10_000
+
+
+@pytest.fixture(autouse=True)
+def enabled() -> Iterator[None]:
+    djdist.enable()
+    yield
+    djdist.disable()
+
+
+def test_all_keys_are_new(server: Server, lab: ModuleType, record: Record) -> None:
+    add_numbers(lab, NEW)
+    native = dj.Job(lab.Doubled())
+    rates: dict[str, list[float]] = {"bare": [], "native": [], "djdist": []}
+    for _ in range(ROUNDS):
+        empty_jobs(lab)
+        rates["bare"].append(NEW / seconds(lambda: bare_refresh(lab)))
+        empty_jobs(lab)
+        rates["native"].append(NEW_TO_NATIVE / seconds(lambda: native.refresh(f"n < {NEW_TO_NATIVE}")))
+        empty_jobs(lab)
+        rates["djdist"].append(NEW / seconds(lab.Doubled.jobs.refresh))
+    medians = {name: round(statistics.median(each)) for name, each in rates.items()}
+    record("refreshed new keys per second", server.backend, medians)
+    of_bare, of_native = medians["djdist"] / medians["bare"], medians["djdist"] / medians["native"]
+    print(f"{server.backend}: {medians} new keys/s, {of_bare:.2f} of bare, {of_native:.0f} x native")
+
+
+def test_nothing_is_new(server: Server, lab: ModuleType, record: Record) -> None:
+    add_numbers(lab, NEW)
+    lab.Doubled.jobs.refresh()
+    native = dj.Job(lab.Doubled())
+    times: dict[str, list[float]] = {"native": [], "djdist": []}
+    for _ in range(3 * ROUNDS):
+        times["native"].append(seconds(native.refresh))
+        times["djdist"].append(seconds(lab.Doubled.jobs.refresh))
+    _report("refresh with nothing new of 100,000 jobs in seconds", times, server, record)
+
+
+def test_one_percent_is_new(server: Server, lab: ModuleType, record: Record) -> None:
+    add_numbers(lab, MANY)
+    lab.Doubled.jobs.refresh()
+    times: dict[str, list[float]] = {"bare": [], "djdist": []}
+    for round_ in range(ROUNDS):
+        first = MANY + 2 * round_ * ONE_PERCENT
+        add_numbers(lab, ONE_PERCENT, first)
+        times["bare"].append(seconds(lambda: bare_refresh(lab)))
+        add_numbers(lab, ONE_PERCENT, first + ONE_PERCENT)
+        times["djdist"].append(seconds(lab.Doubled.jobs.refresh))
+    _report("refresh with 1 % new of 1,000,000 keys in seconds", times, server, record)
+
+
+def _report(topic: str, times: dict[str, list[float]], server: Server, record: Record) -> None:
+    medians = {name: round(statistics.median(each), 3) for name, each in times.items()}
+    record(topic, server.backend, medians)
+    ratios = [f"{medians['djdist'] / medians[name]:.2f} of {name}" for name in medians if name != "djdist"]
+    print(f"{server.backend}: {topic}: {medians}, {', '.join(ratios)}")
