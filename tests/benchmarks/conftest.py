@@ -1,4 +1,4 @@
-"""Keeps what the benchmarks find: `results.json`, and the charts that the README shows."""
+"""Keeps what the benchmarks find in `results.json`, draws it for the README, and sets it beside the goals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import servers
-from benchmarks import charts
+from benchmarks import charts, goals
 from benchmarks.contestants import PIPELINE
 from lab import clusters
 
@@ -53,8 +53,18 @@ def environments() -> Iterator[dict[str, dict[str, str]]]:
 
 @pytest.fixture(scope="session")
 def record() -> Iterator[Record]:
-    """Notes figures by topic and database; draws them at the end."""
-    results: dict[str, dict[str, Any]] = {}
+    """Notes figures by topic and database, beside those of earlier benchmarks."""
+    results = known_results()
     yield lambda topic, database, figures: results.setdefault(topic, {}).update({database: figures})
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    charts.draw(results, HERE)
+
+
+def known_results() -> dict[str, dict[str, Any]]:
+    return dict(json.loads(RESULTS.read_text())) if RESULTS.exists() else {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    results = known_results()
+    charts.draw(results, HERE / "results.png")
+    terminalreporter.write_sep("=", "goals")
+    terminalreporter.write_line(goals.table(results).to_string(index=False))

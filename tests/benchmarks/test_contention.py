@@ -12,13 +12,14 @@ import pytest
 
 from benchmarks.conftest import Record
 from benchmarks.contestants import PREAMBLE, empty, jobs_per_second
+from benchmarks.goals import DRIVERS
 from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)
 
 KEYS = 6_400
 ROUNDS = 3
-DRIVERS = (1, 4, 32)
+COUNTS = (1, 4, 32)
 SCRIPT = """
 import multiprocessing
 import djdist
@@ -42,9 +43,9 @@ for driver in drivers:
 
 def test_drivers_share_a_table(server: Server, lab: ModuleType, tmp_path: Path, record: Record) -> None:
     lab.Number.insert({"n": n, "x": n} for n in range(KEYS))
-    rates: dict[int, list[float]] = {count: [] for count in DRIVERS}
+    rates: dict[int, list[float]] = {count: [] for count in COUNTS}
     for _ in range(ROUNDS):
-        for count in DRIVERS:
+        for count in COUNTS:
             empty(lab)
             script = tmp_path / f"drive_{count}.py"
             script.write_text(
@@ -54,5 +55,5 @@ def test_drivers_share_a_table(server: Server, lab: ModuleType, tmp_path: Path, 
             assert len(lab.Doubled()) == KEYS
             rates[count].append(jobs_per_second(lab))
     medians = {count: round(statistics.median(each)) for count, each in rates.items()}
-    record("jobs per second by drivers", server.backend, medians)
+    record(DRIVERS, server.backend, medians)
     print(f"{server.backend}: {medians} jobs/s, {medians[32] / medians[4]:.2f} with 32 of that with 4")

@@ -11,6 +11,7 @@ import pytest
 
 import djdist
 from benchmarks.conftest import Record
+from benchmarks.goals import ALL_NEW, NOTHING_NEW, ONE_PERCENT_NEW
 from benchmarks.many_keys import add_numbers, bare_refresh, empty_jobs, seconds
 from servers import Server
 
@@ -40,7 +41,7 @@ def test_all_keys_are_new(server: Server, lab: ModuleType, record: Record) -> No
         empty_jobs(lab)
         rates["djdist"].append(NEW / seconds(lab.Doubled.jobs.refresh))
     medians = {name: round(statistics.median(each)) for name, each in rates.items()}
-    record("refreshed new keys per second", server.backend, medians)
+    record(ALL_NEW, server.backend, medians)
     of_bare, of_native = medians["djdist"] / medians["bare"], medians["djdist"] / medians["native"]
     print(f"{server.backend}: {medians} new keys/s, {of_bare:.2f} of bare, {of_native:.0f} x native")
 
@@ -53,7 +54,7 @@ def test_nothing_is_new(server: Server, lab: ModuleType, record: Record) -> None
     for _ in range(3 * ROUNDS):
         times["native"].append(seconds(native.refresh))
         times["djdist"].append(seconds(lab.Doubled.jobs.refresh))
-    _report("refresh with nothing new of 100,000 jobs in seconds", times, server, record)
+    _report(NOTHING_NEW, times, server, record)
 
 
 def test_one_percent_is_new(server: Server, lab: ModuleType, record: Record) -> None:
@@ -66,7 +67,7 @@ def test_one_percent_is_new(server: Server, lab: ModuleType, record: Record) -> 
         times["bare"].append(seconds(lambda: bare_refresh(lab)))
         add_numbers(lab, ONE_PERCENT, first + ONE_PERCENT)
         times["djdist"].append(seconds(lab.Doubled.jobs.refresh))
-    _report("refresh with 1 % new of 1,000,000 keys in seconds", times, server, record)
+    _report(ONE_PERCENT_NEW, times, server, record)
 
 
 def _report(topic: str, times: dict[str, list[float]], server: Server, record: Record) -> None:

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from benchmarks.conftest import Record
+from benchmarks.goals import RESERVE
 from benchmarks.many_keys import (
     add_numbers,
     bare_refresh,
@@ -38,7 +39,7 @@ def test_reserve(server: Server, lab: ModuleType, record: Record) -> None:
         update_statistics(lab)
         for name, milliseconds in _milliseconds(lab).items():
             times[name][pending] = milliseconds
-    record("milliseconds to reserve 100 by pending keys", server.backend, times)
+    record(RESERVE, server.backend, times)
     growth = {name: f"{each[PENDING[-1]] / each[PENDING[0]]:.2f}" for name, each in times.items()}
     print(f"{server.backend}: {times} ms, growth {growth}")
 

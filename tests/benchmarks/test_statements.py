@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.conftest import Record
 from benchmarks.contestants import Bench, empty, questions
+from benchmarks.goals import STATEMENTS
 from servers import Server
 
 KEYS = 2_000
@@ -29,5 +30,5 @@ def test_statements_over_workers(server: Server, lab: ModuleType, tmp_path: Path
         return round((questions(lab.schema.connection) - before) / KEYS, 1)
 
     counts = {name: {str(n): statements(name, n) for n in WORKERS} for name in ("native", "local")}
-    record("statements per key", server.backend, counts)
+    record(STATEMENTS, server.backend, counts)
     assert counts["local"]["32"] < counts["native"]["1"]

@@ -1,0 +1,86 @@
+"""What djdist wants to reach, beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+DATABASES = {"mysql": "MariaDB", "postgresql": "PostgreSQL"}
+THROUGHPUT = "jobs per second"
+STATEMENTS = "statements per key by workers"
+START = "seconds to the first make() on Ray"
+ALL_NEW = "refreshed new keys per second"
+NOTHING_NEW = "seconds of a refresh with nothing new, 100,000 jobs"
+ONE_PERCENT_NEW = "seconds of a refresh with 1 % new, 1,000,000 keys"
+RESERVE = "milliseconds to reserve 100 by pending keys"
+DRIVERS = "jobs per second by drivers of one table"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure worked out of what one benchmark noted of one database."""
+
+    what: str
+    topic: str
+    figure: Callable[[Any], float]
+    at_least: str
+    aim: str = ""
+
+
+def ratio(name: str, other: str) -> Callable[[Any], float]:
+    return lambda figures: float(figures[name] / figures[other])
+
+
+def growth(times: dict[str, float]) -> float:
+    return times["1000000"] / times["10000"]
+
+
+GOALS = (
+    Goal("local: jobs/s of bare make", THROUGHPUT, ratio("local", "bare make"), "0.75", "0.9"),
+    Goal("local: jobs/s of native", THROUGHPUT, ratio("local", "native"), "2.5"),
+    Goal("Ray: jobs/s of bare make", THROUGHPUT, ratio("ray", "bare make"), "0.7", "0.95"),
+    Goal("Ray: jobs/s of native", THROUGHPUT, ratio("ray", "native"), "2"),
+    Goal("Dask: jobs/s of bare make", THROUGHPUT, ratio("dask", "bare make"), "0.6", "0.85"),
+    Goal("Dask: jobs/s of native", THROUGHPUT, ratio("dask", "native"), "2"),
+    Goal("statements a key, 1 worker", STATEMENTS, lambda f: float(f["local"]["1"]), "6.1", "5.1"),
+    Goal("statements a key, 32 workers", STATEMENTS, lambda f: float(f["local"]["32"]), "6.1", "5.1"),
+    Goal("32 drivers: jobs/s of 4 drivers", DRIVERS, ratio("32", "4"), "1"),
+    Goal("refresh, all new: keys/s of native", ALL_NEW, ratio("djdist", "native"), "50"),
+    Goal("refresh, all new: keys/s of bare", ALL_NEW, ratio("djdist", "bare"), "", "0.8"),
+    Goal("refresh, nothing new: time of native", NOTHING_NEW, ratio("djdist", "native"), "1"),
+    Goal("refresh, 1 % new: time of bare", ONE_PERCENT_NEW, ratio("djdist", "bare"), "2", "1.2"),
+    Goal(
+        "reserve, 1,000,000 of 10,000: growth of bare's growth",
+        RESERVE,
+        lambda figures: growth(figures["djdist"]) / growth(figures["bare"]),
+        "1.2",
+    ),
+    Goal(
+        "first make() on Ray: seconds beyond a task's",
+        START,
+        lambda figures: float(figures["populate()"] - figures["a task that connects"]),
+        "1.5",
+        "0.3",
+    ),
+)
+
+
+def table(results: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Set what was measured beside the goals."""
+    rows = [
+        {
+            "": goal.what,
+            **{name: _measured(goal, results.get(goal.topic, {}), key) for key, name in DATABASES.items()},
+            "at least": goal.at_least,
+            "aim": goal.aim,
+        }
+        for goal in GOALS
+    ]
+    return pd.DataFrame(rows)
+
+
+def _measured(goal: Goal, by_database: dict[str, Any], database: str) -> str:
+    return f"{goal.figure(by_database[database]):.2f}" if database in by_database else ""
