@@ -53,7 +53,7 @@ def _draw_throughput(axis: Axes, throughput: dict[str, dict[str, float]]) -> Non
 def _draw_statements(axis: Axes, statements: dict[str, dict[str, dict[str, float]]]) -> None:
     for database, counts in statements.items():
         for name, by_workers in counts.items():
-            _draw_line(axis, by_workers, database, name, THEIRS if name == "native" else OURS)
+            _draw_line(axis, by_workers, database, name, THEIRS if name != "local" else OURS)
     axis.set_xscale("log", base=2)
     axis.set(xlabel="workers")
     axis.set_title("Statements a key (make() and its transaction: 4)", fontsize=10)

@@ -67,4 +67,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     results = known_results()
     charts.draw(results, HERE / "results.png")
     terminalreporter.write_sep("=", "goals")
-    terminalreporter.write_line(goals.table(results).to_string(index=False))
+    terminalreporter.write_line(goals.table(results))

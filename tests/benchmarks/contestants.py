@@ -70,6 +70,19 @@ for process in processes:
 for process in processes:
     process.join()
 """
+NATIVE_WORKERS = """
+from multiprocessing import Process
+
+def work():
+    Doubled.connection.connect()
+    Doubled.populate(reserve_jobs=True)
+
+processes = [Process(target=work) for _ in range({workers})]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+"""
 NATIVE = "Doubled.populate(reserve_jobs=True, processes={workers})"
 DJDIST = """
 import djdist
@@ -86,6 +99,8 @@ SCRIPTS = {
     "ray": DJDIST.replace("{executor}", "RayExecutor()"),
     "dask": DJDIST.replace("{executor}", "DaskExecutor()"),
 }
+CONTESTANTS = tuple(SCRIPTS)
+SCRIPTS["native workers"] = NATIVE_WORKERS
 WARM_UP = 200
 """So many keys are made first, and not timed: clusters are warm before they are used."""
 

@@ -68,7 +68,7 @@ GOALS = (
 )
 
 
-def table(results: dict[str, dict[str, Any]]) -> pd.DataFrame:
+def table(results: dict[str, dict[str, Any]]) -> str:
     """Set what was measured beside the goals."""
     rows = [
         {
@@ -79,7 +79,7 @@ def table(results: dict[str, dict[str, Any]]) -> pd.DataFrame:
         }
         for goal in GOALS
     ]
-    return pd.DataFrame(rows)
+    return str(pd.DataFrame(rows).to_string(index=False))
 
 
 def _measured(goal: Goal, by_database: dict[str, Any], database: str) -> str:

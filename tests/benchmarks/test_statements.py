@@ -29,6 +29,6 @@ def test_statements_over_workers(server: Server, lab: ModuleType, tmp_path: Path
         bench.make(name, workers)
         return round((questions(lab.schema.connection) - before) / KEYS, 1)
 
-    counts = {name: {str(n): statements(name, n) for n in WORKERS} for name in ("native", "local")}
+    counts = {name: {str(n): statements(name, n) for n in WORKERS} for name in ("native workers", "local")}
     record(STATEMENTS, server.backend, counts)
-    assert counts["local"]["32"] < counts["native"]["1"]
+    assert counts["local"]["32"] < counts["native workers"]["1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from benchmarks.conftest import Record
-from benchmarks.contestants import SCRIPTS, WARM_UP, Bench, empty, jobs_per_second
+from benchmarks.contestants import CONTESTANTS, WARM_UP, Bench, empty, jobs_per_second
 from benchmarks.goals import THROUGHPUT
 from servers import Server
 
@@ -20,9 +20,9 @@ def test_trivial_keys(
     server: Server, lab: ModuleType, tmp_path: Path, environments: dict[str, dict[str, str]], record: Record
 ) -> None:
     lab.Number.insert({"n": n, "x": n} for n in range(KEYS))
-    rates: dict[str, list[float]] = {name: [] for name in SCRIPTS}
+    rates: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     for _ in range(ROUNDS):
-        for name in SCRIPTS:
+        for name in CONTESTANTS:
             empty(lab)
             Bench(server, lab.__name__, tmp_path, environments.get(name, {})).make(name, WORKERS)
             assert len(lab.Doubled()) == KEYS
