@@ -1,7 +1,7 @@
 """What all drawings share: colours that colour-blind people can tell apart (Okabe and Ito's), and units."""
 
 TABLES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
-OTHER_TABLES = "#999999"
+OTHER_TABLES = "#666666"
 ERROR = "#D55E00"
 STATUSES = {
     "success": "#009E73",

@@ -77,9 +77,11 @@ class History:
     def causes(self) -> pd.DataFrame:
         """The errors of each table by their cause."""
         errors = self.jobs[self.jobs["status"] == "error"]
-        if len(self.counts) > 1:
-            errors = errors.assign(error_message=errors["table"] + ": " + errors["error_message"])
-        return by_cause(errors)
+        if len(self.counts) == 1 or not len(errors):
+            return by_cause(errors)
+        parts = [_named(by_cause(rows), str(table)) for table, rows in errors.groupby("table")]
+        causes: pd.DataFrame = pd.concat(parts).sort_values("errors", ascending=False, ignore_index=True)
+        return causes
 
 
 def glance(jobs: dj.Job) -> Glance:
@@ -119,6 +121,11 @@ def by_cause(errors: pd.DataFrame) -> pd.DataFrame:
     ).sort_values("errors", ascending=False)
     names = causes["line"].where(causes["lines"] == 1, causes.index.to_series())
     named: pd.DataFrame = causes[["errors", "first", "last"]].set_index(names.rename("cause")).reset_index()
+    return named
+
+
+def _named(causes: pd.DataFrame, table: str) -> pd.DataFrame:
+    named: pd.DataFrame = causes.assign(cause=f"{table}: " + causes["cause"])
     return named
 
 

@@ -36,7 +36,7 @@ FAINTEST = 0.25
 LABEL_INCHES = 0.17
 MOST_SLOW, MOST_CAUSES = 8, 8
 LONGEST_NAME, LONGEST_KEY, LONGEST_CAUSE = 30, 50, 120
-LONGEST_LEGEND, LONGEST_LINE = 90, 160
+LONGEST_LEGEND, LONGEST_LINE = 90, 175
 MOST_TICKS = 6
 RATES = {"second": 1, "minute": 60, "hour": 3600, "day": DAY_SECONDS}
 NICE_SECONDS = [size * 10**power for power in (-3, -2, -1, 0) for size in (1, 2, 5)] + [10, 20, 30]
@@ -58,26 +58,25 @@ class ReportFigure(Figure):
 
 def draw(history: History) -> ReportFigure:
     """Draw when and where jobs ran, how many ended, how long they took, and why they failed."""
-    figure = ReportFigure(layout="constrained")
+    jobs, causes = _with_lanes(history.jobs), history.causes
+    timed = jobs[(jobs["status"] == "success") & jobs["seconds"].notna()]
+    notes = [line for note in history.notes for line in textwrap.wrap(note, LONGEST_LINE)]
+    heights = _heights(jobs, timed, causes)
+    decoration = DECORATION_INCHES * (len(heights) + 1) + LABEL_INCHES * len(notes)
+    figure = ReportFigure((WIDTH_INCHES, sum(heights.values()) + decoration), layout="constrained")
     figure.suptitle(headline(history), fontsize=15, fontweight="bold", x=0.01, ha="left")
-    jobs = _with_lanes(history.jobs)
-    made = jobs[jobs["status"] == "success"]
-    heights = _heights(jobs, made, history.causes)
-    decoration = DECORATION_INCHES * (len(heights) + 1) + LABEL_INCHES * len(history.notes)
-    figure.set_size_inches(WIDTH_INCHES, sum(heights.values()) + decoration)
+    figure.supxlabel("\n".join(notes), fontsize=10, x=0.01, ha="left", style="italic")
     rows: list[Any] = [names.split() for names in heights]
     axes = figure.subplot_mosaic(rows, height_ratios=[*heights.values()]) if rows else {}
     colours = _colours(list(history.counts.index))
     if len(jobs):
         _draw_timeline(axes["timeline"], jobs, colours)
         _draw_rate(axes["rate"], jobs, colours)
-    if len(made):
-        _draw_seconds(axes["seconds"], made, colours)
-        _draw_slowest(axes["slowest"], made, colours)
-    if len(history.causes):
-        _draw_causes(axes["causes"], history.causes)
-    notes = [line for note in history.notes for line in textwrap.wrap(note, LONGEST_LINE)]
-    figure.supxlabel("\n".join(notes), fontsize=10, x=0.01, ha="left", style="italic")
+    if len(timed):
+        _draw_seconds(axes["seconds"], timed, colours)
+        _draw_slowest(axes["slowest"], timed, colours)
+    if len(causes):
+        _draw_causes(axes["causes"], causes)
     return figure
 
 
@@ -85,28 +84,19 @@ def headline(history: History) -> str:
     """Say how the jobs stand, in one line."""
     counts, names = history.counts.sum(), list(history.counts.index)
     subject = names[0] if len(names) == 1 else f"{len(names)} tables"
-    words = {
-        "made": "made",
-        "error": "failed",
-        "reserved": "reserved",
-        "pending": "pending",
-        "ignore": "ignored",
-    }
-    said = [
-        f"{counts[name]:,} {word}"
-        for name, word in words.items()
-        if counts[name] or name in ("made", "error")
-    ]
+    said = [f"{counts['made']:,} made", f"{counts['error']:,} failed"]
+    others = {"reserved": "reserved", "pending": "pending", "ignore": "ignored"}
+    said += [f"{counts[status]:,} {word}" for status, word in others.items() if counts[status]]
     return f"{subject}: {', '.join(said)}"
 
 
-def _heights(jobs: pd.DataFrame, made: pd.DataFrame, causes: pd.DataFrame) -> dict[str, float]:
+def _heights(jobs: pd.DataFrame, timed: pd.DataFrame, causes: pd.DataFrame) -> dict[str, float]:
     """Give the rows' heights in inches by the names of what is in them."""
     heights: dict[str, float] = {}
     if len(jobs):
         heights |= {"timeline timeline": _timeline_inches(jobs), "rate rate": 1.3}
-    if len(made):
-        heights["seconds slowest"] = float(np.clip(0.6 * made["table"].nunique(), 2, 8))
+    if len(timed):
+        heights["seconds slowest"] = float(np.clip(0.6 * timed["table"].nunique(), 2, 8))
     if len(causes):
         heights["causes causes"] = 0.3 * min(MOST_CAUSES + 1, len(causes))
     return heights
@@ -262,7 +252,7 @@ def _draw_slowest(axis: Axes, made: pd.DataFrame, colours: Colours) -> None:
         range(len(slowest)), slowest["seconds"], color=[colours[table] for table in slowest["table"]]
     )
     axis.bar_label(bars, [lasting(seconds) for seconds in slowest["seconds"]], padding=3)
-    axis.set_yticks(range(len(slowest)), labels)
+    axis.set_yticks(range(len(slowest)), labels, parse_math=False)
     axis.set_title("The slowest keys", loc="left", fontsize=11)
     _be_a_list(axis, MOST_SLOW)
 
@@ -274,8 +264,10 @@ def _draw_causes(axis: Axes, causes: pd.DataFrame) -> None:
     rows = range(len(shown))
     axis.barh(rows, [number for _, number in shown], color=ERROR, alpha=0.35)
     axis.set_yticks(rows, [f"{number:,} ×" for _, number in shown])
+    beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "parse_math": False}
     for row, (cause, _) in enumerate(shown):
-        axis.annotate(cause[:LONGEST_CAUSE], (0, row), (4, 0), textcoords="offset points", va="center")
+        text = cause if len(cause) <= LONGEST_CAUSE else f"{cause[:LONGEST_CAUSE]}…"
+        axis.annotate(text, (0, row), (4, 0), **beside)
     axis.set_title("Errors by cause", loc="left", fontsize=11)
     _be_a_list(axis, len(shown))
 
@@ -317,7 +309,7 @@ def _label_hosts(axis: Axes, jobs: pd.DataFrame) -> None:
         axis.set_ylabel(f"{len(lanes):,} hosts")
         return
     labels = [_shortened(host, LONGEST_NAME) or "unknown host" for host in lanes.index]
-    axis.set_yticks(lanes.mean(axis=1), labels)
+    axis.set_yticks(lanes.mean(axis=1), labels, parse_math=False)
     for first in lanes["min"][1:]:
         axis.axhline(first - 0.5, color="0.6", linewidth=0.8)
 
@@ -337,11 +329,9 @@ def _add_legend(axis: Axes, jobs: pd.DataFrame, colours: Colours) -> None:
         handles.append(Patch(color=OTHER_TABLES, label="other tables"))
     if "error" in jobs["status"].to_numpy():
         handles.append(Patch(facecolor=ERROR, edgecolor="white", hatch="////", label="errors (×)"))
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
     if handles:
-        axis.legend(
-            handles=handles, ncols=len(handles), frameon=False, handlelength=1, loc="lower right",
-            bbox_to_anchor=(1, 1), borderaxespad=0.2, columnspacing=1.2,
-        )  # fmt: skip
+        axis.legend(handles=handles, ncols=len(handles), frameon=False, handlelength=1, **place)
 
 
 def _brief_key(key: str) -> str:

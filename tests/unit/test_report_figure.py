@@ -23,7 +23,7 @@ def jobs(*made: tuple[float, float, str, int], table: str = "Table", error: str 
     rows: pd.DataFrame = pd.DataFrame(
         {
             "table": table,
-            "key": [f"n={n}" for n in range(len(made))],
+            "key": [f"path=$HOME/$\\x{n}, n={n}" for n in range(len(made))],
             "status": "error" if error else "success",
             "began": ended if error else began,
             "ended": ended,
@@ -75,13 +75,25 @@ def test_many_jobs_become_a_picture_of_how_busy_each_process_was() -> None:
 @pytest.mark.parametrize("number", [1, 10, MOST_BARS, MOST_BARS + 1])
 def test_all_jobs_that_ended_are_counted(number: int) -> None:
     made = jobs(*[(n, n + 1.0, f"host {n % 300}", n) for n in range(number)])
-    failed = jobs((0, 1, "elsewhere", 7), table="Other", error="ValueError: bad n 3")
+    failed = jobs((0, 1, "elsewhere", 7), table="Other", error="ValueError: $\\frac{x$ and _y^")
     figure = draw(history(made, failed))
     assert figure.png().startswith(b"\x89PNG")
     rates: Any = figure.axes[1]
     unit_seconds = RATES[rates.get_title("left").split()[-1]]
     areas = [bar.get_height() * bar.get_width() * DAY_SECONDS / unit_seconds for bar in rates.patches]
     assert sum(areas) == pytest.approx(number + 1)
+
+
+def test_jobs_without_duration_are_counted_too() -> None:
+    finished = jobs((0, 0, "a", 1), (0, 5, "$a_{$", 2)).assign(seconds=np.nan)
+    assert draw(history(finished)).png().startswith(b"\x89PNG")
+    assert len(draw(history(finished)).axes) == 2
+
+
+def test_errors_of_several_tables_are_named_after_them() -> None:
+    error = "ValueError: bad n 3"
+    found = history(*[jobs((0, 1, "a", 1), table=table, error=error) for table in ("Table1", "Table2")])
+    assert sorted(found.causes["cause"]) == [f"Table1: {error}", f"Table2: {error}"]
 
 
 def test_errors_are_grouped_whatever_their_numbers() -> None:
