@@ -26,7 +26,6 @@ class RunSeen:
     """
 
     user: str
-    version: str
     jobs: int
     begun: int
     hosts: int
@@ -97,7 +96,7 @@ def history(all_jobs: Sequence[dj.Job]) -> History:
     read = [_read(jobs, name) for jobs, name in zip(all_jobs, names, strict=True)]
     return History(
         counts=pd.DataFrame([counts for counts, _, _ in read], index=names),
-        jobs=pd.concat([jobs for _, jobs, _ in read], ignore_index=True),
+        jobs=pd.concat([ended for _, ended, _ in read], ignore_index=True),
         notes=tuple(note for _, _, notes in read for note in notes),
     )
 
@@ -141,7 +140,7 @@ def _counts(jobs: dj.Job) -> dict[str, int]:
 
 
 def _runs(jobs: dj.Job) -> Iterator[RunSeen]:
-    reservations = dj.U("connection_id", "user", "version").aggr(
+    reservations = dj.U("connection_id", "user").aggr(
         jobs.reserved,
         jobs="count(*)",
         begun="count(nullif(pid, 0))",

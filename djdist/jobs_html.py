@@ -51,11 +51,7 @@ def _table(rows: list[list[str]], alignments: tuple[str, ...]) -> str:
 def _bars(counts: dict[str, int]) -> str:
     most = max(1, *counts.values())
     rows = [
-        [
-            escape(status),
-            f"{counts[status]:,}",
-            _bar(counts[status] / most, colour) + _meaning(status, counts),
-        ]
+        [status, f"{counts[status]:,}", _bar(counts[status] / most, colour) + _meaning(status, counts)]
         for status, colour in STATUSES.items()
     ]
     return _table(rows, ("left", "right", "left"))

@@ -33,8 +33,9 @@ MOST_BARS = 2000
 MOST_CROSSES = 500
 BUSY_COLUMNS = 1500
 FAINTEST = 0.25
+MOST_GAPS, ROWS_PER_LANE = 60, 10
 LABEL_INCHES = 0.17
-MOST_SLOW, MOST_CAUSES = 8, 8
+MOST_CAUSES = 8
 LONGEST_NAME, LONGEST_KEY, LONGEST_CAUSE = 30, 50, 120
 LONGEST_LEGEND, LONGEST_LINE = 90, 175
 MOST_TICKS = 6
@@ -172,8 +173,11 @@ def _draw_busy(axis: Axes, made: pd.DataFrame, colours: Colours, left: float, ri
     total = np.sum([*shares.values()], axis=0)
     emphasis = np.where(total > 0, FAINTEST + (1 - FAINTEST) * np.minimum(total, 1), 0)
     ink = np.sum([np.multiply.outer(shares[t], 1 - np.array(to_rgb(colours[t]))) for t in shares], axis=0)
-    picture = 1 - ink * (emphasis / np.maximum(total, 1e-12))[..., None]
-    axis.imshow(picture.clip(0, 1), aspect="auto", extent=(left, right, lanes - 0.5, -0.5))
+    picture = (1 - ink * (emphasis / np.maximum(total, 1e-12))[..., None]).clip(0, 1)
+    if lanes <= MOST_GAPS:
+        picture = picture.repeat(ROWS_PER_LANE, axis=0)
+        picture[::ROWS_PER_LANE] = 1
+    axis.imshow(picture, aspect="auto", extent=(left, right, lanes - 0.5, -0.5))
 
 
 def _busy(jobs: pd.DataFrame, lanes: int, left: float, right: float) -> Floats:
@@ -246,30 +250,34 @@ def _mark_durations(axis: Axis, shortest: float, longest: float) -> None:
 
 
 def _draw_slowest(axis: Axes, made: pd.DataFrame, colours: Colours) -> None:
-    slowest = made.nlargest(MOST_SLOW, "seconds")
-    labels = [_brief_key(key) for key in slowest["key"]]
-    bars = axis.barh(
-        range(len(slowest)), slowest["seconds"], color=[colours[table] for table in slowest["table"]]
-    )
+    room = int(np.clip(3 * made["table"].nunique(), 8, 36))
+    slowest = made.nlargest(room, "seconds")
+    shades = [colours[table] for table in slowest["table"]]
+    labels = [
+        _brief_key(key) if shade != OTHER_TABLES else _brief_key(f"{table}: {key}")
+        for key, table, shade in zip(slowest["key"], slowest["table"], shades, strict=True)
+    ]
+    bars = axis.barh(range(len(slowest)), slowest["seconds"], color=shades)
     axis.bar_label(bars, [lasting(seconds) for seconds in slowest["seconds"]], padding=3)
     axis.set_yticks(range(len(slowest)), labels, parse_math=False)
     axis.set_title("The slowest keys", loc="left", fontsize=11)
-    _be_a_list(axis, MOST_SLOW)
+    _be_a_list(axis, room)
 
 
 def _draw_causes(axis: Axes, causes: pd.DataFrame) -> None:
-    shown = list(causes.head(MOST_CAUSES)[["cause", "errors"]].itertuples(index=False, name=None))
+    shown = causes.head(MOST_CAUSES)
+    texts, labels = list(shown["cause"]), [f"{number:,} ×" for number in shown["errors"]]
+    axis.barh(range(len(shown)), shown["errors"], color=ERROR, alpha=0.35)
     if others := len(causes) - len(shown):
-        shown.append((f"other causes ({others:,})", causes["errors"][MOST_CAUSES:].sum()))
-    rows = range(len(shown))
-    axis.barh(rows, [number for _, number in shown], color=ERROR, alpha=0.35)
-    axis.set_yticks(rows, [f"{number:,} ×" for _, number in shown])
+        texts.append(f"other causes ({others:,})")
+        labels.append(f"{causes['errors'][MOST_CAUSES:].sum():,} ×")
+    axis.set_yticks(range(len(texts)), labels)
     beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "parse_math": False}
-    for row, (cause, _) in enumerate(shown):
+    for row, cause in enumerate(texts):
         text = cause if len(cause) <= LONGEST_CAUSE else f"{cause[:LONGEST_CAUSE]}…"
         axis.annotate(text, (0, row), (4, 0), **beside)
     axis.set_title("Errors by cause", loc="left", fontsize=11)
-    _be_a_list(axis, len(shown))
+    _be_a_list(axis, len(texts))
 
 
 def _be_a_list(axis: Axes, rows: int) -> None:
@@ -311,7 +319,7 @@ def _label_hosts(axis: Axes, jobs: pd.DataFrame) -> None:
     labels = [_shortened(host, LONGEST_NAME) or "unknown host" for host in lanes.index]
     axis.set_yticks(lanes.mean(axis=1), labels, parse_math=False)
     for first in lanes["min"][1:]:
-        axis.axhline(first - 0.5, color="0.6", linewidth=0.8)
+        axis.axhline(first - 0.5, color="0.3", linewidth=0.8)
 
 
 def _mark_time(axis: Axes) -> None:
