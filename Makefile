@@ -48,6 +48,12 @@ mysql-server:
 		|| { $(call apt_install,mariadb-server); } \
 		|| echo 'No MariaDB or MySQL server here, and none could be installed: its tests are skipped.' >&2
 
+.PHONY: browser
+browser:  # it opens the pages of djdist.report()
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+		|| { $(call apt_install,chromium chromium-driver); } \
+		|| echo 'No Chromium with its driver here, and none could be installed: its tests are skipped.' >&2
+
 .PHONY: real-mysql
 real-mysql:  # Debian has MySQL itself in its unstable suite only
 	@[ -n "$$DJDIST_TEST_REAL_MYSQL_URL" ] || [ -e $(VENV)/mysql/usr/sbin/mysqld ] || { \
@@ -57,7 +63,7 @@ real-mysql:  # Debian has MySQL itself in its unstable suite only
 		&& mv $(VENV)/mysql.part $(VENV)/mysql; \
 	} || echo 'No real MySQL server can be had here: its tests are skipped.' >&2
 
-test: $(BIN)/all-ready mysql-server real-mysql  ## all tests, on servers of their own
+test: $(BIN)/all-ready mysql-server real-mysql browser  ## all tests, on servers of their own
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(BIN)/all-ready  ## lint, formatting, types, direction of imports

@@ -6,7 +6,10 @@ from typing import Any
 
 import datajoint as dj
 
-from djdist.job_stores.jobs_table import JobsTable, Refreshing
+from djdist.errors import OptionError
+from djdist.history import glance
+from djdist.job_stores.jobs_table import COLUMNS, JobsTable, Refreshing
+from djdist.jobs_html import jobs_html, notice_html
 from djdist.pipeline import check_priority, condition_sql, declared_type, jobs_table_source
 from djdist.rights import check_key_is_seen
 
@@ -27,6 +30,18 @@ class Jobs(dj.Job):
         attributes = self.target.heading
         reported = super()._get_fk_derived_pk_attrs()
         return [(name, declared_type(self.target, attributes[name]) or type_) for name, type_ in reported]
+
+    def _repr_html_(self) -> str:
+        """Show a notebook how the jobs stand; a part of them is shown as rows, as DataJoint does it."""
+        table = type(self.target).__name__
+        try:
+            if not self.is_declared:
+                return notice_html(table, "There is no jobs table: populate(reserve_jobs=True) declares it.")
+            if self.restriction or not {*COLUMNS} <= {*self.heading.names}:
+                return str(super()._repr_html_())
+            return jobs_html(table, glance(self))
+        except Exception as error:
+            return notice_html(table, f"They can't be shown now: {error}")
 
     def refresh(
         self,
@@ -135,6 +150,28 @@ def jobs_of(table: Any) -> Jobs:
         jobs = _jobs[type(table)] = Jobs(type(table)())
     declare(jobs)
     return jobs
+
+
+def jobs_to_look_at(table: Any) -> dj.Job:
+    """Give a table's jobs without declaring the jobs table; a part of some jobs is given as it is.
+
+    Raises
+    ------
+    OptionError
+        It is no table that has jobs, or a part of one.
+    """
+    if isinstance(table, dj.Job):
+        return table
+    table = table() if isinstance(table, type) else table
+    if not isinstance(table, dj.Table) or not isinstance(table, dj.AutoPopulate):
+        name = type(table).__name__
+        raise OptionError(f"{name} is not a dj.Computed or dj.Imported table, so it has no jobs.")
+    if table.restriction:
+        raise OptionError(
+            f"{type(table).__name__} is restricted: give the table, or restrict its jobs instead, such as "
+            "Table.jobs & \"completed_time > '2026-11-01'\""
+        )
+    return Jobs(table)
 
 
 def declare(jobs: dj.Job) -> None:

@@ -256,7 +256,7 @@ class JobsTable(JobStore):
         begun_here = [jobs[name] == parameter for name, parameter in worker.items()]
         success = {
             "status": sa.literal_column("'success'"),
-            "completed_time": NOW,
+            "completed_time": this_moment(),
             "duration": sa.bindparam("seconds"),
         }
         finish = sa.update(self._jobs).values(success) if keep_completed else sa.delete(self._jobs)
@@ -508,6 +508,22 @@ class BinaryUuid(sa.types.TypeDecorator[UUID]):
 
     def process_result_value(self, value: bytes | None, dialect: sa.Dialect) -> UUID | None:
         return None if value is None else UUID(bytes=value)
+
+
+class this_moment(FunctionElement[Any]):  # noqa: N801 - reads as an SQL function
+    """The time of a statement that ends a long transaction, whose begin is PostgreSQL's CURRENT_TIMESTAMP."""
+
+    inherit_cache = True
+
+
+@compiles(this_moment, "mysql", "mariadb")
+def _this_moment_in_mysql(element: this_moment, compiler: SQLCompiler, **kw: Any) -> str:
+    return "CURRENT_TIMESTAMP(3)"
+
+
+@compiles(this_moment, "postgresql")
+def _this_moment_in_postgresql(element: this_moment, compiler: SQLCompiler, **kw: Any) -> str:
+    return "clock_timestamp()"
 
 
 class shifted(FunctionElement[Any]):  # noqa: N801 - reads as an SQL function

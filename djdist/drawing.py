@@ -1,0 +1,20 @@
+"""What all drawings share: colours that colour-blind people can tell apart (Okabe and Ito's), and units."""
+
+TABLES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
+OTHER_TABLES = "#666666"
+ERROR = "#D55E00"
+STATUSES = {
+    "success": "#009E73",
+    "reserved": "#56B4E9",
+    "pending": "#BBBBBB",
+    "error": ERROR,
+    "ignore": "#555555",
+}
+DAY_SECONDS = 86_400
+UNITS = {"d": DAY_SECONDS, "h": 3600, "min": 60, "s": 1, "ms": 0.001}
+
+
+def lasting(seconds: float) -> str:
+    """Write a duration in the unit that fits it."""
+    unit = next((unit for unit, size in UNITS.items() if seconds >= size), "ms")
+    return f"{seconds / UNITS[unit]:.3g} {unit}"

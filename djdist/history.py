@@ -1,0 +1,222 @@
+"""What the database keeps of jobs: how many there are, and when and where those that ended ran."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import datajoint as dj
+import pandas as pd
+
+from djdist.job_stores.jobs_table import LEASE_RANGE, SMALLEST_TOKEN
+
+LAST_ERRORS = 1000
+ENDED = ("status", "completed_time", "duration", "host", "pid", "error_message")
+STATUSES = ("pending", "reserved", "success", "error", "ignore")
+NUMBER = r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?"
+KEEP = "To keep it from now on, set dj.config.jobs.keep_completed = True where you call populate()."
+
+
+@dataclass(frozen=True)
+class RunSeen:
+    """A run as its reservations show it; ``silent_for`` is the time since it last renewed them.
+
+    ``lease`` is None for a worker of plain DataJoint, which renews nothing.
+    """
+
+    user: str
+    jobs: int
+    begun: int
+    hosts: int
+    silent_for: timedelta
+    lease: timedelta | None
+
+    @property
+    def is_dead(self) -> bool:
+        """Tell whether the lease ran out."""
+        return self.lease is not None and self.silent_for > self.lease
+
+
+@dataclass(frozen=True)
+class Glance:
+    """A table's jobs at one moment; ``causes`` are those of its last errors."""
+
+    counts: dict[str, int]
+    causes: pd.DataFrame
+    runs: tuple[RunSeen, ...]
+
+
+@dataclass(frozen=True)
+class History:
+    """The jobs of some tables.
+
+    Attributes
+    ----------
+    counts : pandas.DataFrame
+        How many keys are ``made`` and how many jobs there are by status, by table (index).
+    jobs : pandas.DataFrame
+        Those that ended: table, key, status, began, ended, seconds, host, pid, error_message.
+        An error has no seconds; a pid of 0 is an unknown process.
+    notes : tuple of str
+        What was not kept, and how to keep it.
+    """
+
+    counts: pd.DataFrame
+    jobs: pd.DataFrame
+    notes: tuple[str, ...]
+
+    @property
+    def made(self) -> pd.DataFrame:
+        """The jobs that were made."""
+        made: pd.DataFrame = self.jobs[self.jobs["status"] == "success"]
+        return made
+
+    @property
+    def causes(self) -> pd.DataFrame:
+        """The errors of each table by their cause."""
+        errors = self.jobs[self.jobs["status"] == "error"]
+        if len(self.counts) == 1 or not len(errors):
+            return by_cause(errors)
+        parts = [_named(by_cause(rows), str(table)) for table, rows in errors.groupby("table")]
+        causes: pd.DataFrame = pd.concat(parts).sort_values("errors", ascending=False, ignore_index=True)
+        return causes
+
+
+def glance(jobs: dj.Job) -> Glance:
+    """Look at a table's jobs with three queries, which stay quick with many jobs."""
+    errors = jobs.errors.proj("error_message", ended="completed_time")
+    last = _fetch(errors, order_by="ended DESC", limit=LAST_ERRORS)
+    return Glance(_counts(jobs), by_cause(last), tuple(_runs(jobs)))
+
+
+def history(all_jobs: Sequence[dj.Job]) -> History:
+    """Read the jobs of some tables, each table's in one query."""
+    names = _names(all_jobs)
+    read = [_read(jobs, name) for jobs, name in zip(all_jobs, names, strict=True)]
+    return History(
+        counts=pd.DataFrame([counts for counts, _, _ in read], index=names),
+        jobs=pd.concat([ended for _, ended, _ in read], ignore_index=True),
+        notes=tuple(note for _, _, notes in read for note in notes),
+    )
+
+
+def by_cause(errors: pd.DataFrame) -> pd.DataFrame:
+    """Group errors by the first line of their message, whatever the numbers in it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``cause``, ``errors`` (how many), ``first`` and ``last`` (when); the most frequent first.
+    """
+    lines = errors["error_message"].astype("str").str.strip().str.split("\n").str[0]
+    groups = errors.assign(line=lines).groupby(lines.str.replace(NUMBER, "…", regex=True), sort=False)
+    causes: pd.DataFrame = groups.agg(
+        line=("line", "first"),
+        lines=("line", "nunique"),
+        errors=("line", "size"),
+        first=("ended", "min"),
+        last=("ended", "max"),
+    ).sort_values("errors", ascending=False)
+    names = causes["line"].where(causes["lines"] == 1, causes.index.to_series())
+    named: pd.DataFrame = causes[["errors", "first", "last"]].set_index(names.rename("cause")).reset_index()
+    return named
+
+
+def _named(causes: pd.DataFrame, table: str) -> pd.DataFrame:
+    named: pd.DataFrame = causes.assign(cause=f"{table}: " + causes["cause"])
+    return named
+
+
+def _names(all_jobs: Sequence[dj.Job]) -> list[str]:
+    short = [type(jobs.target).__name__ for jobs in all_jobs]
+    long = [f"{jobs.database}.{name}" for jobs, name in zip(all_jobs, short, strict=True)]
+    return long if len(set(short)) < len(short) else short
+
+
+def _counts(jobs: dj.Job) -> dict[str, int]:
+    counted = dj.U("status").aggr(jobs, number="count(*)").to_dicts()
+    return dict.fromkeys(STATUSES, 0) | {row["status"]: int(row["number"]) for row in counted}
+
+
+def _runs(jobs: dj.Job) -> Iterator[RunSeen]:
+    reservations = dj.U("connection_id", "user").aggr(
+        jobs.reserved,
+        jobs="count(*)",
+        begun="count(nullif(pid, 0))",
+        hosts="count(distinct host)",
+        renewed="max(reserved_time)",
+        now="LOCALTIMESTAMP(3)",
+    )
+    for row in reservations.to_dicts(order_by="jobs DESC"):
+        token, renewed, now = (row.pop(name) for name in ("connection_id", "renewed", "now"))
+        lease = timedelta(seconds=token % LEASE_RANGE) if token >= SMALLEST_TOKEN else None
+        yield RunSeen(**row, silent_for=now - renewed, lease=lease)
+
+
+def _read(jobs: dj.Job, name: str) -> tuple[dict[str, int], pd.DataFrame, list[str]]:
+    """Give a table's counts, its jobs that ended, and what is not known of them."""
+    is_declared = jobs.is_declared
+    key = jobs.primary_key if is_declared else jobs.target.primary_key
+    counts = _counts(jobs) if is_declared else dict.fromkeys(STATUSES, 0)
+    rows = _from_jobs_table(jobs) if is_declared else pd.DataFrame(columns=[*key, *ENDED])
+    ended = _frame(name, key, rows)
+    timed = counts.pop("success")
+    if jobs.restriction:
+        return {"made": timed} | counts, ended, []
+    notes: list[str] = []
+    if not timed and "_job_start_time" in _columns(jobs.target):
+        made = _frame(name, key, _from_target(jobs.target, key))
+        ended, timed = pd.concat([ended, made], ignore_index=True), len(made)
+        if timed:
+            notes.append(f"{name}: on which host and in which process a key was made is not known. {KEEP}")
+    present = len(dj.U(*key) & jobs.target)
+    if timed < present:
+        notes.append(f"{name}: when {present - timed:,} of {present:,} keys were made is not known. {KEEP}")
+    return {"made": present} | counts, ended, notes
+
+
+def _from_jobs_table(jobs: dj.Job) -> pd.DataFrame:
+    return _fetch((jobs & "status in ('success', 'error')").proj(*ENDED))
+
+
+def _from_target(table: dj.Table, key: Sequence[str]) -> pd.DataFrame:
+    """Read the hidden columns of ``dj.config.jobs.add_job_metadata``."""
+    rows = _fetch(table.proj(began="COALESCE(_job_start_time)", duration="COALESCE(_job_duration)"))
+    rows = rows.dropna(subset=["began", "duration"]).drop_duplicates(key)
+    ended = pd.to_datetime(rows["began"]) + _timedelta(rows["duration"])
+    made: pd.DataFrame = rows.assign(completed_time=ended, status="success", host="", pid=0, error_message="")
+    return made
+
+
+def _frame(name: str, key: Sequence[str], rows: pd.DataFrame) -> pd.DataFrame:
+    ended = pd.to_datetime(rows["completed_time"])
+    frame: pd.DataFrame = rows[["status", "host", "pid", "error_message"]].assign(
+        table=name,
+        key=_texts(rows, key),
+        began=ended - _timedelta(rows["duration"]),
+        ended=ended,
+        seconds=rows["duration"].astype(float),
+    )
+    return frame
+
+
+def _timedelta(seconds: pd.Series) -> pd.Series:
+    return pd.to_timedelta(seconds.astype(float).fillna(0), unit="s")
+
+
+def _texts(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    columns = [rows[name].map(lambda v: UUID(bytes=v) if isinstance(v, bytes) else v) for name in names]
+    return [", ".join(map("{}={}".format, names, values)) for values in zip(*columns, strict=True)]
+
+
+def _columns(table: Any) -> list[str]:
+    """Name all columns of a table, the hidden ones too, which its heading knows once it is read."""
+    return list(table.heading._attributes) if table.heading.names else []
+
+
+def _fetch(query: dj.expression.QueryExpression, **which: Any) -> pd.DataFrame:
+    """Read rows as the server gives them, which is ten times as fast as ``to_pandas()``."""
+    chosen = query & dj.Top(**which) if which else query
+    rows: pd.DataFrame = pd.DataFrame(chosen.cursor().fetchall(), columns=list(chosen.heading.names))
+    return rows

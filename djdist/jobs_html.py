@@ -1,0 +1,99 @@
+"""``Table.jobs`` as a notebook shows it."""
+
+from html import escape
+
+from djdist.drawing import STATUSES, lasting
+from djdist.history import Glance, RunSeen
+
+MOST_CAUSES = 5
+MOST_RUNS = 10
+WIDEST_PIXELS = 300
+MEANINGS = {
+    "success": "made",
+    "reserved": "running, or about to",
+    "pending": "waiting",
+    "error": "failed: jobs.errors, jobs.retry()",
+    "ignore": "left out: jobs.ignored",
+}
+NOT_KEPT = "made ones leave the jobs table, unless dj.config.jobs.keep_completed is on"
+TABLE = '<table style="border-collapse: collapse; margin: 0.3em 0">{}</table>'
+CELL = '<td style="text-align: {}; padding: 1px 10px 1px 0; vertical-align: top">{}</td>'
+BAR = (
+    '<span style="display: inline-block; vertical-align: middle; height: 0.8em; width: {pixels:.0f}px; '
+    'background: {colour}; -webkit-print-color-adjust: exact; print-color-adjust: exact"></span>'
+)
+
+
+def jobs_html(table: str, glance: Glance) -> str:
+    """Draw counts by status as bars, the last errors by cause, and who runs jobs."""
+    parts = [_title(f"Jobs of {table}: {sum(glance.counts.values()):,}"), _bars(glance.counts)]
+    if len(glance.causes):
+        parts += [_title(_errors_title(glance)), _causes(glance)]
+    if glance.runs:
+        parts += [_title("Runs"), _runs(glance.runs)]
+    return f"<div>{''.join(parts)}</div>"
+
+
+def notice_html(table: str, text: str) -> str:
+    """Say why there is nothing to draw."""
+    return f"<div>{_title(f'Jobs of {table}')}<div>{escape(text)}</div></div>"
+
+
+def _title(text: str) -> str:
+    return f'<div style="font-weight: bold; margin-top: 0.4em">{escape(text)}</div>'
+
+
+def _table(rows: list[list[str]], alignments: tuple[str, ...]) -> str:
+    cells = ["".join(map(CELL.format, alignments, row)) for row in rows]
+    return TABLE.format("".join(f"<tr>{row}</tr>" for row in cells))
+
+
+def _bars(counts: dict[str, int]) -> str:
+    most = max(1, *counts.values())
+    rows = [
+        [status, f"{counts[status]:,}", _bar(counts[status] / most, colour) + _meaning(status, counts)]
+        for status, colour in STATUSES.items()
+    ]
+    return _table(rows, ("left", "right", "left"))
+
+
+def _bar(share: float, colour: str) -> str:
+    return BAR.format(pixels=max(2, share * WIDEST_PIXELS), colour=colour) if share else ""
+
+
+def _meaning(status: str, counts: dict[str, int]) -> str:
+    meaning = NOT_KEPT if status == "success" and not counts[status] else MEANINGS[status]
+    return f'<small style="opacity: 0.7; padding-left: 0.5em">{escape(meaning)}</small>'
+
+
+def _errors_title(glance: Glance) -> str:
+    shown = int(glance.causes["errors"].sum())
+    return f"The last {shown:,} errors" if shown < glance.counts["error"] else "Errors"
+
+
+def _causes(glance: Glance) -> str:
+    first = glance.causes.head(MOST_CAUSES)
+    rows = [
+        [f"{errors:,} ×", escape(cause[:200]), f"last {last:%Y-%m-%d %H:%M:%S}"]
+        for cause, errors, last in zip(first["cause"], first["errors"], first["last"], strict=True)
+    ]
+    if others := len(glance.causes) - len(first):
+        rows.append(["", f"and {others:,} other causes", ""])
+    return _table(rows, ("right", "left", "left"))
+
+
+def _runs(runs: tuple[RunSeen, ...]) -> str:
+    rows = [[escape(run.user), f"{run.jobs:,} jobs", _state(run)] for run in runs[:MOST_RUNS]]
+    if (others := len(runs) - MOST_RUNS) > 0:
+        rows.append(["", "", f"and {others:,} other runs"])
+    return _table(rows, ("left", "right", "left"))
+
+
+def _state(run: RunSeen) -> str:
+    hosts = f"{run.begun:,} of them begun, on {run.hosts:,} host{'s' * (run.hosts != 1)}"
+    ago = f"{lasting(max(0, run.silent_for.total_seconds()))} ago"
+    if run.lease is None:
+        return f"{hosts}; plain DataJoint, last reserved {ago}"
+    if run.is_dead:
+        return f"⚠ dead: last heard of {ago}; its jobs go back with the next refresh() or run"
+    return f"{hosts}; alive: heard of {ago}"

@@ -1,0 +1,120 @@
+"""The picture of a report, from jobs that no database holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from djdist.drawing import DAY_SECONDS, TABLES, lasting
+from djdist.history import History, by_cause
+from djdist.report_figure import MOST_BARS, RATES, draw
+
+BEGIN = pd.Timestamp("2026-01-01 20:00")
+
+
+def jobs(*made: tuple[float, float, str, int], table: str = "Table", error: str = "") -> pd.DataFrame:
+    """Give jobs that ran from a second to another one, on a host, in a process."""
+    begins, ends, hosts, pids = zip(*made, strict=True)
+    began, ended = (BEGIN + pd.to_timedelta(list(seconds), unit="s") for seconds in (begins, ends))
+    rows: pd.DataFrame = pd.DataFrame(
+        {
+            "table": table,
+            "key": [f"path=$HOME/$\\x{n}, n={n}" for n in range(len(made))],
+            "status": "error" if error else "success",
+            "began": ended if error else began,
+            "ended": ended,
+            "seconds": np.nan if error else np.subtract(ends, begins),
+            "host": hosts,
+            "pid": pids,
+            "error_message": error,
+        }
+    )
+    return rows
+
+
+def history(*parts: pd.DataFrame) -> History:
+    found = pd.concat(parts, ignore_index=True)
+    tables = list(dict.fromkeys(found["table"]))
+    counts = pd.DataFrame(0, index=tables, columns=["made", "pending", "reserved", "error", "ignore"])
+    return History(counts, found, ())
+
+
+def timeline(found: History) -> Any:
+    return draw(found).axes[0]
+
+
+def test_a_process_takes_the_lane_of_one_that_ended() -> None:
+    axis = timeline(history(jobs((0, 5, "a", 1), (6, 9, "a", 2), (0, 9, "a", 3), (0, 1, "b", 1))))
+    lanes = [round(bar.get_y() + bar.get_height() / 2) for bar in axis.patches]
+    assert len(lanes) == 4
+    assert sorted(set(lanes)) == [0, 1, 2]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+
+
+def test_jobs_of_unknown_processes_run_side_by_side() -> None:
+    axis = timeline(history(jobs((0, 5, "", 0), (1, 6, "", 0), (7, 8, "", 0))))
+    assert "unknown hosts, at most 2 at once" in axis.get_title("left")
+
+
+def test_many_jobs_become_a_picture_of_how_busy_each_process_was() -> None:
+    ticks = np.linspace(0, 1000, MOST_BARS)
+    dense = [(tick, tick + ticks[1], "a", 1) for tick in ticks]
+    half = [(tick, tick + ticks[1] / 2, "b", 1) for tick in ticks if tick < 500]
+    (image,) = timeline(history(jobs(*dense), jobs(*half))).images
+    picture = np.asarray(image.get_array())
+    inner = picture[[len(picture) // 4, 3 * len(picture) // 4], 50:-50]
+    ink = (1 - inner) / (1 - np.array(to_rgb(TABLES[0])))
+    assert ink[0].min() > 0.98
+    assert ink[1, :600].mean() == pytest.approx(0.25 + 0.75 / 2, abs=0.02)
+    assert ink[1, 750:].max() == 0
+
+
+@pytest.mark.parametrize("number", [1, 10, MOST_BARS, MOST_BARS + 1])
+def test_all_jobs_that_ended_are_counted(number: int) -> None:
+    made = jobs(*[(n, n + 1.0, f"host {n % 300}", n) for n in range(number)])
+    failed = jobs((0, 1, "elsewhere", 7), table="Other", error="ValueError: $\\frac{x$ and _y^")
+    figure = draw(history(made, failed))
+    assert figure.png().startswith(b"\x89PNG")
+    rates: Any = figure.axes[1]
+    unit_seconds = RATES[rates.get_title("left").split()[-1]]
+    areas = [bar.get_height() * bar.get_width() * DAY_SECONDS / unit_seconds for bar in rates.patches]
+    assert sum(areas) == pytest.approx(number + 1)
+
+
+def test_jobs_without_duration_are_counted_too() -> None:
+    finished = jobs((0, 0, "a", 1), (0, 5, "$a_{$", 2)).assign(seconds=np.nan)
+    assert draw(history(finished)).png().startswith(b"\x89PNG")
+    assert len(draw(history(finished)).axes) == 2
+
+
+def test_errors_of_several_tables_are_named_after_them() -> None:
+    error = "ValueError: bad n 3"
+    found = history(*[jobs((0, 1, "a", 1), table=table, error=error) for table in ("Table1", "Table2")])
+    assert sorted(found.causes["cause"]) == [f"Table1: {error}", f"Table2: {error}"]
+
+
+def test_errors_are_grouped_whatever_their_numbers() -> None:
+    errors = pd.concat(
+        [
+            jobs((0, 1, "a", 1), (0, 3, "a", 1), error="OSError: no /data/7/x at 0x7f3a"),
+            jobs((0, 2, "a", 1), error="OSError: no /data/12.5/x at 0x7f3b\nsecond line"),
+            jobs((0, 4, "a", 1), error="timed out after 600 s"),
+        ]
+    )
+    causes = by_cause(errors)
+    assert list(causes["cause"]) == ["OSError: no /data/…/x at …", "timed out after 600 s"]
+    assert list(causes["errors"]) == [3, 1]
+    assert list((causes["last"] - BEGIN).dt.total_seconds()) == [3, 4]
+    assert len(by_cause(errors[:0])) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 ms"), (0.0214, "21.4 ms"), (59.5, "59.5 s"), (5400, "1.5 h"), (200_000, "2.31 d")],
+)
+def test_durations_are_written_in_the_unit_that_fits(seconds: float, text: str) -> None:
+    assert lasting(seconds) == text
