@@ -16,6 +16,7 @@ ALL_NEW = "refreshed new keys per second"
 NOTHING_NEW = "seconds of a refresh with nothing new, 100,000 jobs"
 ONE_PERCENT_NEW = "seconds of a refresh with 1 % new, 1,000,000 keys"
 RESERVE = "milliseconds to reserve 100 by pending keys"
+SIMULATED = "simulated clusters"
 DRIVERS = "jobs per second by drivers of one table"
 
 
