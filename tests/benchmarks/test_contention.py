@@ -21,6 +21,7 @@ ROUNDS = 3
 DRIVERS = (1, 4, 32)
 SCRIPT = """
 import multiprocessing
+import deepdiff  # DataJoint loads it at the first make(), for longer than the rest of the start
 import djdist
 
 djdist.enable()
