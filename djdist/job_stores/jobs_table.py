@@ -164,7 +164,8 @@ class JobsTable(JobStore):
         }
 
         def reserve(connection: sa.Connection) -> list[Job]:
-            self._prefer_order_of_index(connection)
+            if self.source.restricted_sql is None:
+                self._discourage(connection, "sort")
             found = _jobs_in(connection.execute(due.limit(limit).with_for_update(skip_locked=True)))
             if found:
                 change = sa.update(self._jobs).where(self._among(found)).values(reservation)
@@ -338,10 +339,10 @@ class JobsTable(JobStore):
             due.append(self._in(self._keys(self.source.restricted_sql)))
         return due
 
-    def _prefer_order_of_index(self, connection: sa.Connection) -> None:
-        """Keep PostgreSQL from sorting all pending jobs while its statistics lag behind a refresh."""
-        if self.source.settings.backend == "postgresql" and self.source.restricted_sql is None:
-            connection.execute(sa.text("SET LOCAL enable_sort = off"))
+    def _discourage(self, connection: sa.Connection, step: str) -> None:
+        """Keep PostgreSQL from a plan that its statistics suggest until it has seen a refresh's new jobs."""
+        if self.source.settings.backend == "postgresql":
+            connection.execute(sa.text(f"SET LOCAL enable_{step} = off"))
 
     def _keys(self, query: str) -> sa.Subquery:
         names = dict.fromkeys(self.source.key + self.source.target_key)
@@ -375,15 +376,24 @@ class JobsTable(JobStore):
         """
         if self.source.settings.backend == "mysql":
             same = {self.source.key[0]: self._jobs.c[self.source.key[0]]}
-            return self._execute(
+            return self._add_all(
                 mysql.insert(self._jobs).from_select(names, rows).on_duplicate_key_update(same)
             )
         try:
-            return self._execute(sa.insert(self._jobs).from_select(names, rows))
+            return self._add_all(sa.insert(self._jobs).from_select(names, rows))
         except DatabaseError as refusal:
             if not isinstance(refusal.__cause__, sa.exc.IntegrityError):
                 raise
-        return self._execute(postgresql.insert(self._jobs).from_select(names, rows).on_conflict_do_nothing())
+        return self._add_all(postgresql.insert(self._jobs).from_select(names, rows).on_conflict_do_nothing())
+
+    def _add_all(self, insert: sa.Executable) -> int:
+        """Add jobs without reading the jobs table, empty as it may have been, again for every key."""
+
+        def add(connection: sa.Connection) -> int:
+            self._discourage(connection, "nestloop")
+            return int(connection.execute(insert).rowcount)
+
+        return self._transact(add)
 
     def _repend_completed(self, priority: int) -> int:
         wanted = self._in(self._wanted())

@@ -35,14 +35,13 @@ def add_numbers(lab: ModuleType, count: int, first: int = 0) -> None:
         f"INSERT INTO {lab.Number().full_table_name} "
         f"SELECT n + {first}, n FROM (SELECT {number} AS n FROM {tables}) numbers WHERE n < {count}"
     )
-    update_statistics(lab)
+    update_statistics(lab.Number())
 
 
-def update_statistics(lab: ModuleType) -> None:
+def update_statistics(table: Any) -> None:
     """Spare the bare statements a plan that was made for another number of rows."""
-    analyze = "ANALYZE" if lab.Number.connection.adapter.backend == "postgresql" else "ANALYZE TABLE"
-    for table in (lab.Number(), jobs_of(lab.Doubled())):
-        lab.Number.connection.query(f"{analyze} {table.full_table_name}")
+    analyze = "ANALYZE" if table.connection.adapter.backend == "postgresql" else "ANALYZE TABLE"
+    table.connection.query(f"{analyze} {table.full_table_name}")
 
 
 def empty_jobs(lab: ModuleType) -> None:

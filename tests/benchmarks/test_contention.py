@@ -22,6 +22,7 @@ ROUNDS = 3
 COUNTS = (1, 4, 32)
 SCRIPT = """
 import multiprocessing
+import deepdiff  # DataJoint loads it at the first make(), for longer than the rest of the start
 import djdist
 
 djdist.enable()

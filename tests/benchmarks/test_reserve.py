@@ -36,7 +36,7 @@ def test_reserve(server: Server, lab: ModuleType, record: Record) -> None:
         empty_jobs(lab)
         add_numbers(lab, pending)
         bare_refresh(lab)
-        update_statistics(lab)
+        update_statistics(jobs_of(lab.Doubled()))
         for name, milliseconds in _milliseconds(lab).items():
             times[name][pending] = milliseconds
     record(RESERVE, server.backend, times)
