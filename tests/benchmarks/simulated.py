@@ -20,13 +20,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any
 
+from benchmarks.many_keys import add_numbers
 from djdist.executor import Executor, window
 from djdist.fence import Fence, Statement, key_name
 from djdist.grouping import GROUP_SECONDS
 from djdist.job import Completion, Ending, Job, Key, Outcome, Report, Work
+from djdist.job_stores.jobs_table import JobsTable, Refreshing
+from djdist.jobs import jobs_of
 from djdist.making import Session
+from djdist.pipeline import JobsTableSource, jobs_table_source
 from djdist.shipping import ConnectionSettings, open_dbapi_connection
 
 NODE_PLACES = 50
@@ -41,6 +46,14 @@ LONGEST = 30
 TICK_SECONDS = 0.01
 BATCH = 500
 WORKER = {"worker_host": "simulated", "worker_pid": 1}
+
+
+def fill(lab: ModuleType, keys: int) -> JobsTableSource:
+    """Let so many jobs wait."""
+    add_numbers(lab, keys)
+    source = jobs_table_source(jobs_of(lab.Doubled()))
+    JobsTable(source, refreshing=Refreshing(priority=5)).refresh()
+    return source
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ class SimulatedExecutor(Executor):
 
 
 class EagerExecutor(Executor):
-    """Ends a tenth of its tasks whenever it is asked, with no worker: it shows what a driver can do at most."""
+    """Ends a tenth of its tasks whenever it is asked: it shows what a driver can do at most."""
 
     def __init__(self, places: int) -> None:
         self.began_at = self.ended_at = 0.0

@@ -15,13 +15,11 @@ import pytest
 import sqlalchemy as sa
 
 from benchmarks.conftest import Record
-from benchmarks.many_keys import add_numbers
-from benchmarks.simulated import Cluster, EagerExecutor, SimulatedExecutor
+from benchmarks.simulated import Cluster, EagerExecutor, SimulatedExecutor, fill
 from djdist.driver import Driver
 from djdist.job import Policy
-from djdist.job_stores.jobs_table import JobsTable, Owner, Refreshing, new_token
-from djdist.jobs import jobs_of
-from djdist.pipeline import JobsTableSource, jobs_table_source
+from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
+from djdist.pipeline import JobsTableSource
 from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)
@@ -69,14 +67,6 @@ def test_saturated_drivers(
     }
     record(SATURATED, f"{server.backend}, {drivers} drivers, {places:,} in flight each", figures)
     print(server.backend, drivers, places, figures)
-
-
-def fill(lab: ModuleType, keys: int) -> JobsTableSource:
-    """Let so many jobs wait."""
-    add_numbers(lab, keys)
-    source = jobs_table_source(jobs_of(lab.Doubled()))
-    JobsTable(source, refreshing=Refreshing(priority=5)).refresh()
-    return source
 
 
 def saturate(source: JobsTableSource, places: int, drivers: int) -> tuple[float, float, float]:
