@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -187,7 +187,8 @@ class Driver:
         errors = () if self._policy.suppress_errors else tuple(self._errors[:1])
         losses = tuple(self._attempts.losses.items())
         handover = Handover(stopping=self._stopping, losses=losses, errors=errors)
-        return Status(self._made, self._failed, len(self._jobs_in_flight()), pending, handover)
+        running = sum(map(len, self._in_flight.values()))
+        return Status(self._made, self._failed, running, pending, handover)
 
     def _succeed(self, lost: Status, watch: Watch) -> None:
         """Go on where a driver was lost, which is a loss for keys in its process, and say so first."""
@@ -302,7 +303,7 @@ class Driver:
     def _end_overdue(self) -> None:
         if not self._overdue.asks():
             return
-        running = self._running()
+        running = self._running(self._in_flight)
         for ticket in self._overdue.among(running):
             jobs = self._in_flight.pop(ticket)
             waiting = self._record_until(jobs, Outcome(running[ticket], Ending.FAILED, self._overdue.failure))
@@ -310,6 +311,8 @@ class Driver:
             self._give_back(waiting)
 
     def _end_disowned(self) -> None:
+        if not self._lease.any_gone:
+            return
         for ticket, jobs in list(self._in_flight.items()):
             if all(map(self._lease.is_gone, jobs)):
                 for job in self._in_flight.pop(ticket):
@@ -318,17 +321,17 @@ class Driver:
 
     def _take_back_waiting(self) -> None:
         """Let others make what waits behind a key that takes long."""
-        if self._waiting_jobs.asks(self._in_flight):
-            for ticket, waiting in self._waiting_jobs.behind(self._in_flight, self._running()).items():
-                self._in_flight[ticket] = tuple(job for job in self._in_flight[ticket] if job not in waiting)
+        if groups := self._waiting_jobs.suspects(self._in_flight):
+            for ticket, waiting in self._waiting_jobs.behind(groups, self._running(groups)).items():
+                self._in_flight[ticket] = tuple(job for job in groups[ticket] if job not in waiting)
                 self._give_back(waiting)
 
-    def _running(self) -> dict[int, Job]:
+    def _running(self, tasks: Mapping[int, Sequence[Job]]) -> dict[int, Job]:
         """Tell which job of each task runs: a worker makes them in order, and what it has made is gone."""
-        begun = {job.identity for job in self._store.begun(self._jobs_in_flight())}
+        begun = {job.identity for job in self._store.begun([job for jobs in tasks.values() for job in jobs])}
         return {
             ticket: next(job for job in jobs if job.identity in begun)
-            for ticket, jobs in self._in_flight.items()
+            for ticket, jobs in tasks.items()
             if any(job.identity in begun for job in jobs)
         }
 

@@ -68,18 +68,24 @@ class Waiting:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._asked_at = clock()
+        self._known: set[int] = set()
         self._seen_at: dict[int, float] = {}
 
-    def asks(self, in_flight: Mapping[int, Sequence[Job]]) -> bool:
-        """Tell whether it is time to look which job of each task runs."""
-        due = self._clock() - self._asked_at >= GROUP_SECONDS / 2
-        return due and any(len(jobs) > 1 for jobs in in_flight.values())
+    def suspects(self, in_flight: Mapping[int, Sequence[Job]]) -> Mapping[int, Sequence[Job]]:
+        """Give, when it is time to look which job runs, the groups that were there at the last look too."""
+        if self._clock() - self._asked_at < GROUP_SECONDS / 2:
+            return {}
+        self._asked_at = self._clock()
+        groups = {ticket: jobs for ticket, jobs in in_flight.items() if len(jobs) > 1}
+        suspects = {ticket: jobs for ticket, jobs in groups.items() if ticket in self._known}
+        self._known = set(groups)
+        return suspects
 
     def behind(
         self, in_flight: Mapping[int, Sequence[Job]], running: Mapping[int, Job]
     ) -> dict[int, Sequence[Job]]:
         """Give the jobs that wait by the ticket of their task."""
-        self._asked_at = now = self._clock()
+        now = self._clock()
         self._seen_at = {ticket: self._seen_at.get(ticket, now) for ticket in running}
         last_begin_seconds = GROUP_SECONDS + CLOCKS_DIFFER_SECONDS
         stuck = [ticket for ticket, since in self._seen_at.items() if now - since >= last_begin_seconds]

@@ -46,6 +46,11 @@ class Lease:
         self._over.set()
         self._thread.join()
 
+    @property
+    def any_gone(self) -> bool:
+        """Tell whether any job may be somebody else's."""
+        return bool(self._gone)
+
     def is_gone(self, job: Job) -> bool:
         """Tell whether a job that is still in flight is somebody else's by now.
 

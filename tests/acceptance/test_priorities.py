@@ -7,6 +7,8 @@ import datajoint as dj
 import pytest
 
 import lab as pipelines
+from lab.watching import meanwhile, wait_until
+from servers import Server
 
 NAPPING = {"make_kwargs": {"seconds": 0.01}}
 
@@ -59,6 +61,35 @@ def test_an_urgent_key_that_comes_later_overtakes_those_that_wait(lab: ModuleTyp
     lab.Logged.jobs.refresh(urgent, priority=0)
     lab.Logged.populate(reserve_jobs=True, refresh=False)
     assert order_made(lab)[2] == 6
+
+
+def test_an_urgent_key_that_comes_while_10000_wait_overtakes_all_that_are_not_in_flight(
+    lab: ModuleType, one_place: Any, server: Server
+) -> None:
+    pipelines.fill(lab, subjects=1, sessions=10_001)
+    (urgent,) = (lab.Session & "n = 10001").keys()
+    lab.Logged.jobs.refresh(lab.Session & "n <= 10000")
+    made, jobs = lab.Logged().full_table_name, lab.Logged.jobs.full_table_name
+    waiting: set[int] = set()
+
+    def insert() -> None:
+        with server.connect() as connection:
+            wait_until(lambda: connection.query(f"SELECT 1 FROM {made} LIMIT 1").fetchone(), "the first key")
+            connection.query(
+                f"INSERT INTO {jobs} (subject_id, session_date, status, priority, scheduled_time) "
+                "VALUES (%s, %s, 'pending', 0, CURRENT_TIMESTAMP(3) - INTERVAL '1' SECOND)",
+                args=tuple(urgent.values()),
+            )
+            # the lock waits for a reservation that is under way
+            pending = f"SELECT session_date FROM {jobs} WHERE status = 'pending' FOR UPDATE"
+            waiting.update((date - pipelines.FIRST_DATE).days + 1 for (date,) in connection.query(pending))
+
+    with meanwhile(insert):
+        lab.Logged.populate(reserve_jobs=True, refresh=False, executor=one_place, max_calls=200, **NAPPING)
+    order = order_made(lab)
+    assert len(waiting) > 9_000
+    assert waiting & set(order[: order.index(10_001)]) == set()
+    assert waiting & set(order) - {10_001}
 
 
 def test_only_jobs_of_a_priority_or_a_more_urgent_one(lab: ModuleType, executor: Any) -> None:

@@ -1,9 +1,11 @@
 """A cluster of thousands of places that only pretends to make keys.
 
-Real are the driver, its job store, the database, and what workers do to the jobs table, though for
-several groups at once: they begin jobs and delete those that are made. No ``make()`` runs: a place is
-busy for a time from a lognormal distribution. The cluster is a process of its own, so that its work
-is none of the driver's.
+Real are the driver, its job store, the database and the clock, and what workers do to the jobs table:
+they begin the jobs of a group together and delete each one that is made, in its moment, but with one
+statement for all workers that do so in the same hundredth of a second. A worker begins no more keys of
+its group once it has been busy for ``GROUP_SECONDS``, as real ones do. No ``make()`` runs: a place is
+busy for as long as a heavy-tailed distribution says. Nothing travels over a network. The cluster is a
+process of its own, so that its work is none of the driver's.
 """
 
 from __future__ import annotations
@@ -16,14 +18,20 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any
 
+from benchmarks.many_keys import add_numbers
 from djdist.executor import Executor, window
 from djdist.fence import Fence, Statement, key_name
 from djdist.grouping import GROUP_SECONDS
-from djdist.job import Completion, Ending, Job, Outcome, Report, Work
+from djdist.job import Completion, Ending, Job, Key, Outcome, Report, Work
+from djdist.job_stores.jobs_table import JobsTable, Refreshing
+from djdist.jobs import jobs_of
 from djdist.making import Session
+from djdist.pipeline import JobsTableSource, jobs_table_source
 from djdist.shipping import ConnectionSettings, open_dbapi_connection
 
 NODE_PLACES = 50
@@ -31,10 +39,21 @@ NODE_PLACES = 50
 BACK_SECONDS = 3.0
 SIGMA = 1.5
 """Of the logarithm: half of the keys take less than a third of the mean, one in a hundred ten times it."""
-LONGEST = 15
-"""Times the mean."""
+PARETO = 1.5
+"""Its exponent: the variance has no bound."""
+LONGEST = 30
+"""Times the mean, so that a run ends."""
 TICK_SECONDS = 0.01
+BATCH = 500
 WORKER = {"worker_host": "simulated", "worker_pid": 1}
+
+
+def fill(lab: ModuleType, keys: int) -> JobsTableSource:
+    """Let so many jobs wait."""
+    add_numbers(lab, keys)
+    source = jobs_table_source(jobs_of(lab.Doubled()))
+    JobsTable(source, refreshing=Refreshing(priority=5)).refresh()
+    return source
 
 
 @dataclass(frozen=True)
@@ -45,15 +64,7 @@ class Cluster:
     mean_seconds: float
     keys: int
     death_every_seconds: float = math.inf
-
-
-@dataclass(frozen=True)
-class End:
-    """What became of a task; none of its keys is made if its node died."""
-
-    ticket: int
-    made: int = 0
-    seconds: float = 0.0
+    lengths: str = "lognormal"
 
 
 @dataclass(frozen=True)
@@ -68,9 +79,11 @@ class SimulatedExecutor(Executor):
     """Hands tasks to a simulated cluster."""
 
     def __init__(self, cluster: Cluster, fence: Fence, settings: ConnectionSettings) -> None:
+        self.waited_seconds = 0.0
         self._places = cluster.places
         self._in_flight: dict[int, tuple[Job, ...]] = {}
-        self._ended: list[End] = []
+        self._trials: list[int] = []
+        self._unsent: list[tuple[int, list[Key]]] = []
         self._submitted = 0
         self._line, far_end = multiprocessing.Pipe()
         self._process = multiprocessing.get_context("spawn").Process(
@@ -86,19 +99,27 @@ class SimulatedExecutor(Executor):
 
     def submit(self, name: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
-        self._in_flight[self._submitted] = tuple(jobs)
         if jobs:
-            self._line.send((self._submitted, [job.key for job in jobs]))
+            self._in_flight[self._submitted] = tuple(jobs)
+            self._unsent.append((self._submitted, [job.key for job in jobs]))
         else:
-            self._ended.append(End(self._submitted))
+            self._trials.append(self._submitted)
         return self._submitted
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
-        ended, self._ended = self._ended, []
-        while self._line.poll(0 if ended else timeout_seconds):
+        if self._trials:
+            return [Completion(self._trials.pop(), Report())]
+        if self._unsent:
+            self._line.send(self._unsent)
+            self._unsent = []
+        began = time.monotonic()
+        self._line.poll(timeout_seconds)
+        self.waited_seconds += time.monotonic() - began
+        ended: list[tuple[int, int, float]] = []
+        while self._line.poll():
             self._places, several = self._line.recv()
             ended += several
-        return [self._completion(end) for end in ended]
+        return [self._completion(*each) for each in ended]
 
     def cancel(self, ticket: int) -> bool:
         return False
@@ -115,21 +136,64 @@ class SimulatedExecutor(Executor):
         self._process.join()
         return usage
 
-    def _completion(self, end: End) -> Completion:
-        jobs = self._in_flight.pop(end.ticket)
-        if jobs and not end.made:
-            return Completion(end.ticket, breakage="the node died")
-        made = tuple(Outcome(job, Ending.MADE) for job in jobs[: end.made])
-        left = tuple(Outcome(job, Ending.LEFT) for job in jobs[end.made :])
-        return Completion(end.ticket, Report(made + left, seconds=end.seconds))
+    def _completion(self, ticket: int, made: int, seconds: float) -> Completion:
+        jobs = self._in_flight.pop(ticket)
+        if not seconds:
+            return Completion(ticket, breakage="the node died")
+        endings = [Ending.MADE] * made + [Ending.LEFT] * (len(jobs) - made)
+        return Completion(ticket, Report(tuple(map(Outcome, jobs, endings)), seconds=seconds))
+
+
+class EagerExecutor(Executor):
+    """Ends a tenth of its tasks whenever it is asked: it shows what a driver can do at most."""
+
+    def __init__(self, places: int) -> None:
+        self.began_at = self.ended_at = 0.0
+        self._places = places
+        self._in_flight: dict[int, tuple[Job, ...]] = {}
+        self._submitted = 0
+
+    def start(self, work: Work) -> None:
+        """Nothing to get ready."""
+
+    def free_places(self) -> int:
+        return self._places - len(self._in_flight)
+
+    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+        self.began_at = self.began_at or time.monotonic()
+        self._submitted += 1
+        self._in_flight[self._submitted] = tuple(jobs)
+        return self._submitted
+
+    def wait(self, timeout_seconds: float) -> list[Completion]:
+        self.ended_at = time.monotonic()
+        oldest = list(islice(self._in_flight, max(1, self._places // 10)))
+        return [_all_made(ticket, self._in_flight.pop(ticket)) for ticket in oldest]
+
+    def cancel(self, ticket: int) -> bool:
+        return False
+
+    def kill(self, ticket: int) -> None:
+        """No job is taken over here."""
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+def _all_made(ticket: int, jobs: Sequence[Job]) -> Completion:
+    """Tell that each took a second, so that no keys are grouped."""
+    return Completion(ticket, Report(tuple(Outcome(job, Ending.MADE) for job in jobs), seconds=len(jobs)))
 
 
 @dataclass(eq=False)
 class _Task:
     ticket: int
-    values: list[dict[str, Any]]
+    keys: list[Key]
     made: int = 0
-    began: float = 0.0
+    began_at: float = 0.0
+
+    def values(self) -> list[dict[str, Any]]:
+        return [_values(key) for key in self.keys]
 
 
 class _Simulation:
@@ -141,21 +205,19 @@ class _Simulation:
         self._fence = fence
         self._session = Session(open_dbapi_connection(settings))
         self._chance = random.Random(7)
-        self._mu = math.log(cluster.mean_seconds) - SIGMA**2 / 2
         self._waiting = deque[_Task]()
         self._running = list[tuple[float, int, _Task]]()
         self._back_at = deque[float]()
         self._now = time.monotonic()
         self._dies_at = self._next_death()
-        self._made = self._counted_keys = 0
+        self._begun = self._counted_keys = 0
         self._busy_seconds = self._place_seconds = self._counted_seconds = 0.0
 
     def run(self) -> Usage:
         while self._receive():
             passed_seconds, self._now = time.monotonic() - self._now, time.monotonic()
             self._count(passed_seconds)
-            ended = self._die() + self._end()
-            if ended:
+            if ended := self._die() + self._end():
                 self._line.send((self._places, ended))
             self._begin()
         return Usage(self._busy_seconds / self._place_seconds, self._counted_keys / self._counted_seconds)
@@ -166,18 +228,16 @@ class _Simulation:
 
     @property
     def _is_steady(self) -> bool:
-        return self._cluster.places <= self._made <= self._cluster.keys - self._cluster.places
+        return self._cluster.places <= self._begun <= self._cluster.keys - 1.25 * self._cluster.places
 
     def _receive(self) -> bool:
         """Take in tasks for a moment; False when the driver has had enough."""
-        timeout_seconds = TICK_SECONDS
-        while self._line.poll(timeout_seconds):
-            message = self._line.recv()
-            if message is None:
+        until = self._now + TICK_SECONDS
+        while self._line.poll(max(0.0, until - time.monotonic())):
+            tasks = self._line.recv()
+            if tasks is None:
                 return False
-            ticket, keys = message
-            self._waiting.append(_Task(ticket, [_values(key) for key in keys]))
-            timeout_seconds = 0.0
+            self._waiting += [_Task(*task) for task in tasks]
         return True
 
     def _count(self, passed_seconds: float) -> None:
@@ -187,48 +247,47 @@ class _Simulation:
             self._counted_seconds += passed_seconds
 
     def _begin(self) -> None:
-        begun = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._free))]
-        if not begun:
-            return
-        self._fence.begins(self._session, [values for task in begun for values in task.values])
+        free = max(0, self._places - len(self._running))
+        begun = [self._waiting.popleft() for _ in range(min(len(self._waiting), free))]
+        for batch in _batches([values for task in begun for values in task.values()]):
+            self._fence.begins(self._session, batch)
         for task in begun:
-            task.began = self._now
-            self._run(task, self._now)
+            task.began_at = self._now
+            self._make_next(task)
+            self._begun += len(task.keys)
+
+    def _make_next(self, task: _Task) -> None:
+        heapq.heappush(self._running, (self._now + self._draw(), task.ticket, task))
 
     def _draw(self) -> float:
-        longest = LONGEST * self._cluster.mean_seconds
-        return min(self._chance.lognormvariate(self._mu, SIGMA), longest)
+        mean = self._cluster.mean_seconds
+        if self._cluster.lengths == "Pareto":
+            return min(self._chance.paretovariate(PARETO) * mean * (PARETO - 1) / PARETO, LONGEST * mean)
+        return min(self._chance.lognormvariate(math.log(mean) - SIGMA**2 / 2, SIGMA), LONGEST * mean)
 
-    @property
-    def _free(self) -> int:
-        return max(0, self._places - len(self._running))
-
-    def _run(self, task: _Task, now: float) -> None:
-        heapq.heappush(self._running, (now + self._draw(), task.ticket, task))
-
-    def _end(self) -> list[End]:
-        ended, made = list[End](), list[dict[str, Any]]()
+    def _end(self) -> list[tuple[int, int, float]]:
+        made, ended = list[Key](), list[tuple[int, int, float]]()
         while self._running and self._running[0][0] <= self._now:
-            now, _, task = heapq.heappop(self._running)
-            made.append(task.values[task.made])
+            _, ticket, task = heapq.heappop(self._running)
+            made.append(task.keys[task.made])
             task.made += 1
-            if task.made < len(task.values) and now - task.began <= GROUP_SECONDS:
-                self._run(task, now)
+            seconds = self._now - task.began_at
+            if task.made < len(task.keys) and seconds <= GROUP_SECONDS:
+                self._make_next(task)
             else:
-                ended.append(End(task.ticket, task.made, now - task.began))
-        if made:
-            self._delete(made)
+                ended.append((ticket, task.made, seconds))
+        self._finish([_values(key) for key in made])
         return ended
 
-    def _delete(self, jobs: list[dict[str, Any]]) -> None:
+    def _finish(self, jobs: list[dict[str, Any]]) -> None:
         finish, key = self._fence.finish, self._fence.key
-        of_any = Statement(finish.sql.rpartition(f" AND {key.sql[1:-1]}")[0], finish.names[: -len(key.names)])
-        self._fence._execute(self._session, of_any, jobs)
-        self._made += len(jobs)
+        several = Statement(finish.sql.removesuffix(f" AND {key.sql[1:-1]}"), finish.names[: -len(key.names)])
+        for batch in _batches(jobs):
+            self._fence._execute(self._session, several, batch)
         if self._is_steady:
             self._counted_keys += len(jobs)
 
-    def _die(self) -> list[End]:
+    def _die(self) -> list[tuple[int, int, float]]:
         while self._back_at and self._back_at[0] <= self._now:
             self._back_at.popleft()
         if self._now < self._dies_at:
@@ -236,19 +295,23 @@ class _Simulation:
         self._dies_at = self._next_death()
         self._back_at.append(self._now + BACK_SECONDS)
         dead = self._chance.sample(self._running, min(NODE_PLACES, len(self._running)))
-        self._running = [each for each in self._running if each not in dead]
+        tickets = {ticket for _, ticket, _ in dead}
+        self._running = [each for each in self._running if each[1] not in tickets]
         heapq.heapify(self._running)
-        return [End(task.ticket) for _, _, task in dead]
+        return [(ticket, 0, 0.0) for ticket in tickets]
 
     def _next_death(self) -> float:
         mean = self._cluster.death_every_seconds
         return math.inf if mean == math.inf else self._now + self._chance.expovariate(1 / mean)
 
 
-def _values(key: dict[str, Any]) -> dict[str, Any]:
+def _values(key: Key) -> dict[str, Any]:
     return {**WORKER, **{key_name(name): value for name, value in key.items()}}
 
 
+def _batches(values: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    return [values[first : first + BATCH] for first in range(0, len(values), BATCH)]
+
+
 def _simulate(line: Connection, cluster: Cluster, fence: Fence, settings: ConnectionSettings) -> None:
-    usage = _Simulation(line, cluster, fence, settings).run()
-    line.send(usage)
+    line.send(_Simulation(line, cluster, fence, settings).run())

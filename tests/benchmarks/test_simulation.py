@@ -1,34 +1,37 @@
-"""What one driver, and several, can keep busy, on a simulated cluster."""
+"""What one driver, and several that share a table, can keep busy on a simulated cluster."""
 
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from benchmarks.conftest import Record
-from benchmarks.goals import SIMULATED
-from benchmarks.many_keys import add_numbers
-from benchmarks.simulated import Cluster, SimulatedExecutor
+from benchmarks.simulated import Cluster, EagerExecutor, SimulatedExecutor, fill
 from djdist.driver import Driver
 from djdist.job import Policy
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
-from djdist.jobs import jobs_of
-from djdist.pipeline import JobsTableSource, jobs_table_source
+from djdist.pipeline import JobsTableSource
 from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)
 
+SIMULATED = "simulated clusters"
+SATURATED = "drivers that never wait"
+KEYS_TO_SATURATE = 60_000
 CASES = {
     "1,000 places, 1 s": (1, Cluster(places=1_000, mean_seconds=1.0, keys=20_000)),
-    "1,000 places, 1 s, a node dies every 2 s": (
+    "1,000 places, 1 s, Pareto, a node dies every 2 s": (
         1,
-        Cluster(places=1_000, mean_seconds=1.0, keys=20_000, death_every_seconds=2.0),
+        Cluster(1_000, mean_seconds=1.0, keys=20_000, death_every_seconds=2.0, lengths="Pareto"),
     ),
     "10,000 places, 20 s": (1, Cluster(places=10_000, mean_seconds=20.0, keys=30_000)),
     "10,000 places, 1 s, 1 driver": (1, Cluster(places=10_000, mean_seconds=1.0, keys=60_000)),
@@ -40,24 +43,56 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_simulated_cluster(case: str, server: Server, lab: ModuleType, record: Record) -> None:
     drivers, cluster = CASES[case]
-    add_numbers(lab, drivers * cluster.keys)
-    lab.Doubled()
-    source = jobs_table_source(jobs_of(lab.Doubled()))
-    JobsTable(source, Owner(new_token(60)))._add(5, 0)
+    source = fill(lab, drivers * cluster.keys)
     with ProcessPoolExecutor(drivers, multiprocessing.get_context("spawn")) as processes:
         figures = [*processes.map(drive, [source] * drivers, [cluster] * drivers)]
-    assert sum(each["made"] for each in figures) == drivers * cluster.keys
+    assert sum(each["ended"] for each in figures) == drivers * cluster.keys
     record(SIMULATED, f"{server.backend}, {case}", figures)
     print(server.backend, case, *figures, sep="\n  ")
+
+
+@pytest.mark.parametrize("places", [1_000, 10_000])
+@pytest.mark.parametrize("drivers", [1, 2, 4])
+def test_saturated_drivers(
+    drivers: int, places: int, server: Server, lab: ModuleType, record: Record
+) -> None:
+    source = fill(lab, KEYS_TO_SATURATE)
+    with ProcessPoolExecutor(drivers, multiprocessing.get_context("spawn")) as processes:
+        spans = [*processes.map(saturate, [source] * drivers, [places] * drivers, [drivers] * drivers)]
+    began_at, ended_at, cpu_seconds = zip(*spans, strict=True)
+    rate = KEYS_TO_SATURATE / (max(ended_at) - min(began_at))
+    figures = {
+        "jobs per second": round(rate),
+        "CPU milliseconds a job": round(sum(cpu_seconds) / KEYS_TO_SATURATE * 1000, 3),
+    }
+    record(SATURATED, f"{server.backend}, {drivers} drivers, {places:,} in flight each", figures)
+    print(server.backend, drivers, places, figures)
+
+
+def saturate(source: JobsTableSource, places: int, drivers: int) -> tuple[float, float, float]:
+    """Give a driver no pause; tell from when to when it ran and how much of its thread's time that took."""
+    executor = EagerExecutor(places)
+    policy = Policy(max_calls=KEYS_TO_SATURATE // drivers)
+    cpu = time.thread_time()
+    Driver(JobsTable(source, Owner(new_token(60))), executor, policy).run(lambda status: True)
+    return executor.began_at, executor.ended_at, time.thread_time() - cpu
 
 
 def drive(source: JobsTableSource, cluster: Cluster) -> dict[str, Any]:
     """Do one driver's run in a process of its own."""
     store = JobsTable(source, Owner(new_token(60)))
     executor = SimulatedExecutor(cluster, store.fence(keep_completed=False), source.settings)
-    began, cpu = time.monotonic(), time.process_time()
-    summary = Driver(store, executor, Policy(max_calls=cluster.keys)).run(lambda status: True)
-    cpu_share = (time.process_time() - cpu) / (time.monotonic() - began)
-    return {"made": summary.success_count, "driver's CPU": round(cpu_share, 2)} | {
-        name: round(figure, 2) for name, figure in asdict(executor.usage()).items()
-    }
+    statements: Counter[str] = Counter()
+    sa.event.listen(
+        sa.Engine, "before_cursor_execute", lambda *_: statements.update([threading.current_thread().name])
+    )
+    began, cpu = time.monotonic(), time.thread_time()
+    policy = Policy(max_calls=cluster.keys, suppress_errors=True)
+    summary = Driver(store, executor, policy).run(lambda status: True)
+    wall = time.monotonic() - began
+    return {
+        "ended": summary.success_count + len(summary.errors),
+        "driver's CPU share": round((time.thread_time() - cpu) / wall, 2),
+        "driver's share not waiting": round(1 - executor.waited_seconds / wall, 2),
+        "driver's statements a second": round(sum(statements.values()) / wall),
+    } | {name: round(figure, 3) for name, figure in asdict(executor.usage()).items()}

@@ -79,8 +79,8 @@ class TestWaiting:
         in_flight = {1: (first, second, third), 2: (Job({"n": 9}),)}
         found: dict[int, Sequence[Job]] = {}
         for clock.seconds in range(16):
-            if not found and waiting.asks(in_flight):
-                found = waiting.behind(in_flight, {1: second})
+            if not found and (groups := waiting.suspects(in_flight)):
+                found = waiting.behind(groups, {1: second})
         assert found == {1: (third,)}
 
     def test_not_before_that(self) -> None:
@@ -91,11 +91,17 @@ class TestWaiting:
         clock.seconds += GROUP_SECONDS + CLOCKS_DIFFER_SECONDS - 0.1
         assert waiting.behind({1: group}, {1: group[0]}) == {}
 
-    def test_it_does_not_ask_where_no_key_waits(self) -> None:
+    def test_it_suspects_groups_that_stay(self) -> None:
         clock = Clock()
-        waiting = Waiting(clock)
-        clock.seconds = 100
-        assert not waiting.asks({1: (Job({"n": 1}),)})
+        waiting, group = Waiting(clock), tuple(jobs(2))
+        looks: list[tuple[dict[int, Sequence[Job]], dict[int, Sequence[Job]]]] = [
+            ({1: group, 2: group[:1]}, {}),
+            ({1: group, 2: group[:1], 3: group}, {1: group}),
+            ({3: group, 4: group}, {3: group}),
+        ]
+        for in_flight, suspects in looks:
+            clock.seconds += GROUP_SECONDS
+            assert waiting.suspects(in_flight) == suspects
 
 
 class Groups(ScriptedExecutor):
