@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,11 @@ from djdist.errors import MakeError
 from djdist.job import Key
 
 logger = logging.getLogger(__name__)
+
+
+def load_early() -> None:
+    """Import what DataJoint imports in its first ``make()``, which should not seem to take that long."""
+    import_module("deepdiff")
 
 
 class Session:

@@ -21,7 +21,7 @@ from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Fence, key_name
 from djdist.grouping import GROUP_SECONDS
 from djdist.job import Ending, Failure, Identity, Job, Outcome, Report
-from djdist.making import Making, Session
+from djdist.making import Making, Session, load_early
 from djdist.pipeline import (
     connect_anew,
     end_session,
@@ -319,6 +319,7 @@ def _workplace(parcel: Parcel) -> Workplace:
     here = (os.getpid(), parcel.run)
     if here not in _workplaces:
         _allow_children()
+        load_early()
         table = unpack_table(parcel.table, parcel.settings, parcel.preload)
         make_kwargs = cloudpickle.loads(parcel.make_kwargs)
         while len(_workplaces) >= TABLES_KEPT:

@@ -281,8 +281,7 @@ def _runs_of(actor: str) -> list[tuple[RunInfo, Ask]]:
 
 def _get_ready() -> None:
     """Let a worker import while the driver does, which else tries it first and waits for that."""
-    import_module("djdist.worker")
-    import_module("deepdiff")  # DataJoint does so in its first make()
+    import_module("djdist.worker").load_early()
 
 
 def _run(work: Work, jobs: Sequence[Job]) -> Report:

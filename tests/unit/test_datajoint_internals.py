@@ -34,6 +34,10 @@ def test_populate1_commits_itself_so_that_the_fence_knows_its_commit() -> None:
     assert source_of(dj.AutoPopulate._populate1).count("self.connection.commit_transaction()") == 1
 
 
+def test_populate1_imports_what_workers_have_loaded_by_then() -> None:
+    assert source_of(dj.AutoPopulate._populate1).count("import deepdiff") == 1
+
+
 def test_populate1_touches_no_job_when_it_is_given_none() -> None:
     source = source_of(dj.AutoPopulate._populate1)
     verbs = sum(source.count(f" jobs.{verb}(") for verb in ("reserve", "complete", "error"))
