@@ -13,6 +13,9 @@ from typing import Any
 from servers import Server
 
 PIPELINE = '''
+import os
+import time
+
 import datajoint as dj
 
 schema = dj.Schema("{schema}")
@@ -38,6 +41,22 @@ class Doubled(dj.Computed):
 
     def make(self, key):
         self.insert1({{**key, "y": 2 * int((Number & key).fetch1("x"))}})
+
+
+@schema
+class Napped(dj.Computed):
+    definition = """
+    -> Number
+    ---
+    began : float64
+    ended : float64
+    pid : int64
+    """
+
+    def make(self, key):
+        began = time.time()
+        time.sleep(0.1)
+        self.insert1({{**key, "began": began, "ended": time.time(), "pid": os.getpid()}})
 '''
 PREAMBLE = """
 import datajoint as dj
@@ -48,7 +67,7 @@ database.user, database.password = {server.user!r}, {server.password!r}
 database.name, database.use_tls = {server.database_name!r}, False
 dj.logger.setLevel("ERROR")
 
-from {module} import Doubled, Number
+from {module} import Doubled, Napped, Number
 """
 BARE = """
 from multiprocessing import Barrier, Process

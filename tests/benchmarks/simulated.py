@@ -42,7 +42,7 @@ SIGMA = 1.5
 PARETO = 1.5
 """Its exponent: the variance has no bound."""
 LONGEST = 30
-"""Times the mean, so that a run ends."""
+"""Times the mean."""
 TICK_SECONDS = 0.01
 BATCH = 500
 WORKER = {"worker_host": "simulated", "worker_pid": 1}
@@ -65,6 +65,11 @@ class Cluster:
     keys: int
     death_every_seconds: float = math.inf
     lengths: str = "lognormal"
+
+    @property
+    def steady_keys(self) -> float:
+        """So many have begun when keys become scarce."""
+        return self.keys - 1.25 * self.places
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class SimulatedExecutor(Executor):
 
     def usage(self) -> Usage:
         self._line.send(None)
-        usage: Usage = self._line.recv()
+        usage = next(message for message in iter(self._line.recv, None) if isinstance(message, Usage))
         self._process.join()
         return usage
 
@@ -160,7 +165,8 @@ class EagerExecutor(Executor):
         return self._places - len(self._in_flight)
 
     def submit(self, name: str, jobs: Sequence[Job]) -> int:
-        self.began_at = self.began_at or time.monotonic()
+        if jobs:
+            self.began_at = self.began_at or time.monotonic()
         self._submitted += 1
         self._in_flight[self._submitted] = tuple(jobs)
         return self._submitted
@@ -228,7 +234,7 @@ class _Simulation:
 
     @property
     def _is_steady(self) -> bool:
-        return self._cluster.places <= self._begun <= self._cluster.keys - 1.25 * self._cluster.places
+        return self._cluster.places <= self._begun <= self._cluster.steady_keys
 
     def _receive(self) -> bool:
         """Take in tasks for a moment; False when the driver has had enough."""
