@@ -75,6 +75,7 @@ class Making:
         self._version = version
         self._chains = several and not _does_more_than_its_transaction(table)
         self._chained = False
+        self._missing: Key | None = None
         self._patches = ExitStack()
 
     @property
@@ -140,6 +141,7 @@ class Making:
             )
             return True
         finally:
+            self._missing = None
             _leave_transaction(self._table.connection)
 
     def _start_transaction(self) -> None:

@@ -12,7 +12,7 @@ from benchmarks.goals import THROUGHPUT
 from servers import Server
 
 KEYS = 5_000 + WARM_UP
-ROUNDS = 5
+ROUNDS = 3
 WORKERS = 2
 
 
