@@ -12,10 +12,11 @@ GROUP_SECONDS = 5.0
 
 CLOCKS_DIFFER_SECONDS = 2.0
 LARGEST = 250
+GROWTH = 8
 
 
 class Grouping:
-    """Sizes groups by how long keys take, as joblib does [1]_: at most twice as large as before.
+    """Sizes groups by how long keys take, as joblib does [1]_, and never much larger than the one before.
 
     Attributes
     ----------
@@ -38,8 +39,8 @@ class Grouping:
             latest = seconds / count
             self._seconds = (self._seconds + latest) / 2 if self._seconds else latest
             fitting = int(min(TASK_SECONDS / self._seconds, LARGEST))
-            before = count if cut else max(count, self.size // 2)
-            self.size = max(1, min(fitting, 2 * before))
+            before = count if cut else max(count, self.size // GROWTH)
+            self.size = max(1, min(fitting, GROWTH * before))
 
     def isolate(self, jobs: Sequence[Job]) -> None:
         """Give each of these a task of its own, because one of them may have killed their worker."""

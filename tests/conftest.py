@@ -178,7 +178,7 @@ def _belongs_to_short_run(item: pytest.Item) -> bool:
     if _parameters(item).get("server") == "real-mysql" and item.path.name == "test_job_stores.py":
         return item.nodeid.split("::")[1] in SHORT_ON_REAL_MYSQL
     server, executors = _parameters(item).get("server"), _executors(item)
-    if server in (None, "real-mysql") or not executors or item.path.name in EVERY_PAIR:
+    if server in (None, "real-mysql") or not executors:
         return True
     return bool(server == PAIRS[executors[0]])
 
@@ -196,5 +196,4 @@ def _executors(item: pytest.Item) -> list[str]:
 LONG = {"test_failures.py", "test_interrupts.py"}
 ON_REAL_MYSQL = {"test_job_stores.py", "test_plans.py", "test_results.py", "test_retries.py"}
 SHORT_ON_REAL_MYSQL = {"TestJobsTable", "TestLease", "TestRefreshing"}
-EVERY_PAIR = {"test_results.py"}
 PAIRS = {"local": "postgresql", "processes": "mysql", "ray": "postgresql", "dask": "mysql"}

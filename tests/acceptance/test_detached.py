@@ -57,6 +57,7 @@ def detach(
     return start
 
 
+@pytest.mark.long_on("ray")
 def test_it_goes_on_when_its_caller_is_gone(lab: ModuleType, detach: Detach, tmp_path: Path) -> None:
     pipelines.fill(lab)
     run = detach(doing.wait_at_gate)

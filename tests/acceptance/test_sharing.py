@@ -81,7 +81,7 @@ def start_together(script: Script, folder: Path, *codes: str) -> list[int]:
     return made
 
 
-@pytest.mark.parametrize("other", ["in process", "processes", "dask", "native"])
+@pytest.mark.parametrize("other", ["local", "processes", "dask", "native"])
 def test_drivers_that_begin_together_share_the_keys(
     lab: ModuleType, script: Script, tmp_path: Path, dask_client: Any, other: str
 ) -> None:

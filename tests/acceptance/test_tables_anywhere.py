@@ -90,6 +90,7 @@ def said(output: str) -> list[str]:
     return [line for line in output.splitlines() if line and not line.startswith("[2")]
 
 
+@pytest.mark.long_on("ray")
 @pytest.mark.parametrize("executor", ["processes=2", "executor='ray'", "executor='dask'"])
 def test_tables_of_a_script_without_a_guard(
     script: Script, schema_name: str, connection: Any, executor: str
@@ -101,6 +102,7 @@ def test_tables_of_a_script_without_a_guard(
     assert said(output) == EXPECTED
 
 
+@pytest.mark.on("processes")
 def test_tables_of_notebook_cells(schema_name: str, connection: Any, server: Server, tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

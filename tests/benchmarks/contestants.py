@@ -108,6 +108,7 @@ import djdist
 
 djdist.enable()
 with djdist.{executor} as executor:
+    Napped.populate("n < {naps}", reserve_jobs=True, executor=executor)
     Doubled.populate("n < {warm_up}", reserve_jobs=True, executor=executor)
     Doubled.populate(reserve_jobs=True, executor=executor)
 """
@@ -122,6 +123,8 @@ CONTESTANTS = tuple(SCRIPTS)
 SCRIPTS["native workers"] = NATIVE_WORKERS
 WARM_UP = 200
 """So many keys are made first, and not timed: clusters are warm before they are used."""
+NAPS = 80
+"""So many long keys before those let every worker take part in that, not the first one alone."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,9 @@ class Bench:
     folder: Path
     environment: dict[str, str]
 
-    def make(self, contestant: str, workers: int) -> None:
+    def make(self, contestant: str, workers: int, naps: int = 0) -> None:
         """Let a contestant make all keys that there are."""
-        self.run(SCRIPTS[contestant].format(workers=workers, warm_up=WARM_UP))
+        self.run(SCRIPTS[contestant].format(workers=workers, warm_up=WARM_UP, naps=naps))
 
     def run(self, code: str) -> str:
         """Run code with the benchmark's tables as a script, and give what it printed."""
@@ -155,6 +158,7 @@ def jobs_per_second(lab: ModuleType) -> float:
 
 
 def empty(lab: ModuleType) -> None:
+    lab.Napped.delete_quick()
     lab.Doubled.delete_quick()
     lab.Doubled.jobs.delete_quick()
 

@@ -16,7 +16,8 @@ ALL_NEW = "refreshed new keys per second"
 NOTHING_NEW = "seconds of a refresh with nothing new, 100,000 jobs"
 ONE_PERCENT_NEW = "seconds of a refresh with 1 % new, 1,000,000 keys"
 RESERVE = "milliseconds to reserve 100 by pending keys"
-SIMULATED = "simulated clusters"
+MEMORY = "driver's MB beyond its start, 1,000,000 pending"
+IDLE = "share of 32 Ray workers' time between keys of 100 ms"
 DRIVERS = "jobs per second by drivers of one table"
 
 
@@ -65,6 +66,14 @@ GOALS = (
         lambda figures: float(figures["populate()"] - figures["a task that connects"]),
         "1.5",
         "0.3",
+    ),
+    Goal("driver's memory, 1,000,000 pending: MB beyond its start", MEMORY, float, "200", "100"),
+    Goal(
+        "32 Ray workers, 100 ms: share of time between keys",
+        IDLE,
+        lambda figures: float(figures["idle share"]),
+        "0.05",
+        "0.02",
     ),
 )
 

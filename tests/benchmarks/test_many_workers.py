@@ -10,11 +10,11 @@ import pytest
 
 from benchmarks.conftest import Record
 from benchmarks.contestants import Bench
+from benchmarks.goals import IDLE
 from servers import Server
 
 pytestmark = pytest.mark.timeout(900)
 
-IDLE = "share of 32 Ray workers' time between keys of 100 ms"
 WORKERS = 32
 WARM_UP = 40 * WORKERS
 LONG_GAP_SECONDS = 0.05

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from benchmarks.conftest import Record
+from benchmarks.goals import MEMORY
 from benchmarks.simulated import EagerExecutor, fill
 from djdist.driver import Driver
 from djdist.job import Policy, Status
@@ -19,7 +20,6 @@ from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)
 
-MEMORY = "driver's MB beyond its start, 1,000,000 pending"
 KEYS = 1_000_000
 MADE = 50_000
 PLACES = 1_000

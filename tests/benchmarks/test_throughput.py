@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from benchmarks.conftest import Record
-from benchmarks.contestants import CONTESTANTS, WARM_UP, Bench, empty, jobs_per_second
+from benchmarks.contestants import CONTESTANTS, NAPS, WARM_UP, Bench, empty, jobs_per_second
 from benchmarks.goals import THROUGHPUT
 from servers import Server
 
@@ -24,7 +24,7 @@ def test_trivial_keys(
     for _ in range(ROUNDS):
         for name in CONTESTANTS:
             empty(lab)
-            Bench(server, lab.__name__, tmp_path, environments.get(name, {})).make(name, WORKERS)
+            Bench(server, lab.__name__, tmp_path, environments.get(name, {})).make(name, WORKERS, NAPS)
             assert len(lab.Doubled()) == KEYS
             rates[name].append(jobs_per_second(lab))
     medians = {name: round(statistics.median(each)) for name, each in rates.items()}
