@@ -12,6 +12,8 @@ import pandas as pd
 from djdist.job_stores.jobs_table import LEASE_RANGE, SMALLEST_TOKEN
 
 LAST_ERRORS = 1000
+PACE_SECONDS = 600
+IN_FULL = {"completed_time": "ended", "error_stack": "traceback"}
 ENDED = ("status", "completed_time", "duration", "host", "pid", "error_message")
 STATUSES = ("pending", "reserved", "success", "error", "ignore")
 NUMBER = r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?"
@@ -87,12 +89,12 @@ def glance(jobs: dj.Job) -> Glance:
     """Look at a table's jobs with three queries, which stay quick with many jobs."""
     errors = jobs.errors.proj("error_message", ended="completed_time")
     last = _fetch(errors, order_by="ended DESC", limit=LAST_ERRORS)
-    return Glance(_counts(jobs), by_cause(last), tuple(_runs(jobs)))
+    return Glance(counts_of(jobs), by_cause(last), tuple(runs_seen(jobs)))
 
 
 def history(all_jobs: Sequence[dj.Job]) -> History:
     """Read the jobs of some tables, each table's in one query."""
-    names = _names(all_jobs)
+    names = names_of(all_jobs)
     read = [_read(jobs, name) for jobs, name in zip(all_jobs, names, strict=True)]
     return History(
         counts=pd.DataFrame([counts for counts, _, _ in read], index=names),
@@ -109,37 +111,62 @@ def by_cause(errors: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         ``cause``, ``errors`` (how many), ``first`` and ``last`` (when); the most frequent first.
     """
+    groups = errors.groupby(cause_of_each(errors), sort=False)
+    causes = groups.agg(errors=("error_message", "size"), first=("ended", "min"), last=("ended", "max"))
+    named: pd.DataFrame = causes.sort_values("errors", ascending=False).reset_index()
+    return named
+
+
+def cause_of_each(errors: pd.DataFrame) -> pd.Series:
+    """Name the cause of each error: the first line of its message, without the numbers that vary."""
     lines = errors["error_message"].astype("str").str.strip().str.split("\n").str[0]
-    groups = errors.assign(line=lines).groupby(lines.str.replace(NUMBER, "…", regex=True), sort=False)
-    causes: pd.DataFrame = groups.agg(
-        line=("line", "first"),
-        lines=("line", "nunique"),
-        errors=("line", "size"),
-        first=("ended", "min"),
-        last=("ended", "max"),
-    ).sort_values("errors", ascending=False)
-    names = causes["line"].where(causes["lines"] == 1, causes.index.to_series())
-    named: pd.DataFrame = causes[["errors", "first", "last"]].set_index(names.rename("cause")).reset_index()
-    return named
+    patterns = lines.str.replace(NUMBER, "…", regex=True)
+    varies = lines.groupby(patterns).transform("nunique") > 1
+    causes: pd.Series = lines.mask(varies, patterns).rename("cause")
+    return causes
 
 
-def _named(causes: pd.DataFrame, table: str) -> pd.DataFrame:
-    named: pd.DataFrame = causes.assign(cause=f"{table}: " + causes["cause"])
-    return named
+def pace(jobs: dj.Job) -> float:
+    """Give how many keys a second were made of late; NaN where made jobs are not kept."""
+    recent = jobs.completed & f"completed_time > LOCALTIMESTAMP(3) - INTERVAL '{PACE_SECONDS}' SECOND"
+    seen = dj.U().aggr(recent, made="count(*)", first="min(completed_time)", now="LOCALTIMESTAMP(3)").fetch1()
+    seconds = (seen["now"] - seen["first"]).total_seconds() if seen["made"] else 0
+    return seen["made"] / seconds if seconds > 0 else float("nan")
 
 
-def _names(all_jobs: Sequence[dj.Job]) -> list[str]:
+def last_errors(jobs: dj.Job) -> pd.DataFrame:
+    """Read the last errors in full.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``cause``, ``key`` (as a dict), ``error_message``, ``ended``, ``host``, ``pid`` and
+        ``traceback``; the last first.
+    """
+    of_errors = {"order_by": "completed_time DESC", "limit": LAST_ERRORS}
+    rows = jobs.errors.to_dicts(**of_errors) if jobs.is_declared else []
+    errors = pd.DataFrame(rows, columns=[*ENDED, "error_stack"]).rename(columns=IN_FULL)
+    keys = [{name: row[name] for name in jobs.primary_key} for row in rows]
+    named = errors.assign(key=pd.Series(keys, dtype=object), cause=cause_of_each(errors))
+    in_full: pd.DataFrame = named[["cause", "key", "error_message", "ended", "host", "pid", "traceback"]]
+    return in_full
+
+
+def names_of(all_jobs: Sequence[dj.Job]) -> list[str]:
+    """Name the tables of some jobs, with their schemas where the names alone are not enough."""
     short = [type(jobs.target).__name__ for jobs in all_jobs]
     long = [f"{jobs.database}.{name}" for jobs, name in zip(all_jobs, short, strict=True)]
     return long if len(set(short)) < len(short) else short
 
 
-def _counts(jobs: dj.Job) -> dict[str, int]:
+def counts_of(jobs: dj.Job) -> dict[str, int]:
+    """Count jobs by status."""
     counted = dj.U("status").aggr(jobs, number="count(*)").to_dicts()
     return dict.fromkeys(STATUSES, 0) | {row["status"]: int(row["number"]) for row in counted}
 
 
-def _runs(jobs: dj.Job) -> Iterator[RunSeen]:
+def runs_seen(jobs: dj.Job) -> Iterator[RunSeen]:
+    """Find who holds reservations, those with the most of them first."""
     reservations = dj.U("connection_id", "user").aggr(
         jobs.reserved,
         jobs="count(*)",
@@ -154,11 +181,16 @@ def _runs(jobs: dj.Job) -> Iterator[RunSeen]:
         yield RunSeen(**row, silent_for=now - renewed, lease=lease)
 
 
+def _named(causes: pd.DataFrame, table: str) -> pd.DataFrame:
+    named: pd.DataFrame = causes.assign(cause=f"{table}: " + causes["cause"])
+    return named
+
+
 def _read(jobs: dj.Job, name: str) -> tuple[dict[str, int], pd.DataFrame, list[str]]:
     """Give a table's counts, its jobs that ended, and what is not known of them."""
     is_declared = jobs.is_declared
     key = jobs.primary_key if is_declared else jobs.target.primary_key
-    counts = _counts(jobs) if is_declared else dict.fromkeys(STATUSES, 0)
+    counts = counts_of(jobs) if is_declared else dict.fromkeys(STATUSES, 0)
     rows = _from_jobs_table(jobs) if is_declared else pd.DataFrame(columns=[*key, *ENDED])
     ended = _frame(name, key, rows)
     timed = counts.pop("success")

@@ -1,5 +1,6 @@
 """``Table.jobs`` as users see it while djdist is enabled."""
 
+from contextlib import closing
 from functools import reduce
 from operator import and_
 from typing import Any
@@ -85,11 +86,28 @@ class Jobs(dj.Job):
             self, priority=priority, delay=delay, stale_timeout=stale_timeout, orphan_timeout=orphan_timeout
         )
         declare(self)
-        store = JobsTable(jobs_table_source(self, restrictions), refreshing=options)
-        try:
+        with closing(JobsTable(jobs_table_source(self, restrictions), refreshing=options)) as store:
             return store.refresh()
-        finally:
-            store.close()
+
+    def rescue(self) -> int:
+        """Put what runs hold that died, with their lease run out, back to pending at once.
+
+        Each run and each ``refresh()`` does it too.
+
+        Returns
+        -------
+        int
+            How many jobs.
+
+        Raises
+        ------
+        DatabaseError
+            The database can't be reached.
+        """
+        if not self.is_declared:
+            return 0
+        with closing(JobsTable(jobs_table_source(self))) as store:
+            return store.rescue()
 
     def retry(self, *restrictions: Any) -> int:
         """Put errors back to pending, with their priority, in one statement.
@@ -112,11 +130,8 @@ class Jobs(dj.Job):
         if not self.is_declared:
             return 0
         errors = reduce(and_, restrictions, self & "TRUE")
-        store = JobsTable(jobs_table_source(self))
-        try:
+        with closing(JobsTable(jobs_table_source(self))) as store:
             return store.retry(condition_sql(errors))
-        finally:
-            store.close()
 
 
 def refreshing(

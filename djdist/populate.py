@@ -25,7 +25,7 @@ from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.jobs import jobs_of, refreshing
 from djdist.pipeline import check_populates, code_version, jobs_table_source, keys_to_make, reachable, user_of
-from djdist.progress import ProgressBar
+from djdist.progress_bar import ProgressBar
 from djdist.runs import Run, result_of
 from djdist.settings import LONGEST_SECONDS, ExceptionClasses, class_names, config
 from djdist.shipping import pack_table, settings_of

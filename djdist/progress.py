@@ -1,42 +1,65 @@
-"""The progress bar at the caller."""
+"""``djdist.progress()``: how far all tables of a pipeline are."""
 
-from types import TracebackType
+from types import ModuleType
+from typing import Any
 
-from tqdm.auto import tqdm
+import pandas as pd
 
-from djdist.job import Status
+from djdist.history import counts_of, names_of, pace, runs_seen
+from djdist.jobs import jobs_to_look_at
+from djdist.tables import tables_of
 
 
-class ProgressBar:
-    """Shows a run's status as one bar: done, errors, running, rate and time left.
+def progress(*modules_or_tables: Any) -> pd.DataFrame:
+    """Tell how far auto-populated tables are.
+
+    Nothing is written to the database, and the jobs tables are not refreshed: keys that are
+    new since the last refresh count in ``total`` only.
 
     Parameters
     ----------
-    name : str
-        The table's name.
-    max_calls : int, optional
-        The most keys that the run makes.
-    shown : bool
-        False keeps it silent.
+    *modules_or_tables
+        Modules, for all of their Computed and Imported tables, or such tables.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each table (index): the jobs that are ``pending``, ``reserved``, ``error`` and
+        ``ignore``; how many keys are ``done`` of the ``total`` of the key source; how many
+        ``runs`` are alive; ``keys_per_second`` they made in the last ten minutes, and
+        ``seconds_left`` at that rate. The last two are NaN unless
+        ``dj.config.jobs.keep_completed`` is on where ``populate()`` was called.
+
+    Raises
+    ------
+    OptionError
+        It is no such table, or a module has none.
     """
+    tables = [table for given in modules_or_tables for table in _tables(given)]
+    all_jobs = [jobs_to_look_at(table) for table in tables]
+    index = pd.Index(names_of(all_jobs), name="table")
+    return with_time_left(pd.DataFrame([_row(jobs) for jobs in all_jobs], index=index, columns=COLUMNS))
 
-    def __init__(self, name: str, max_calls: int | None = None, *, shown: bool = True) -> None:
-        self._max_calls = max_calls
-        self._bar = tqdm(desc=name, unit="key", disable=not shown, dynamic_ncols=True)
 
-    def __enter__(self) -> "ProgressBar":
-        return self
+COLUMNS = ["pending", "reserved", "error", "ignore", "done", "total", "runs", "keys_per_second"]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
 
-    def show(self, status: Status) -> bool:
-        """Draw a status; the run goes on."""
-        done = status.made + status.failed
-        total = done + status.running + status.pending
-        self._bar.total = total if self._max_calls is None else min(total, self._max_calls)
-        self._bar.set_postfix(errors=status.failed, running=status.running, refresh=False)
-        self._bar.update(done - self._bar.n)
-        return True
+def with_time_left(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add how long what waits and runs will take at the present rate."""
+    left: pd.DataFrame = frame.assign(
+        seconds_left=(frame["pending"] + frame["reserved"]) / frame["keys_per_second"]
+    )
+    return left
+
+
+def _tables(given: Any) -> list[Any]:
+    return tables_of(given) if isinstance(given, ModuleType) else [given]
+
+
+def _row(jobs: Any) -> dict[str, Any]:
+    remaining, total = jobs.target.progress()
+    row = {"done": total - remaining, "total": total, "runs": 0, "keys_per_second": float("nan")}
+    if not jobs.is_declared:
+        return dict.fromkeys(COLUMNS, 0) | row
+    alive = sum(not run.is_dead for run in runs_seen(jobs))
+    return counts_of(jobs) | row | ({"runs": alive, "keys_per_second": pace(jobs)} if alive else {})

@@ -10,7 +10,7 @@ from djdist.driver_actor import await_summary
 from djdist.errors import DjdistError, DriverLostError, MakeError, RemoteTraceback
 from djdist.executor import Ask
 from djdist.job import Failure, RunInfo, Status, Summary
-from djdist.progress import ProgressBar
+from djdist.progress_bar import ProgressBar
 from djdist.settings import config
 
 

@@ -17,12 +17,11 @@ import djdist
 import lab as pipelines
 from conftest import unavailable
 from djdist.jobs import Jobs
+from lab.others import ALIVE, DEAD, NATIVE, change
 from lab.watching import SECONDS
 from servers import Server
 
 PNG = b"\x89PNG"
-LEASE_SECONDS = 60
-ALIVE, DEAD, NATIVE = 2**48 + LEASE_SECONDS, 2**49 + LEASE_SECONDS, 77
 
 
 @pytest.fixture
@@ -231,16 +230,6 @@ def texts(figure: Any) -> str:
     from matplotlib.text import Text
 
     return "\n".join(text.get_text() for text in figure.findobj(Text))
-
-
-def change(jobs: Any, condition: str, **values: Any) -> None:
-    """Write into a jobs table what other runs would."""
-    quoted = jobs.adapter.quote_identifier
-    if "connection_id" in values:
-        values = {"reserved_time": datetime.now()} | values
-    assignments = ", ".join(f"{quoted(name)} = %s" for name in values)
-    sql = f"UPDATE {jobs.full_table_name} SET {assignments} WHERE {condition}"
-    jobs.connection.query(sql, args=[*values.values()])
 
 
 def many_jobs(number: int) -> Iterator[dict[str, Any]]:

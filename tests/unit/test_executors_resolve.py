@@ -108,9 +108,8 @@ def test_processes_belong_to_local_alone(processes: int | None, pool: cf.Executo
 
 
 def test_optional_libraries_are_loaded_on_first_use_only() -> None:
-    code = (
-        "import sys, djdist; print([name for name in ('ray', 'distributed', 'dask') if name in sys.modules])"
-    )
+    optional = ["ray", "distributed", "dask", "matplotlib", "typer", "rich"]
+    code = f"import sys, djdist; print([name for name in {optional} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

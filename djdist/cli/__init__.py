@@ -1,0 +1,1 @@
+"""The command line, which needs typer and rich."""

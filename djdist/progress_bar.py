@@ -1,0 +1,42 @@
+"""The progress bar at the caller."""
+
+from types import TracebackType
+
+from tqdm.auto import tqdm
+
+from djdist.job import Status
+
+
+class ProgressBar:
+    """Shows a run's status as one bar: done, errors, running, rate and time left.
+
+    Parameters
+    ----------
+    name : str
+        The table's name.
+    max_calls : int, optional
+        The most keys that the run makes.
+    shown : bool
+        False keeps it silent.
+    """
+
+    def __init__(self, name: str, max_calls: int | None = None, *, shown: bool = True) -> None:
+        self._max_calls = max_calls
+        self._bar = tqdm(desc=name, unit="key", disable=not shown, dynamic_ncols=True)
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def show(self, status: Status) -> bool:
+        """Draw a status; the run goes on."""
+        done = status.made + status.failed
+        total = done + status.running + status.pending
+        self._bar.total = total if self._max_calls is None else min(total, self._max_calls)
+        self._bar.set_postfix(errors=status.failed, running=status.running, refresh=False)
+        self._bar.update(done - self._bar.n)
+        return True

@@ -1,0 +1,87 @@
+"""Auto-populated tables by name: those of a module, or ``my_pipeline:Table``."""
+
+import sys
+from contextlib import redirect_stdout
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import datajoint as dj
+
+from djdist.errors import DatabaseError, OptionError
+from djdist.pipeline import is_infrastructure
+
+
+def tables_of(module: ModuleType) -> list[Any]:
+    """Give a module's auto-populated tables, in the order of their definition.
+
+    Raises
+    ------
+    OptionError
+        There are none.
+    """
+    tables = list(dict.fromkeys(value for value in vars(module).values() if _is_populated(value)))
+    if not tables:
+        raise OptionError(
+            f"{module.__name__} has no dj.Computed or dj.Imported tables whose schema is activated. "
+            "Name the module that defines them, or one that imports them."
+        )
+    return tables
+
+
+def tables_named(name: str) -> list[Any]:
+    """Give what ``my_pipeline:Table`` names, or all auto-populated tables of ``my_pipeline``.
+
+    Raises
+    ------
+    OptionError
+        There is no such module, it can't be imported, or it has no such table.
+    DatabaseError
+        The database that the module wants can't be reached.
+    """
+    module_name, _, table_name = name.partition(":")
+    module = _imported(module_name)
+    if not table_name:
+        return tables_of(module)
+    if not hasattr(module, table_name):
+        names = ", ".join(table.__name__ for table in tables_of(module))
+        raise OptionError(f"{module_name} has no table {table_name}. Its auto-populated tables are: {names}.")
+    return [_checked(getattr(module, table_name), name)]
+
+
+def _is_populated(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, dj.AutoPopulate) and _has_schema(value)
+
+
+def _has_schema(table: Any) -> bool:
+    return bool(getattr(table, "database", None))
+
+
+def _checked(table: Any, name: str) -> Any:
+    if not isinstance(table, type) or not issubclass(table, dj.AutoPopulate):
+        raise OptionError(f"{name} is not a dj.Computed or dj.Imported table, so it has no jobs.")
+    if not _has_schema(table):
+        raise OptionError(f"{name} belongs to no schema yet: put @schema above it, and activate the schema.")
+    return table
+
+
+def _imported(name: str) -> ModuleType:
+    """Import a module, whose own output is kept apart from what a program writes."""
+    try:
+        with redirect_stdout(sys.stderr):
+            return import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise OptionError(
+                f"There is no module {name!r} in this folder or installed. Write it as in an import: "
+                "my_pipeline for my_pipeline.py, my_lab.ephys for my_lab/ephys.py."
+            ) from error
+        what = f"{type(error).__name__}: {error}".rstrip(". \n")
+        if is_infrastructure(error):
+            raise DatabaseError(
+                f"{name} can't reach its database: {what}. See that it runs and that DJ_HOST, or "
+                "dj.config.database, names it."
+            ) from error
+        raise OptionError(
+            f"{name} can't be imported: {what}. `python -c 'import {name}'` shows where."
+        ) from error
