@@ -16,6 +16,7 @@ from djdist.errors import (
 )
 from djdist.executors import NAMES, executor_class
 from djdist.executors.futures import FuturesExecutor
+from djdist.populate import populate
 from djdist.report import report
 from djdist.runs import Run, runs
 from djdist.settings import config
@@ -42,6 +43,7 @@ __all__ = [
     "disable",
     "embedded",
     "enable",
+    "populate",
     "report",
     "runs",
 ]
