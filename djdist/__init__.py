@@ -16,6 +16,7 @@ from djdist.errors import (
 )
 from djdist.executors import NAMES, executor_class
 from djdist.executors.futures import FuturesExecutor
+from djdist.populate import populate
 from djdist.progress import progress
 from djdist.report import report
 from djdist.runs import Run, runs
@@ -43,6 +44,7 @@ __all__ = [
     "disable",
     "embedded",
     "enable",
+    "populate",
     "progress",
     "report",
     "runs",

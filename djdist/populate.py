@@ -18,6 +18,7 @@ from djdist import executors
 from djdist.driver import drive
 from djdist.errors import OptionError
 from djdist.executor import Drive, Executor
+from djdist.executors import Choice
 from djdist.fence import Fence
 from djdist.job import Policy, RunInfo, Work
 from djdist.job_store import JobStore
@@ -47,7 +48,7 @@ def populate(
     make_kwargs: dict[str, Any] | None = None,
     priority: int | None = None,
     refresh: bool | None = None,
-    executor: Any = None,
+    executor: Choice | None = None,
     timeout_seconds: float | None = None,
     retries: int | None = None,
     retry_on: ExceptionClasses | None = None,
@@ -55,13 +56,13 @@ def populate(
 ) -> Any:
     """Make the missing keys of a Computed or Imported table, here or on a cluster.
 
-    Takes all that DataJoint's own ``populate()`` takes, with the same meaning, and
-    ``executor``.
+    After :func:`djdist.enable` it is the method ``populate`` of every such table. It takes all
+    that DataJoint's own ``populate()`` takes, with the same meaning, and ``executor``.
 
     Parameters
     ----------
     table : datajoint.Computed or datajoint.Imported
-        The table to populate (``self`` where this is a method).
+        The table, its class or an instance (``self`` where this is a method).
     *restrictions
         Which keys of the key source to refresh and to make.
     suppress_errors : bool, optional
@@ -85,10 +86,9 @@ def populate(
         Make only jobs of this priority or a more urgent one; new jobs get it.
     refresh : bool, optional
         Refresh the jobs table first. Default: ``dj.config.jobs.auto_refresh``.
-    executor : str or object, optional
-        Where keys are made: ``"local"``, ``"ray"``, ``"dask"``, an executor of djdist,
-        a ``dask.distributed.Client`` or any ``concurrent.futures.Executor``. Default:
-        ``djdist.config.executor``.
+    executor : {"local", "ray", "dask"} or object, optional
+        Where keys are made; an object is an executor of djdist, a ``distributed.Client`` or any
+        ``concurrent.futures.Executor``. Default: ``djdist.config.executor``.
     timeout_seconds : float, optional
         End a ``make()`` that takes longer, with its process, and record an error. Default:
         the attribute ``timeout_seconds`` of the table's class, else of ``djdist.config``.
@@ -116,6 +116,7 @@ def populate(
     Exception
         What ``make()`` raised, unless ``suppress_errors``.
     """
+    table = table() if isinstance(table, type) else table
     check_populates(table)
     call = Call(
         table,

@@ -2,13 +2,25 @@
 
 import concurrent.futures as cf
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from djdist.errors import MissingLibraryError, OptionError
 from djdist.executor import Executor
 from djdist.executors.futures import FuturesExecutor
 
-NAMES = {
+ExecutorName = Literal["local", "ray", "dask"]
+
+
+class Client(Protocol):
+    """What a ``distributed.Client`` is known by where Dask isn't loaded."""
+
+    def get_executor(self, **options: Any) -> Any: ...
+
+
+Choice = ExecutorName | Executor | cf.Executor | Client
+"""What ``executor=`` takes."""
+
+NAMES: dict[ExecutorName, tuple[str, str]] = {
     "local": ("djdist.executors.local", "LocalExecutor"),
     "ray": ("djdist.executors.ray", "RayExecutor"),
     "dask": ("djdist.executors.dask", "DaskExecutor"),

@@ -16,7 +16,6 @@ import pytest
 
 import djdist
 import lab as pipelines
-from djdist import populate as populating
 from lab.relay import Relay, relayed
 from servers import Server
 
@@ -79,6 +78,10 @@ class TestOptions:
         ):
             untouched.populate(reserve_jobs=True)
 
+    def test_a_wrong_name_is_seen_by_editors_too(self, untouched: Any) -> None:
+        with pytest.raises(djdist.OptionError, match="no executor 'slurm'"):
+            djdist.populate(untouched, reserve_jobs=True, executor="slurm")  # type: ignore[arg-type]
+
     def test_make_kwargs_that_can_not_be_pickled_are_named(
         self, untouched: Any, remote_executor: Any
     ) -> None:
@@ -99,7 +102,7 @@ class TestOptions:
 class TestTables:
     def test_a_manual_table_has_no_populate(self, lab: ModuleType) -> None:
         with pytest.raises(djdist.OptionError, match=r"Session is not a dj\.Computed or dj\.Imported table"):
-            populating.populate(lab.Session())
+            djdist.populate(lab.Session())
 
     def test_a_table_without_make_is_told_so(self, lab: ModuleType, remote_executor: Any) -> None:
         class Unmade(dj.Computed):

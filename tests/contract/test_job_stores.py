@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 import lab as pipelines
+from djdist import populate
 from djdist.errors import DatabaseError, LeaseLostError
 from djdist.fence import key_name
 from djdist.job import Failure, Job
@@ -26,7 +27,6 @@ from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.jobs import Jobs, jobs_of, refreshing
 from djdist.pipeline import job_columns, jobs_table_source
-from djdist.populate import populate
 from lab.relay import relayed
 from lab.watching import meanwhile, wait_until
 
@@ -1157,14 +1157,14 @@ class TestUnpickling:
             "error_stack = %s WHERE priority = 1",
             args=(dj.blob.pack(bomb) if packed else bomb,),
         )
-        assert populate(lab.Square(), reserve_jobs=True)["success_count"] == 5
+        assert populate(lab.Square, reserve_jobs=True)["success_count"] == 5
         errors = jobs.errors.proj("error_message")
         assert errors.to_dicts() == [{**keys[0], "error_message": "a pickle"}]
         with nullcontext() if packed else pytest.raises(UnicodeDecodeError):
             assert jobs.errors.fetch1("error_stack") == bomb
         assert jobs.retry() == 1
         jobs.refresh()
-        assert populate(lab.Square(), reserve_jobs=True)["success_count"] == 1
+        assert populate(lab.Square, reserve_jobs=True)["success_count"] == 1
         assert unpickled == []
 
 

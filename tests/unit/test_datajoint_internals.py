@@ -8,6 +8,8 @@ from typing import Any
 import datajoint as dj
 import pytest
 
+import djdist
+
 ADAPTERS = ["mysql", "postgresql"]
 
 
@@ -88,10 +90,8 @@ def test_auto_populate_holds_what_enable_replaces() -> None:
 
 
 def test_populate_takes_what_djdists_takes() -> None:
-    from djdist.populate import populate
-
     native = inspect.signature(dj.AutoPopulate.populate).parameters
-    ours = inspect.signature(populate).parameters
+    ours = inspect.signature(djdist.populate).parameters
     for name, parameter in native.items():
         if name in ("self", "restrictions"):
             continue
