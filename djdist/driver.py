@@ -1,6 +1,8 @@
 """The one loop: reserve, submit, collect, record."""
 
 import logging
+import os
+import platform
 import threading
 import time
 from collections import deque
@@ -22,6 +24,7 @@ from djdist.job import (
     Outcome,
     Policy,
     Report,
+    RunInfo,
     Status,
     Summary,
     Watch,
@@ -29,6 +32,7 @@ from djdist.job import (
 )
 from djdist.job_store import JobStore
 from djdist.lease import Lease
+from djdist.logs import log_here
 from djdist.overdue import Overdue
 
 logger = logging.getLogger(__name__)
@@ -37,6 +41,8 @@ WAIT_SECONDS = 0.5
 MOST_AT_ONCE = 1000
 """So many jobs at most are reserved by one statement, unless there are more places."""
 RECOUNT_SECONDS = 2.0
+TELL_SECONDS = 1.0
+SHOWN_RECOUNT_SECONDS = 15.0
 CLOCKS_DIFFER_SECONDS = 0.1
 UNKNOWN = Failure("unknown")
 NOT_OURS = "and maybe more are left alone: they are not this run's any more, but done, or its lease had ended"
@@ -50,17 +56,34 @@ TOO_LARGE = "The server may close a connection over a value that is larger than 
 
 
 def drive(
-    executor: Executor, watch: Watch, *, store: JobStore, work: Work, policy: Policy, table: str
+    executor: Executor, watch: Watch, *, store: JobStore, work: Work, policy: Policy, info: RunInfo
 ) -> Summary:
     """Do one run from its start to its summary."""
+    if not info.is_here:
+        log_here()
     executor.start(work)
     if executor.predecessor:
         store.assume_reached()
+    driver = Driver(store, executor, policy, info.table)
     try:
-        return Driver(store, executor, policy, table).run(watch)
+        with _logged(info, executor, driver):
+            return driver.run(watch)
     finally:
         executor.close()
         store.close()
+
+
+@contextmanager
+def _logged(info: RunInfo, executor: Executor, driver: "Driver") -> Iterator[None]:
+    """Say in the log who begins what and where, and how it ended."""
+    caller, here = f"{info.user} on {info.host} (pid {info.pid})", f"{platform.node()} (pid {os.getpid()})"
+    logger.info("%s begins on %r, called by %s, driven on %s", info, executor, caller, here)
+    try:
+        yield
+    except BaseException as error:
+        logger.warning("%s was ended by %r: %s", info, error, driver.last_status)
+        raise
+    logger.info("%s is over: %s", info, driver.last_status)
 
 
 class Driver:
@@ -115,6 +138,10 @@ class Driver:
         self._supply = _Supply(clock)
         self._pending = 0
         self._counted_at: float | None = None
+        self._places = 0
+        self._told_at = float("-inf")
+        self._make_seconds: list[float] = []
+        self._waits_for_database = False
 
     def run(self, watch: Watch) -> Summary:
         """Do all steps and return the summary; whatever happens, give back what is left.
@@ -138,11 +165,13 @@ class Driver:
                 self._do_all_steps(watch)
         finally:
             self._give_back_all()
+            self._show()
         watch(self.status())
         return self.summary()
 
     def step(self) -> bool:
         """Fill the free places and collect what has ended; False when nothing is left to do."""
+        self._tell()
         self._fill()
         completions = self._executor.wait(self._wait_seconds())
         for completion in completions:
@@ -161,6 +190,7 @@ class Driver:
         if self._stopping:
             return
         self._stopping = True
+        logger.info("%s reserves no more keys", self._table)
         cancelled = [ticket for ticket in self._in_flight if self._executor.cancel(ticket)]
         self._store.release([job for ticket in cancelled for job in self._in_flight.pop(ticket)])
         self._release_waiting()
@@ -177,7 +207,12 @@ class Driver:
 
     def status(self) -> Status:
         """Count what is done, what runs and, if the policy asks for it, what is left."""
-        return self._status(self._count_pending() if self._policy.count_pending else 0)
+        return self._status(self._count_pending(RECOUNT_SECONDS) if self._policy.count_pending else 0)
+
+    @property
+    def last_status(self) -> Status:
+        """What is done, what runs, and what was left when it was last counted."""
+        return self._status(self._pending)
 
     def summary(self) -> Summary:
         """Give the run's result so far."""
@@ -227,7 +262,7 @@ class Driver:
 
         def is_wanted() -> bool:
             if threading.current_thread() is me:
-                goes_on = watch(self._status(self._pending)) and not self._stopping
+                goes_on = watch(self.last_status) and not self._stopping
                 if not goes_on and self._wait_by is None:
                     self._wait_by = self._clock() + self._policy.grace_seconds
             return self._wait_by is None or self._clock() < self._wait_by
@@ -375,6 +410,8 @@ class Driver:
         ended = outcomes[: len(outcomes) - len(left)]
         cut = bool(left) and ended[-1].ending not in (Ending.MADE, Ending.PRESENT)
         self._grouping.note(len(ended), report.seconds, cut=cut)
+        if self._executor.shows and ended:
+            self._make_seconds.append(report.seconds / len(ended))
         self._give_back(left)
         for outcome in ended:
             self._record(outcome)
@@ -396,7 +433,7 @@ class Driver:
 
     def _record(self, outcome: Outcome) -> None:
         if outcome.ending not in (Ending.LOST, Ending.DEFERRED):
-            self._obstacles.forget()
+            self._note_progress()
         match outcome.ending:
             case Ending.MADE:
                 self._made += 1
@@ -460,9 +497,16 @@ class Driver:
             failure = replace(failure, message=f"tried again and again, last: {failure.message}{hint}")
             self._fail(outcome.job, failure, outcome.host, outcome.pid)
             return
-        level = logging.WARNING if pause_seconds >= 1 else logging.INFO
-        logger.log(level, "%s(%s) waits for the database: %s", self._table, outcome.job, failure.message)
+        if pause_seconds >= 1 and not self._waits_for_database:
+            self._waits_for_database = True
+            logger.warning("%s waits for the database: %s", self._table, failure.message)
         self._give_back([outcome.job], pause_seconds)
+
+    def _note_progress(self) -> None:
+        self._obstacles.forget()
+        if self._waits_for_database:
+            self._waits_for_database = False
+            logger.info("%s waits no more for the database", self._table)
 
     def _record_disowned(self, job: Job) -> None:
         if self._store.renew([job]):
@@ -495,12 +539,36 @@ class Driver:
             if self._in_flight:
                 self._executor.close()
         finally:
+            self._in_flight.clear()
             with self._without_database():
                 self._store.release_all()
 
-    def _count_pending(self) -> int:
+    def _tell(self) -> None:
+        """Let the log and the executor's dashboard know how the run stands, once a second."""
+        if self._clock() - self._told_at < TELL_SECONDS:
+            return
+        self._told_at = self._clock()
+        self._tell_places(self._executor.places())
+        if self._executor.shows:
+            self._count_pending(SHOWN_RECOUNT_SECONDS)
+        self._show()
+
+    def _tell_places(self, places: int) -> None:
+        if places != self._places and logger.isEnabledFor(logging.INFO):
+            pending = self._count_pending(RECOUNT_SECONDS)
+            logger.info(
+                "%s has %d places, %d before; %d keys are pending", self._table, places, self._places, pending
+            )
+        self._places = places
+
+    def _show(self) -> None:
+        self._executor.show(self._table, self.last_status, tuple(self._make_seconds))
+        self._make_seconds.clear()
+
+    def _count_pending(self, age_seconds: float) -> int:
+        """Count what is left, unless that was done so shortly ago."""
         now = self._clock()
-        if self._counted_at is None or now - self._counted_at >= RECOUNT_SECONDS:
+        if self._counted_at is None or now - self._counted_at >= age_seconds:
             self._pending, self._counted_at = self._store.pending(), now
         return self._pending
 

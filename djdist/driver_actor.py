@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Ask, Drive, Executor
-from djdist.job import Status, Summary, Watch
+from djdist.job import RunInfo, Status, Summary, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def end_of(run: Callable[[], Summary]) -> Summary | DjdistError:
         return ClusterError(f"The run's driver failed: {type(error).__name__}: {error}")
 
 
-def outlive(executor: Executor, drive: Callable[[Watch], Summary], watch: Watch) -> Summary:
+def outlive(executor: Executor, drive: Callable[[Watch], Summary], watch: Watch, info: RunInfo) -> Summary:
     """Do a run by one driver after another, where the cluster loses them.
 
     Parameters
@@ -138,16 +138,21 @@ def outlive(executor: Executor, drive: Callable[[Watch], Summary], watch: Watch)
         Starts a driver and follows it.
     watch : callable
         Is told the run's status.
+    info : RunInfo
+        Names the run in the log.
 
     Raises
     ------
     ClusterError
         Too many drivers in a row were lost before they got anywhere.
     """
+    logger.info("%s goes to a driver on %r", info, executor)
     try:
-        return _one_after_another(executor, drive, watch)
+        summary = _one_after_another(executor, drive, watch)
     finally:
         executor.predecessor = None
+    logger.info("%s is over: %d made, %d errors", info, summary.success_count, len(summary.errors))
+    return summary
 
 
 def _one_after_another(executor: Executor, drive: Callable[[Watch], Summary], watch: Watch) -> Summary:

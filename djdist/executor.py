@@ -46,12 +46,15 @@ class Executor(ABC):
         Tasks run in the caller's own thread, with the caller's own table.
     kills : bool
         It can end the process that runs a task.
+    shows : bool
+        It has a dashboard that shows a run's counts.
     predecessor : Status or None
         Where a driver that was lost had got to, if another one goes on with its run.
     """
 
     in_process = False
     kills = True
+    shows = False
     predecessor: Status | None = None
     _entered = 0
 
@@ -123,6 +126,16 @@ class Executor(ABC):
     @abstractmethod
     def start(self, work: Work) -> None:
         """Get ready to run ``work`` on groups of jobs."""
+
+    def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
+        """Let the dashboard show how a table's run stands; called about once a second and at the end.
+
+        ``make_seconds`` tells of each task that has ended since how long it took for a key.
+        """
+
+    @abstractmethod
+    def places(self) -> int:
+        """Count the tasks that can run at the same time."""
 
     @abstractmethod
     def free_places(self) -> int:

@@ -176,6 +176,14 @@ class RunInfo:
     suppress_errors: bool = False
     return_exception_objects: bool = False
 
+    def __str__(self) -> str:
+        return f"Run {self.id} of {self.schema}.{self.table}"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process is the caller."""
+        return (self.host, self.pid) == (platform.node(), os.getpid())
+
 
 Work = Callable[[Sequence[Job]], Report]
 """Makes a group of jobs on a worker. It never raises; no jobs is a trial of the set-up."""

@@ -141,7 +141,7 @@ def populate(
     with reachable(table.connection):
         store, fence = _jobs_table(call) if reserve_jobs else _keys_only(call)
         info = _info(call)
-    run = _run(call, chosen, store, fence)
+    run = _run(call, chosen, store, fence, info)
     return _detach(chosen, run, info) if detach else _drive(call, chosen, run, info)
 
 
@@ -219,7 +219,7 @@ def _info(call: Call) -> RunInfo:
     )
 
 
-def _run(call: Call, executor: Executor, store: JobStore, fence: Fence | None) -> Drive:
+def _run(call: Call, executor: Executor, store: JobStore, fence: Fence | None, info: RunInfo) -> Drive:
     policy = Policy(
         max_calls=call.max_calls,
         suppress_errors=call.suppress_errors,
@@ -233,24 +233,23 @@ def _run(call: Call, executor: Executor, store: JobStore, fence: Fence | None) -
         max_errors_listed=config.max_errors_listed,
     )
     work = _workplace(call, fence) if executor.in_process else _parcel(call, fence)
-    return partial(drive, store=store, work=work, policy=policy, table=call.name)
+    return partial(drive, store=store, work=work, policy=policy, info=info)
 
 
 def _drive(call: Call, executor: Executor, run: Drive, info: RunInfo) -> dict[str, Any]:
-    with executor:
-        logger.info("Populating %s on %r", call.name, executor)
-        with (
-            catching(signal.SIGTERM),
-            ProgressBar(call.name, call.max_calls, shown=call.display_progress) as bar,
-        ):
-            summary = executor.drive(run, bar.show, info)
-    logger.info("Populated %s: %d made, %d errors", call.name, summary.success_count, len(summary.errors))
+    with (
+        executor,
+        catching(signal.SIGTERM),
+        ProgressBar(call.name, call.max_calls, shown=call.display_progress) as bar,
+    ):
+        summary = executor.drive(run, bar.show, info)
     return result_of(summary, info)
 
 
 def _detach(executor: Executor, run: Drive, info: RunInfo) -> Run:
     """Start a run; the way to the cluster stays open for its handle."""
     executor.__enter__()
+    logger.info("%s goes on without its caller on %r", info, executor)
     return Run(info, executor.detach(run, info))
 
 

@@ -106,6 +106,7 @@ def ray_cluster(modules_folder: Path) -> Iterator[Any]:
             include_dashboard=False,
             object_store_memory=200_000_000,
             namespace="djdist-tests",
+            _system_config={"metrics_report_interval_ms": 1000},
             _temp_dir=folder,
         )
         yield ray

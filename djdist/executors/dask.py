@@ -63,6 +63,8 @@ class DaskExecutor(Executor):
         Any other option of ``Client.submit``, for example ``priority`` or ``workers``.
     """
 
+    shows = True
+
     def __init__(
         self,
         cluster: distributed.Client | str | None = None,
@@ -83,7 +85,8 @@ class DaskExecutor(Executor):
         self._left: list[distributed.Future[Report]] = []
 
     def __repr__(self) -> str:
-        return f"DaskExecutor({self._cluster or 'auto'})"
+        cluster = self._cluster or getattr(self, "_client", None)
+        return f"DaskExecutor({cluster or 'auto'})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _without_cluster, (self._options, self._run, self.predecessor)
@@ -99,7 +102,7 @@ class DaskExecutor(Executor):
 
     def drive(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
         self._run = info.id
-        return outlive(self, lambda watch_all: self._drive_once(run, watch_all, info), watch)
+        return outlive(self, lambda watch_all: self._drive_once(run, watch_all, info), watch, info)
 
     def _drive_once(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
         key = ("djdist driver", info.table, uuid4().hex[:8])
@@ -166,14 +169,26 @@ class DaskExecutor(Executor):
 
     def attach(self) -> None:
         self._client = distributed.get_client()
-        self._own_worker = distributed.get_worker().address
+        worker = distributed.get_worker()
+        worker.metrics["djdist"] = _counts_here  # the dashboard has a column for it on the page of workers
+        self._own_worker = worker.address
         self._driver = uuid4().hex[:4]
 
     def start(self, work: Work) -> None:
         self._work = partial(_work_attended, work)
 
+    def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
+        _counts[self._run] = f"{table}: {status}"
+
+    def places(self) -> int:
+        now = time.monotonic()
+        if now - self._counted_at >= PLACES_AGE_SECONDS:
+            self._threads = self._client.nthreads()
+            self._counted_at = now
+        return sum(self._threads[worker] for worker in self._fit())
+
     def free_places(self) -> int:
-        return window(self._count_places()) - len(self._tickets)
+        return window(self.places()) - len(self._tickets)
 
     def submit(self, name: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
@@ -206,6 +221,7 @@ class DaskExecutor(Executor):
 
     def close(self) -> None:
         """End what runs, but for what shares a worker with the driver, which the caller ends."""
+        _counts.pop(self._run, None)
         if self._tickets:
             workers = self._workers_with(self._belongs_to_run)
             beside = workers.pop(self._own_worker, set())
@@ -273,13 +289,6 @@ class DaskExecutor(Executor):
         except LOST as error:
             logger.warning("The Dask cluster doesn't answer, what runs there will change nothing: %s", error)
 
-    def _count_places(self) -> int:
-        now = time.monotonic()
-        if now - self._counted_at >= PLACES_AGE_SECONDS:
-            self._threads = self._client.nthreads()
-            self._counted_at = now
-        return sum(self._threads[worker] for worker in self._fit())
-
     def _fit(self) -> set[str]:
         """Give the workers that can make keys as far as is known; all of them, if none is left."""
         return set(self._threads) - self._unfit or set(self._threads)
@@ -346,6 +355,14 @@ class _Attendant(distributed.WorkerPlugin):
 
     def teardown(self, worker: distributed.Worker) -> None:
         leave(end_process=worker.nanny is not None)  # else it may be the user's own process
+
+
+_counts: dict[str, str] = {}
+
+
+def _counts_here(worker: distributed.Worker) -> str:
+    """Tell how the runs stand whose drivers are in this process."""
+    return "; ".join(list(_counts.values()))
 
 
 def _work_attended(work: Work, jobs: Sequence[Job]) -> Report:

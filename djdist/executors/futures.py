@@ -33,6 +33,9 @@ class FuturesExecutor(Executor):
     def start(self, work: Work) -> None:
         self._work = work
 
+    def places(self) -> int:
+        return self._places
+
     def free_places(self) -> int:
         return window(self._places) - len(self._tickets)
 

@@ -55,6 +55,9 @@ class LocalExecutor(Executor):
     def start(self, work: Work) -> None:
         self._tasks.start(work)
 
+    def places(self) -> int:
+        return self.processes
+
     def free_places(self) -> int:
         return self._tasks.free_places()
 
@@ -81,6 +84,9 @@ class _InProcess(Executor):
         self._work = work
         self._submitted = 0
         self._waiting: dict[int, tuple[Job, ...]] = {}
+
+    def places(self) -> int:
+        return 1
 
     def free_places(self) -> int:
         return 1 - len(self._waiting)
@@ -130,6 +136,9 @@ class _Processes(Executor):
 
     def start(self, work: Work) -> None:
         self._work = work
+
+    def places(self) -> int:
+        return self._places
 
     def free_places(self) -> int:
         return window(self._places) - len(self._waiting) - len(self._running)

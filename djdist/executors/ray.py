@@ -5,12 +5,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
 import ray
 from ray.exceptions import RayError
+from ray.util.metrics import Counter, Gauge, Histogram
 
 from djdist.driver_actor import MAX_DRIVERS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
@@ -18,14 +20,13 @@ from djdist.executor import Ask, Drive, Executor, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.settings import config
 
-logger = logging.getLogger(__name__)
-
 PLACES_AGE_SECONDS = 1.0
 NAMESPACE = "djdist"
 LOOK_SECONDS = 5.0
 NAMED_TASKS = 1000
 """Ray's processes keep metrics for every name of a task, so that later ones have the table's only."""
 RESULT_KEPT_SECONDS = 24 * 3600.0
+BUCKET_SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]
 HEAD_NODE = {"node:__internal_head__": 0.001}
 
 
@@ -48,6 +49,8 @@ class RayExecutor(Executor):
     **ray_options
         Any other option of Ray's tasks, for example ``scheduling_strategy``.
     """
+
+    shows = True
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class RayExecutor(Executor):
         self._started = True
 
     def drive(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
-        return outlive(self, lambda watch_all: self._drive_once(run, watch_all, info), watch)
+        return outlive(self, lambda watch_all: self._drive_once(run, watch_all, info), watch, info)
 
     def _drive_once(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
         self._remote(_get_ready).remote()
@@ -134,12 +137,29 @@ class RayExecutor(Executor):
             _hosts.clear()
             ray.shutdown()
 
+    def attach(self) -> None:
+        self._address = ray.get_runtime_context().gcs_address
+
     def start(self, work: Work) -> None:
         self._work = ray.put(work)
         self._task = self._remote(_run)
+        self._shown = self.predecessor or Status()
+
+    def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
+        _metrics().record(table, self._shown, status, make_seconds)
+        self._shown = status
+
+    def places(self) -> int:
+        now = time.monotonic()
+        if now - self._counted_at >= PLACES_AGE_SECONDS:
+            total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            fitting = (total.get(name, 0) / need for name, need in self._needs.items() if need)
+            self._places = int(min(fitting, default=total.get("CPU", 0)))
+            self._counted_at = now
+        return self._places
 
     def free_places(self) -> int:
-        return window(self._count_places()) - len(self._tickets)
+        return window(self.places()) - len(self._tickets)
 
     def submit(self, name: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
@@ -171,14 +191,32 @@ class RayExecutor(Executor):
         once: Any = ray.remote
         return once(max_retries=0, **self._options, **self._runtime_env)(function)
 
-    def _count_places(self) -> int:
-        now = time.monotonic()
-        if now - self._counted_at >= PLACES_AGE_SECONDS:
-            total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            fitting = (total.get(name, 0) / need for name, need in self._needs.items() if need)
-            self._places = int(min(fitting, default=total.get("CPU", 0)))
-            self._counted_at = now
-        return self._places
+
+class _Metrics:
+    """The counts of this process's runs as Ray exports them, its prefix ``ray_`` before their names."""
+
+    def __init__(self) -> None:
+        by_table = {"tag_keys": ("table",)}
+        self._finished = Counter("djdist_jobs_finished", "Keys that were made", **by_table)
+        self._failed = Counter("djdist_jobs_failed", "Keys that became errors", **by_table)
+        self._in_flight = Gauge("djdist_jobs_in_flight", "Keys that run or wait on the cluster", **by_table)
+        self._pending = Gauge("djdist_jobs_pending", "Keys that wait in the jobs table", **by_table)
+        seconds = "How long a task took for a key"
+        self._seconds = Histogram("djdist_make_seconds", seconds, boundaries=BUCKET_SECONDS, **by_table)
+
+    def record(self, table: str, before: Status, now: Status, make_seconds: Sequence[float]) -> None:
+        tags = {"table": table}
+        if now.made > before.made:
+            self._finished.inc(now.made - before.made, tags)
+        if now.failed > before.failed:
+            self._failed.inc(now.failed - before.failed, tags)
+        self._in_flight.set(now.running, tags)
+        self._pending.set(now.pending, tags)
+        for seconds in make_seconds:
+            self._seconds.observe(seconds, tags)
+
+
+_metrics = cache(_Metrics)
 
 
 class DriverHost:

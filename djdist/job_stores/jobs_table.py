@@ -456,7 +456,7 @@ class JobsTable(JobStore):
 
     def _transact(self, act: Callable[[sa.Connection], Result]) -> Result:
         """Do something in a transaction, again where the database was away or gave it up for another one."""
-        began_at = time.monotonic()
+        began_at, told = time.monotonic(), False
         for pause_seconds in _pauses():
             try:
                 with self._engine().begin() as connection:
@@ -467,10 +467,14 @@ class JobsTable(JobStore):
                     raise self._unreachable(error) from error
                 if not self._goes_on():
                     raise self._unreachable(error) from error
-                logger.info("Waiting for the database: %s", error.orig)
+                if pause_seconds >= 1 and not told:
+                    logger.warning("Waiting for the database: %s", error.orig)
+                    told = True
                 self._engine().dispose()  # another server may have its address by now
                 time.sleep(pause_seconds)
             else:
+                if told:
+                    logger.info("The database answers after %.0f s", time.monotonic() - began_at)
                 self._reached = True
                 return result
         raise AssertionError("unreachable")

@@ -99,6 +99,9 @@ class SimulatedExecutor(Executor):
     def start(self, work: Work) -> None:
         """Nothing to get ready."""
 
+    def places(self) -> int:
+        return self._places
+
     def free_places(self) -> int:
         return window(self._places) - len(self._in_flight)
 
@@ -160,6 +163,9 @@ class EagerExecutor(Executor):
 
     def start(self, work: Work) -> None:
         """Nothing to get ready."""
+
+    def places(self) -> int:
+        return self._places
 
     def free_places(self) -> int:
         return self._places - len(self._in_flight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import pickle
 import sys
 import threading
@@ -377,8 +378,9 @@ class TestReserving:
         assert keys_of(store.reserve(2)) == keys[:2]
 
     def test_a_database_that_is_away_is_waited_for_while_that_is_wanted(
-        self, store: JobsTable, server: Any
+        self, store: JobsTable, server: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
+        caplog.set_level(logging.INFO)
         with relayed(server.host, server.port) as relay:
             login = {**(store.source.settings.login or {}), "port": relay.port}
             source = replace(store.source, settings=replace(store.source.settings, login=login))
@@ -387,11 +389,13 @@ class TestReserving:
             relay.go_out()
 
             def come_back() -> None:
-                wait_until(lambda: relay.refused)
+                wait_until(lambda: relay.refused and "Waiting for the database" in caplog.text)
                 relay.come_back()
 
             with meanwhile(come_back):
                 assert far.pending() == 6
+            told = [message for message in caplog.messages if "database" in message]
+            assert ["Waiting for" in message for message in told] == [True, False]
             asked: list[int] = []
 
             def is_wanted() -> bool:
@@ -538,13 +542,20 @@ class TestFailing:
 
 class TestLease:
     def test_a_dead_runs_jobs_are_rescued_with_their_priority(
-        self, lab: ModuleType, store: JobsTable, open_store: OpenStore, jobs: Jobs, keys: list[dict[str, Any]]
+        self,
+        lab: ModuleType,
+        store: JobsTable,
+        open_store: OpenStore,
+        jobs: Jobs,
+        keys: list[dict[str, Any]],
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         before = rows(jobs)
         dead = open_store(lab.Square, lease_seconds=1)
         dead.reserve(3)
         age(jobs, "reserved_time", 10, f"connection_id = {dead.owner.token}")
         assert store.rescue() == 3
+        assert [message for message in caplog.messages if "Rescued 3 jobs" in message]
         assert rows(jobs) == before
         assert keys_of(store.reserve(6)) == keys
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from djdist.executor import Executor
-from djdist.job import Completion, Ending, Failure, Job, Outcome, Report, Work
+from djdist.job import Completion, Ending, Failure, Job, Outcome, Report, Status, Work
 
 
 class Clock:
@@ -28,7 +28,7 @@ class ScriptedExecutor(Executor):
     """
 
     def __init__(self, places: int, answer: Callable[[int, Job], Completion | None] | None = None) -> None:
-        self.places = places
+        self.size = places
         self.answer = answer or (lambda ticket, job: made(ticket, job))
         self.running: dict[int, Job] = {}
         self.begun: list[Job] = []
@@ -39,14 +39,22 @@ class ScriptedExecutor(Executor):
         self.trial = Report()
         self.killed: list[Job] = []
         self.closed = False
+        self.shows = False
+        self.shown: list[tuple[str, Status, tuple[float, ...]]] = []
         self._trials: list[int] = []
         self._submitted = 0
 
     def start(self, work: Work) -> None:
         """Nothing runs here, so there is nothing to start."""
 
+    def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
+        self.shown.append((table, status, tuple(make_seconds)))
+
+    def places(self) -> int:
+        return self.size
+
     def free_places(self) -> int:
-        return self.places - len(self.running)
+        return self.size - len(self.running)
 
     def submit(self, name: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
@@ -55,7 +63,7 @@ class ScriptedExecutor(Executor):
             (job,) = jobs
             self.running[self._submitted] = job
             self.begun.append(job)
-            self.overfull |= len(self.running) > self.places
+            self.overfull |= len(self.running) > self.size
         else:
             self._trials.append(self._submitted)
         self.most_in_flight = max(self.most_in_flight, len(self.running))

@@ -99,7 +99,7 @@ def test_places_that_appear_are_filled() -> None:
     executor = ScriptedExecutor(places=1, answer=lambda ticket, job: None)
     driver = Driver(MemoryStore(keys(10)), executor, Policy())
     driver.step()
-    executor.places = 5
+    executor.size = 5
     driver.step()
     assert driver.status().running == 5
 

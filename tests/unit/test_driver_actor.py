@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timezone
 
 import pytest
 
 from djdist.driver_actor import MAX_DRIVERS, DriverActor, follow, outlive
 from djdist.errors import ClusterError, DriverLostError
 from djdist.executor import Executor
-from djdist.job import Status, Summary, Watch
+from djdist.job import RunInfo, Status, Summary, Watch
 from lab.scripted import Clock, ScriptedExecutor
 from lab.watching import wait_until
+
+RUN = RunInfo("1a2b", "Square", "lab", "ada", "laptop", 7, datetime.now(timezone.utc))
 
 
 class Steps:
@@ -83,12 +87,14 @@ def test_a_run_whose_drivers_get_nowhere_ends_and_says_why() -> None:
         raise DriverLostError(f"node {len(predecessors)} is gone")
 
     with pytest.raises(ClusterError, match=r"3 times in a row .* node 3 is gone"):
-        outlive(executor, drive, lambda status: True)
+        outlive(executor, drive, lambda status: True, RUN)
     assert predecessors == [None, Status(), Status()]
     assert executor.predecessor is None
 
 
-def test_a_run_whose_drivers_get_somewhere_goes_on() -> None:
+def test_a_run_whose_drivers_get_somewhere_goes_on_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     executor, last = ScriptedExecutor(1), Status()
 
     def drive(watch: Watch) -> Summary:
@@ -98,4 +104,9 @@ def test_a_run_whose_drivers_get_somewhere_goes_on() -> None:
         watch(replace(last, made=made + 1))
         raise DriverLostError("gone")
 
-    assert outlive(executor, drive, lambda status: True) == Summary(2 * MAX_DRIVERS)
+    caplog.set_level(logging.INFO)
+    assert outlive(executor, drive, lambda status: True, RUN) == Summary(2 * MAX_DRIVERS)
+    begin, *losses, end = caplog.messages
+    assert begin.startswith("Run 1a2b of lab.Square goes to a driver on ")
+    assert losses == ["Lost the run's driver: gone"] * 2 * MAX_DRIVERS
+    assert end == f"Run 1a2b of lab.Square is over: {2 * MAX_DRIVERS} made, 0 errors"

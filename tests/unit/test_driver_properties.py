@@ -118,7 +118,7 @@ class DriverMachine(RuleBasedStateMachine):
 
     @rule(places=st.integers(0, 6))
     def resize(self, places: int) -> None:
-        self.executor.places = places
+        self.executor.size = places
 
     @precondition(lambda self: self.executor.running)
     @rule(data=st.data(), how=st.sampled_from(["made", "failed", "lost", "interrupted", "present"]))
@@ -163,7 +163,7 @@ class DriverMachine(RuleBasedStateMachine):
         assert all(count <= MAX_LOSSES for count in self.losses.values())
 
     def teardown(self) -> None:
-        self.executor.places = 3
+        self.executor.size = 3
         self.executor.answer = made
         self.clock.seconds += WAIT_SECONDS
         while self.driver.step():

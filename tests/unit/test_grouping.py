@@ -114,7 +114,7 @@ class Groups(ScriptedExecutor):
         self.answer_group = answer_group
 
     def free_places(self) -> int:
-        return self.places - len(self.groups)
+        return self.size - len(self.groups)
 
     def submit(self, name: str, jobs: Sequence[Job]) -> int:
         if not jobs:
