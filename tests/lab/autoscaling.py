@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
-from ray.util import get_node_ip_address
+import ray
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
 from lab.watching import wait_until
 from servers import free_port
@@ -31,6 +31,21 @@ HEAD = {
 }
 MEMORY = 100_000_000
 IDLE_MINUTES = 0.05
+NOTHING: dict[str, Any] = {
+    "auth": {},
+    "docker": {},
+    "file_mounts": {},
+    "initialization_commands": [],
+    "setup_commands": [],
+    "head_setup_commands": [],
+    "worker_setup_commands": [],
+    "head_start_ray_commands": [],
+    "worker_start_ray_commands": [],
+    "cluster_synced_files": [],
+    "rsync_exclude": [],
+    "rsync_filter": [],
+}
+"""What else Ray wants to be told, though a node on this machine needs no preparation."""
 
 
 @contextmanager
@@ -39,7 +54,7 @@ def autoscaling_ray(workers: int) -> Iterator[dict[str, str]]:
     # Ray puts sockets there, whose paths must stay short
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         port = free_port()
-        address = f"{get_node_ip_address()}:{port}"
+        address = f"{ray.util.get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
         config = Path(folder, "autoscaling.json")
         config.write_text(json.dumps(_autoscaling(address, workers)))
         head = _start_head(Path(folder), port, f"--autoscaling-config={config}")
@@ -68,20 +83,22 @@ def _healthy(address: str) -> bool:
 
 
 def _end(head: subprocess.Popen[bytes]) -> None:
-    for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+    for child in psutil.Process(head.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            process.kill()
+            child.kill()
+    head.kill()
     head.wait()
 
 
 def _autoscaling(address: str, workers: int) -> dict[str, Any]:
-    return {
+    return NOTHING | {
         "cluster_name": "fake",
+        "upscaling_speed": workers,
         "max_workers": workers,
         "idle_timeout_minutes": IDLE_MINUTES,
-        "head_node_type": "head",
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
         "available_node_types": {
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             "worker": {"resources": {"CPU": 1, "object_store_memory": MEMORY}, "node_config": {}},
         },
         "provider": {
