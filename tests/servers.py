@@ -220,7 +220,7 @@ def mysql_daemon(
             f"CREATE USER IF NOT EXISTS '{USER}'@'%' IDENTIFIED BY '{PASSWORD}';\n"
             f"GRANT ALL PRIVILEGES ON *.* TO '{USER}'@'%' WITH GRANT OPTION;\n"
         )
-        server = Server("mysql", "127.0.0.1", _free_port(), USER, PASSWORD, use_tls=tls is not None)
+        server = Server("mysql", "127.0.0.1", free_port(), USER, PASSWORD, use_tls=tls is not None)
         command = [
             *_mysql_command(program, folder),
             "--bind-address=127.0.0.1",
@@ -256,7 +256,7 @@ def postgresql_daemon(*, max_connections: int = 300) -> Iterator[Daemon]:
         installation = get_server(folder / "data", start=False)
         installation.ensure_pgdata_inited()
         (folder / "data" / "pg_hba.conf").write_text("local all all trust\nhost all all all scram-sha-256\n")
-        server = Server("postgresql", "127.0.0.1", _free_port(), USER, PASSWORD, database_name="postgres")
+        server = Server("postgresql", "127.0.0.1", free_port(), USER, PASSWORD, database_name="postgres")
         command = [
             str(installation.bin_path / "postgres"),
             f"-D{installation.pgdata}",
@@ -294,7 +294,7 @@ def _temporary_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

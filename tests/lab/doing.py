@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def open_gate(folder: Path) -> None:
     (folder / GATE).touch()
 
 
+def open_own_gates(folder: Path, sessions: Iterable[int]) -> None:
+    for n in sessions:
+        (folder / f"{GATE}-{n}").touch()
+
+
 def nothing(table: dj.Table, key: Key, n: int) -> None:
     pass
 
@@ -40,6 +46,12 @@ def nothing(table: dj.Table, key: Key, n: int) -> None:
 def wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:
     _begin(n, folder)
     while not (Path(folder) / GATE).exists():
+        time.sleep(0.01)
+
+
+def wait_at_own_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    _begin(n, folder)
+    while not (Path(folder) / f"{GATE}-{n}").exists():
         time.sleep(0.01)
 
 

@@ -1,0 +1,25 @@
+# Dask on this machine.
+#
+#   pip install "djdist[dask]" ~/my_pipeline
+#   export DJ_HOST=database.example.org DJ_BACKEND=postgresql DJ_USER=me DJ_PASS=...
+#   python local.py
+
+import dask
+from dask.distributed import Client, LocalCluster
+from my_pipeline import ProcessedData
+
+import djdist
+
+# else the cluster drops a worker that is being restarted, 15 s after an earlier restart
+PATIENT_WITH_WORKERS = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
+
+if __name__ == "__main__":
+    djdist.enable()
+    # one thread a worker: a DataJoint connection serves one
+    with (
+        dask.config.set(PATIENT_WITH_WORKERS),
+        LocalCluster(threads_per_worker=1) as cluster,
+        Client(cluster) as client,
+    ):
+        print("dashboard:", client.dashboard_link)
+        ProcessedData.populate(reserve_jobs=True, suppress_errors=True, executor=client)

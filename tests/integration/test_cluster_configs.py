@@ -1,0 +1,146 @@
+"""The files of cluster-configs, by the rules of the engines that read them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+FOLDER = Path(__file__).parents[2] / "cluster-configs"
+FILES = [file for file in sorted(FOLDER.glob("*/*")) if file.is_file()]
+CLOUDS = ["aws", "gcp"]
+KUBERNETES = ["ray/kuberay-cluster.yaml", "ray/kuberay-job.yaml", "dask/kubernetes.yaml"]
+CREDENTIALS = {"DJ_USER", "DJ_PASS"}
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((FOLDER / name).read_text()))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_three_commands_are_at_its_top(file: Path) -> None:
+    top = file.read_text().split("\n# Before")[0].splitlines()[:8]
+    assert len([line for line in top if re.match(r"#   \w+ \S", line)]) == 3
+
+
+def test_all_files_name_the_same_versions() -> None:
+    text = "\n".join(file.read_text() for file in [*FILES, FOLDER / "Dockerfile", FOLDER / "README.md"])
+    named = set(re.findall(r"(ray|dask)[^\d\n]{0,12}(\d+\.\d+\.\d+)", text.lower()))
+    assert sorted(engine for engine, _ in named) == ["dask", "ray"]
+
+
+class TestRayUp:
+    @pytest.fixture(params=[*CLOUDS, "on-premises"])
+    def given(self, request: pytest.FixtureRequest) -> dict[str, Any]:
+        (config,) = documents(f"ray/{request.param}.yaml")
+        return dict(config)
+
+    def test_ray_takes_it(self, given: dict[str, Any]) -> None:
+        from ray.autoscaler._private.util import prepare_config, validate_config
+
+        prepared = prepare_config(given)
+        validate_config(prepared)
+        assert prepared["max_workers"] > 0
+        assert prepared["idle_timeout_minutes"] > 0
+
+    def test_every_node_gets_the_pipeline_and_djdist(self, given: dict[str, Any]) -> None:
+        setup = "\n".join(given["setup_commands"])
+        assert '"djdist[ray,postgres]"' in setup
+        assert "~/my_pipeline" in setup
+        assert {"~/my_pipeline", "~/populate.py", "~/.ray/auth_token"} <= given["file_mounts"].keys()
+        assert (FOLDER / "ray" / given["file_mounts"]["~/populate.py"]).is_file()
+
+    @pytest.mark.parametrize("node", ["head", "worker"])
+    def test_every_node_gets_the_credentials_from_elsewhere(self, given: dict[str, Any], node: str) -> None:
+        start = given[f"{node}_start_ray_commands"][-1]
+        subprocess.run(["bash", "-n", "-c", start], check=True)
+        assert 'DJ_PASS="$(' in start or ". ~/.datajoint.env" in start
+
+    @pytest.mark.parametrize("cloud", CLOUDS)
+    def test_keys_are_made_on_workers_of_each_kind(self, cloud: str) -> None:
+        (config,) = documents(f"ray/{cloud}.yaml")
+        types = config["available_node_types"]
+        assert config["head_node_type"] == "head"
+        assert types["head"]["resources"] == {"CPU": 0}
+        assert types["gpu-spot"]["resources"]["GPU"] == 1
+        spot = {name for name in types if re.search("spot|preemptible", str(types[name]["node_config"]))}
+        assert spot == {"cpu-spot", "gpu-spot"}
+
+
+class TestKubernetes:
+    @pytest.fixture(params=KUBERNETES)
+    def pods(self, request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+        """The specifications of all pods that a file asks for."""
+        return list(_pods(documents(request.param)))
+
+    def test_kubernetes_takes_its_pods(self, pods: list[dict[str, Any]]) -> None:
+        import kubernetes_validate
+
+        assert len(pods) > 1
+        for spec in pods:
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
+            kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+
+    def test_every_pod_has_limits_and_the_credentials_of_a_secret(self, pods: list[dict[str, Any]]) -> None:
+        for (container,) in (spec["containers"] for spec in pods):
+            assert container["resources"].keys() == {"requests", "limits"}
+            secret = {env["name"] for env in container["env"] if "secretKeyRef" in env.get("valueFrom", {})}
+            assert secret == CREDENTIALS
+
+    def test_the_job_starts_the_same_cluster(self) -> None:
+        (cluster,), (job,) = documents(KUBERNETES[0]), documents(KUBERNETES[1])
+        assert job["spec"]["rayClusterSpec"] == cluster["spec"]
+
+    def test_images_have_the_cluster_s_version_of_ray(self) -> None:
+        (cluster,) = documents(KUBERNETES[0])
+        tags = {spec["containers"][0]["image"].rpartition("-ray")[2] for spec in _pods([cluster])}
+        assert tags == {cluster["spec"]["rayVersion"]}
+
+    def test_the_autoscaler_is_the_dask_cluster_s(self) -> None:
+        cluster, autoscaler = documents(KUBERNETES[2])
+        assert autoscaler["spec"]["cluster"] == cluster["metadata"]["name"]
+        assert cluster["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] == "djdist"
+
+
+def _pods(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict) and "containers" in part:
+        yield part
+    elif isinstance(part, (dict, list)):
+        for inner in part.values() if isinstance(part, dict) else part:
+            yield from _pods(inner)
+
+
+class TestBatchSystems:
+    @pytest.mark.parametrize(
+        ("kind", "asks"),
+        [
+            ("SLURMCluster", ["#SBATCH --cpus-per-task=8", "#SBATCH --mem=32G", "#SBATCH -t 04:00:00"]),
+            ("PBSCluster", ["#PBS -l select=1:ncpus=8:mem=32gb", "#PBS -l walltime=04:00:00"]),
+        ],
+    )
+    def test_dask_writes_its_jobs(self, kind: str, asks: list[str]) -> None:
+        import dask
+        import dask_jobqueue
+
+        (given,) = documents("dask/jobqueue.yaml")
+        with (
+            dask.config.set(dask.config.merge(dask.config.config, given)),
+            getattr(dask_jobqueue, kind)(scheduler_options={"dashboard_address": ":0"}) as cluster,
+        ):
+            job = cluster.job_script()
+        assert set(asks) <= set(job.splitlines())
+        assert "--nthreads 1 " in job
+        assert "--nworkers 8 " in job
+        assert job.index("source ~/.datajoint.env") < job.index("distributed.cli.dask_worker")
+        subprocess.run(["bash", "-n"], input=job, text=True, check=True)
+
+    def test_slurm_takes_ray_s_job(self) -> None:
+        script = FOLDER / "ray" / "slurm.sh"
+        subprocess.run(["bash", "-n", script], check=True)
+        options = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
+        assert "#SBATCH --ntasks-per-node=1" in options
