@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from djdist.errors import OptionError
 from djdist.history import counts_of, names_of, pace, runs_seen
 from djdist.jobs import jobs_to_look_at
 from djdist.tables import tables_of
@@ -35,6 +36,8 @@ def progress(*modules_or_tables: Any) -> pd.DataFrame:
     OptionError
         It is no such table, or a module has none.
     """
+    if not modules_or_tables:
+        raise OptionError("progress() needs a module or a table: djdist.progress(my_pipeline)")
     tables = [table for given in modules_or_tables for table in _tables(given)]
     all_jobs = [jobs_to_look_at(table) for table in tables]
     index = pd.Index(names_of(all_jobs), name="table")

@@ -174,17 +174,16 @@ class TestPutRight:
         assert not Jobs(lab.Reading()).is_declared
 
     @pytest.mark.on("local")
-    def test_an_interrupt_has_its_own_exit_code(
+    def test_ctrl_c_and_sigterm_have_their_own_exit_codes(
         self, lab: ModuleType, run: Djdist, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def make(self: Any, key: Any) -> None:
-            signal.raise_signal(signal.SIGINT)
-
         pipelines.fill(lab)
-        monkeypatch.setattr(lab.Square, "make", make)
-        stopped = run("populate", f"{lab.__name__}:Square")
-        assert stopped.exit_code == 130
-        assert stopped.stderr.endswith("djdist: stopped\n")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            monkeypatch.setattr(lab.Square, "make", lambda self, key, n=number: signal.raise_signal(n))
+            stopped = run("populate", f"{lab.__name__}:Square")
+            assert stopped.exit_code == 128 + number
+            assert stopped.stderr.endswith("djdist: stopped\n")
+        assert len(lab.Square.jobs.pending) == 6
 
     @pytest.mark.on("local")
     def test_a_report(self, lab: ModuleType, run: Djdist, tmp_path: Path) -> None:
@@ -245,6 +244,11 @@ class TestMistakes:
             assert result.stderr.startswith("djdist: ")
             assert result.stderr.count("\n") == 1
         assert not Jobs(lab.Square()).is_declared
+
+    def test_progress_needs_something_to_look_at(self, lab: ModuleType) -> None:
+        for nothing, message in {(): "needs a module or a table", (lab.Session,): "has no jobs"}.items():
+            with pytest.raises(djdist.OptionError, match=message):
+                djdist.progress(*nothing)
 
     def test_a_bug_keeps_its_traceback(self, lab: ModuleType, run: Djdist, monkeypatch: Any) -> None:
         monkeypatch.setattr(djdist, "report", lambda *tables, file: 1 / 0)
