@@ -107,5 +107,6 @@ def _autoscaling(address: str, workers: int) -> dict[str, Any]:
             "gcs_address": address,
             "head_node_id": FAKE_HEAD_NODE_ID,
             "launch_multiple": True,
+            "disable_node_updaters": True,
         },
     }
