@@ -297,7 +297,8 @@ def _line_to(host: Any, info: RunInfo) -> Ask:
     def ask(method: str) -> Any:
         if method == "forget":
             return host.forget.remote(info.id)
-        return _answer(host.ask.remote(info.id, method))
+        quietly = host.ask.options(enable_task_events=False)  # its page lists the keys only
+        return _answer(quietly.remote(info.id, method))
 
     return ask
 
