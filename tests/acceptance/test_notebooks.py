@@ -37,8 +37,9 @@ def outputs_of(name: str, folder: Path) -> list[str]:
     """Execute a notebook in a folder, and give what each cell of code showed as text."""
     shutil.copy(FOLDER / name, folder)
     notebook = nbformat.read(folder / name, as_version=4)
-    resources = {"metadata": {"path": str(folder)}}
-    nbclient.NotebookClient(notebook, kernel_name="python3", timeout=SECONDS, resources=resources).execute()
+    client = nbclient.NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(folder)}})
+    client.create_kernel_manager().shutdown_wait_time = SECONDS  # the database ends with the kernel
+    client.execute()
     return [shown(cell) for cell in notebook.cells if cell.cell_type == "code"]
 
 
