@@ -84,7 +84,9 @@ class RayExecutor(Executor):
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise ClusterError(
                 f"Can't join the Ray cluster at {self._address or 'RAY_ADDRESS or this machine'}: {error}. "
-                "Check the address with `ray status`, or leave it out to start a cluster on this machine."
+                "Check the address with `ray status`, or leave it out to start a cluster on this machine. "
+                "If the cluster wants a token, RAY_AUTH_MODE=token must be set before Ray is imported, "
+                "and the token be in ~/.ray/auth_token."
             ) from error
         self._started = True
 
