@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def environment(server: Server, lab: ModuleType, modules_folder: Path, tmp_path:
         "DJ_USER": server.user,
         "DJ_USE_TLS": "false",
     }
-    exports = "".join(f"export {name}={value}\n" for name, value in database.items() if value)
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in database.items() if value)
     (tmp_path / ".datajoint.env").write_text(exports)
     activate = tmp_path / "env" / "bin" / "activate"
     activate.parent.mkdir(parents=True)

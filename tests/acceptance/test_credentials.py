@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -99,13 +100,13 @@ def test_neither_in_log_records_nor_in_what_prints(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     printed: list[str] = []
-    from djdist import driver, populate
+    from djdist import driver
 
     def drive_and_print(*arguments: Any, **options: Any) -> Any:
         printed.append(f"{arguments} {options}")
         return driver.drive(*arguments, **options)
 
-    monkeypatch.setattr(populate, "drive", drive_and_print)
+    monkeypatch.setattr(import_module("djdist.populate"), "drive", drive_and_print)
     pipelines.fill(lab, subjects=1, sessions=2)
     lab.Square.populate(reserve_jobs=True, executor=executor)
     assert server.password not in caplog.text + "".join(printed)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 FOLDER = Path(__file__).parents[2] / "cluster-configs"
-FILES = [file for file in sorted(FOLDER.glob("*/*")) if file.is_file()]
+FILES = [file for engine in ("dask", "ray") for file in sorted((FOLDER / engine).iterdir()) if file.is_file()]
 CLOUDS = ["aws", "gcp"]
 KUBERNETES = ["ray/kuberay-cluster.yaml", "ray/kuberay-job.yaml", "dask/kubernetes.yaml"]
 CREDENTIALS = {"DJ_USER", "DJ_PASS"}
