@@ -91,6 +91,7 @@ def said(output: str) -> list[str]:
 
 
 @pytest.mark.long_on("ray")
+@pytest.mark.long_on("dask")
 @pytest.mark.parametrize("executor", ["processes=2", "executor='ray'", "executor='dask'"])
 def test_tables_of_a_script_without_a_guard(
     script: Script, schema_name: str, connection: Any, executor: str
@@ -102,7 +103,7 @@ def test_tables_of_a_script_without_a_guard(
     assert said(output) == EXPECTED
 
 
-@pytest.mark.on("processes")
+@pytest.mark.long
 def test_tables_of_notebook_cells(schema_name: str, connection: Any, server: Server, tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
