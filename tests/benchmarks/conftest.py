@@ -47,7 +47,7 @@ def lab(server: servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def environments() -> Iterator[dict[str, dict[str, str]]]:
     """How a script finds the clusters that run beside it."""
-    with clusters.place("ray") as ray, clusters.place("dask") as dask:
+    with clusters.place("ray", cpus_of_nodes=[2]) as ray, clusters.place("dask") as dask:
         yield {"ray": ray.environment, "dask": dask.environment}
 
 

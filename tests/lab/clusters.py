@@ -34,22 +34,23 @@ class Here:
 
 
 class RayCluster:
-    """A head node and one more, with one CPU each."""
+    """Nodes with so many CPUs each; the first one is the head."""
 
     name = "ray"
     options = "executor='ray'"
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, cpus: Sequence[int]) -> None:
         from ray._common.utils import get_default_ray_temp_dir, reset_ray_address
         from ray.cluster_utils import Cluster
 
-        node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100_000_000}
-        head = {**node, "include_dashboard": False, "temp_dir": folder}
+        node: dict[str, Any] = {"num_cpus": cpus[-1], "object_store_memory": 100_000_000}
+        head = {**node, "num_cpus": cpus[0], "include_dashboard": False, "temp_dir": folder}
         os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # Ray notes the address there, whatever temp_dir
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         reset_ray_address()  # or a call that names no cluster would join this one
         self._node = node
-        self._cluster.add_node(**node)
+        for number in cpus[1:]:
+            self._cluster.add_node(**{**node, "num_cpus": number})
         self.environment = {"RAY_ADDRESS": self._cluster.address, "RAY_USAGE_STATS_ENABLED": "0"}
 
     def driver(self, caller: int) -> int | None:
@@ -131,14 +132,14 @@ Place = Here | RayCluster | DaskCluster
 
 
 @contextmanager
-def place(executor: str) -> Iterator[Place]:
-    """Give a place for one of the executors' names."""
+def place(executor: str, cpus_of_nodes: Sequence[int] = (1, 1)) -> Iterator[Place]:
+    """Give a place for one of the executors' names; what nodes it has can be chosen on Ray."""
     if executor in ("local", "processes"):
         yield Here(executor)
         return
     # Ray puts sockets there, whose paths must stay short
     with tempfile.TemporaryDirectory(prefix=f"{executor}-", ignore_cleanup_errors=True) as folder:
-        cluster = RayCluster(folder) if executor == "ray" else DaskCluster(folder)
+        cluster = RayCluster(folder, cpus_of_nodes) if executor == "ray" else DaskCluster(folder)
         try:
             yield cluster
         finally:
