@@ -40,12 +40,12 @@ class RayCluster:
     options = "executor='ray'"
 
     def __init__(self, folder: str, cpus: Sequence[int]) -> None:
-        from ray._common.utils import get_default_ray_temp_dir, reset_ray_address
+        from ray._common.utils import get_ray_address_file, reset_ray_address
         from ray.cluster_utils import Cluster
 
         node: dict[str, Any] = {"num_cpus": cpus[-1], "object_store_memory": 100_000_000}
         head = {**node, "num_cpus": cpus[0], "include_dashboard": False, "temp_dir": folder}
-        os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # Ray notes the address there, whatever temp_dir
+        Path(get_ray_address_file(None)).parent.mkdir(exist_ok=True)  # Ray writes it whatever temp_dir is
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         reset_ray_address()  # or a call that names no cluster would join this one
         self._node = node
