@@ -11,6 +11,9 @@ from typing import Any
 Key = dict[str, Any]
 Identity = tuple[tuple[str, Any], ...]
 
+GROUP_SECONDS = 5.0
+"""A worker that has been busy with a group for so long begins no more keys of it."""
+
 
 @dataclass(frozen=True)
 class Job:

@@ -3,15 +3,14 @@
 import time
 from typing import Any
 
-import cloudpickle
-
 from djdist import executors
-from djdist.driver_actor import await_summary
-from djdist.errors import DjdistError, DriverLostError, MakeError, RemoteTraceback
+from djdist.driver.actor import await_summary
+from djdist.errors import DjdistError, DriverLostError
 from djdist.executor import Ask
-from djdist.job import Failure, RunInfo, Status, Summary
+from djdist.job import RunInfo, Status, Summary
 from djdist.progress_bar import ProgressBar
 from djdist.settings import config
+from djdist.worker.failure import exception_of
 
 
 class Run:
@@ -139,22 +138,9 @@ def runs(executor: Any = None) -> list[Run]:
 def result_of(summary: Summary, info: RunInfo) -> dict[str, Any]:
     """Give a run's result as ``populate()`` returns it, or raise what it raises."""
     if summary.errors and not info.suppress_errors:
-        raise _exception_of(summary.errors[0][1])
+        raise exception_of(summary.errors[0][1])
     errors = [
-        (key, _exception_of(failure) if info.return_exception_objects else failure.message)
+        (key, exception_of(failure) if info.return_exception_objects else failure.message)
         for key, failure in summary.errors
     ]
     return {"success_count": summary.success_count, "error_list": errors}
-
-
-def _exception_of(failure: Failure) -> BaseException:
-    """Give what ``make()`` raised, with the traceback of where it did."""
-    if isinstance(failure.exception, BaseException):
-        return failure.exception
-    try:
-        error = cloudpickle.loads(failure.exception) if failure.exception else MakeError(failure.message)
-    except Exception:
-        error = MakeError(failure.message)
-    assert isinstance(error, BaseException)
-    error.__cause__ = RemoteTraceback(failure.traceback)
-    return error

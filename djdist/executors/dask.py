@@ -15,7 +15,7 @@ import cloudpickle
 import dask
 import distributed
 
-from djdist.driver_actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
+from djdist.driver.actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Ask, Drive, Executor, default_places, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work

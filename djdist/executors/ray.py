@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from djdist.driver_actor import MAX_DRIVERS, DriverActor, end_of, follow, outlive
+from djdist.driver.actor import MAX_DRIVERS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Ask, Drive, Executor, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work

@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 
 import lab as pipelines
-from djdist.grouping import CLOCKS_DIFFER_SECONDS, GROUP_SECONDS
+from djdist.driver.grouping import CLOCKS_DIFFER_SECONDS
+from djdist.job import GROUP_SECONDS
 
 SLOW_SECONDS = 2 * (GROUP_SECONDS + CLOCKS_DIFFER_SECONDS)
 

@@ -26,13 +26,12 @@ from typing import Any
 from benchmarks.many_keys import add_numbers
 from djdist.executor import Executor, window
 from djdist.fence import Fence, Statement, key_name
-from djdist.grouping import GROUP_SECONDS
-from djdist.job import Completion, Ending, Job, Key, Outcome, Report, Work
+from djdist.job import GROUP_SECONDS, Completion, Ending, Job, Key, Outcome, Report, Work
 from djdist.job_stores.jobs_table import JobsTable, Refreshing
 from djdist.jobs import jobs_of
-from djdist.making import Session
 from djdist.pipeline import JobsTableSource, jobs_table_source
 from djdist.shipping import ConnectionSettings, open_dbapi_connection
+from djdist.worker.making import Session
 
 NODE_PLACES = 50
 """So many die together."""

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from djdist.attempts import (
+from djdist.driver.attempts import (
     FIRST_PAUSE_SECONDS,
     LONGEST_DEFERRAL_SECONDS,
     LONGEST_PAUSE_SECONDS,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from djdist.attempts import MAX_OBSTACLES
 from djdist.driver import WAIT_SECONDS, Driver
+from djdist.driver.attempts import MAX_OBSTACLES
 from djdist.errors import DatabaseError, WorkerSetupError
 from djdist.executor import Executor
 from djdist.job import Completion, Ending, Failure, Handover, Job, Policy, Report, Status, Summary

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from djdist.driver_actor import MAX_DRIVERS, DriverActor, follow, outlive
+from djdist.driver.actor import MAX_DRIVERS, DriverActor, follow, outlive
 from djdist.errors import ClusterError, DriverLostError
 from djdist.executor import Executor
 from djdist.job import RunInfo, Status, Summary, Watch

@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from djdist.driver import Driver
-from djdist.grouping import CLOCKS_DIFFER_SECONDS, GROUP_SECONDS, LARGEST, TASK_SECONDS, Grouping, Waiting
-from djdist.job import Completion, Ending, Failure, Job, Outcome, Policy, Report, Status
+from djdist.driver.grouping import CLOCKS_DIFFER_SECONDS, LARGEST, TASK_SECONDS, Grouping, Waiting
+from djdist.job import GROUP_SECONDS, Completion, Ending, Failure, Job, Outcome, Policy, Report, Status
 from djdist.job_stores.memory import MemoryStore
 from lab.scripted import Clock, ScriptedExecutor
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from djdist.driver.lease import Lease
 from djdist.job import Job
 from djdist.job_stores.memory import MemoryStore
-from djdist.lease import Lease
 from lab.watching import wait_until
 
 

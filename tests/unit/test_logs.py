@@ -9,9 +9,9 @@ from datetime import datetime, timezone
 import pytest
 
 from djdist.driver import Driver, drive
+from djdist.driver.logs import log_here
 from djdist.job import Completion, Ending, Job, Policy, Report, RunInfo, Status, Summary
 from djdist.job_stores.memory import MemoryStore
-from djdist.logs import log_here
 from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
 
 RUN = RunInfo("1a2b", "Square", "lab", "ada", "laptop", 7, datetime.now(timezone.utc))

@@ -2,13 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from djdist.job import Identity, Job
+from djdist.job import GROUP_SECONDS, Identity, Job
 
 TASK_SECONDS = 0.5
 """A task that takes so long hides what it costs to send one."""
-
-GROUP_SECONDS = 5.0
-"""A worker that has been busy with a group for so long begins no more keys of it."""
 
 CLOCKS_DIFFER_SECONDS = 2.0
 LARGEST = 250

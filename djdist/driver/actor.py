@@ -10,7 +10,7 @@ from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Ask, Drive, Executor
 from djdist.job import RunInfo, Status, Summary, Watch
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 FIRST_POLL_SECONDS = 0.02
 POLL_SECONDS = 0.5

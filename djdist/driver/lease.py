@@ -8,7 +8,7 @@ from types import TracebackType
 from djdist.job import Job
 from djdist.job_store import JobStore
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 
 class Lease:

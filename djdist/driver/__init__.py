@@ -1,0 +1,49 @@
+"""The driver: reserve, submit, collect, record, until nothing is left."""
+
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from djdist.driver.logs import log_here
+from djdist.driver.loop import Driver
+from djdist.driver.supply import WAIT_SECONDS
+from djdist.executor import Executor
+from djdist.job import Policy, RunInfo, Summary, Watch, Work
+from djdist.job_store import JobStore
+
+__all__ = ["WAIT_SECONDS", "Driver", "drive"]
+
+logger = logging.getLogger(__name__)
+
+
+def drive(
+    executor: Executor, watch: Watch, *, store: JobStore, work: Work, policy: Policy, info: RunInfo
+) -> Summary:
+    """Do one run from its start to its summary."""
+    if not info.is_here:
+        log_here()
+    executor.start(work)
+    if executor.predecessor:
+        store.assume_reached()
+    driver = Driver(store, executor, policy, info.table)
+    try:
+        with _logged(info, executor, driver):
+            return driver.run(watch)
+    finally:
+        executor.close()
+        store.close()
+
+
+@contextmanager
+def _logged(info: RunInfo, executor: Executor, driver: Driver) -> Iterator[None]:
+    """Say in the log who begins what and where, and how it ended."""
+    caller, here = f"{info.user} on {info.host} (pid {info.pid})", f"{platform.node()} (pid {os.getpid()})"
+    logger.info("%s begins on %r, called by %s, driven on %s", info, executor, caller, here)
+    try:
+        yield
+    except BaseException as error:
+        logger.warning("%s was ended by %r: %s", info, error, driver.last_status)
+        raise
+    logger.info("%s is over: %s", info, driver.last_status)

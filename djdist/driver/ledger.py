@@ -1,0 +1,200 @@
+"""What became of a run's jobs: counted here, recorded in the job store."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from djdist.driver.attempts import Attempts, Obstacles
+from djdist.driver.supply import Supply
+from djdist.job import Ending, Failure, Handover, Job, Key, Outcome, Policy, Status, Summary
+from djdist.job_store import JobStore
+
+logger = logging.getLogger(__package__)
+
+UNKNOWN = Failure("unknown")
+NOT_OURS = "and maybe more are left alone: they are not this run's any more, but done, or its lease had ended"
+UNFINISHED = (
+    "the worker that had begun it is gone: killed, out of memory, or with its node "
+    "(or make() has changed the key's own row in the jobs table)"
+)
+CONNECTION_LOST = "LostConnectionError"
+TOO_LARGE = "The server may close a connection over a value that is larger than its max_allowed_packet."
+
+
+class Ledger:
+    """Decides by its ending whether a job is done, an error or tried again, and says so to the store.
+
+    Parameters
+    ----------
+    stop : callable
+        Is called at the first error of a run that ends with it.
+
+    Attributes
+    ----------
+    stopping : bool
+        Nothing is tried again.
+    obstacles : Obstacles
+        What keeps workers from beginning.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        supply: Supply,
+        policy: Policy,
+        table: str,
+        clock: Callable[[], float],
+        stop: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._supply = supply
+        self._policy = policy
+        self._table = table
+        self._stop = stop
+        self._attempts = Attempts(policy)
+        self.obstacles = Obstacles(clock)
+        self._made = self._failed = self._calls = 0
+        self._errors: list[tuple[Key, Failure]] = []
+        self.stopping = False
+        self._disowned = self._waits_for_database = False
+
+    def status(self, *, running: int, pending: int) -> Status:
+        """Give the run's counts, and what a successor would have to know."""
+        errors = () if self._policy.suppress_errors else tuple(self._errors[:1])
+        losses = tuple(self._attempts.losses.items())
+        handover = Handover(stopping=self.stopping, losses=losses, errors=errors)
+        return Status(self._made, self._failed, running, pending, handover)
+
+    def summary(self) -> Summary:
+        """Give the run's result so far."""
+        return Summary(self._made, tuple(self._errors))
+
+    def inherit(self, lost: Status, running: Sequence[Job]) -> None:
+        """Count on where a driver was lost, with what ran in its process."""
+        self._made, self._failed, self._errors = lost.made, lost.failed, list(lost.handover.errors)
+        self._attempts.losses.update(dict(lost.handover.losses))
+        self._calls = lost.made + lost.failed + len(running)
+
+    def note_calls(self, count: int) -> None:
+        """Note that so many jobs were reserved."""
+        self._calls += count
+
+    def free_calls(self, wanted: int) -> int:
+        """Tell how many of so many jobs the run may still reserve."""
+        if self._policy.max_calls is None:
+            return wanted
+        return min(wanted, self._policy.max_calls - self._calls)
+
+    def record_until(self, jobs: Sequence[Job], outcome: Outcome) -> Sequence[Job]:
+        """Record how a job ended with its worker, and that those before it are made; give those after it."""
+        position = jobs.index(outcome.job)
+        for job in jobs[:position]:
+            self.record(Outcome(job, Ending.MADE))
+        self.record(outcome)
+        return jobs[position + 1 :]
+
+    def record(self, outcome: Outcome) -> None:
+        """Record how a job ended."""
+        if outcome.ending not in (Ending.LOST, Ending.DEFERRED):
+            self._note_progress()
+        match outcome.ending:
+            case Ending.MADE:
+                self._made += 1
+                self._finish(outcome.job)
+            case Ending.PRESENT:
+                self._finish(outcome.job)
+            case Ending.FAILED:
+                self._record_failed(outcome)
+            case Ending.INTERRUPTED | Ending.LEFT:
+                self.give_back([outcome.job])
+            case Ending.LOST:
+                self._record_lost(outcome.job, outcome.failure or UNKNOWN)
+            case Ending.DEFERRED:
+                self._record_deferred(outcome)
+            case Ending.DISOWNED:
+                self._record_disowned(outcome.job)
+
+    def give_back(self, jobs: Sequence[Job], pause_seconds: float = 0) -> None:
+        """Put jobs back to pending, due after a pause."""
+        if jobs:
+            self._store.release(jobs, delay_seconds=pause_seconds)
+            self._calls -= len(jobs)
+            self._supply.refill(pause_seconds)
+
+    def let_go(self, job: Job) -> None:
+        """Leave a job alone that is not the run's any more."""
+        self._calls -= 1
+        if not self._disowned and not self.stopping:
+            self._log(NOT_OURS, job)
+            self._disowned = True
+
+    def meet_obstacle(self, what: str) -> None:
+        """Note what kept a worker from beginning."""
+        if self.obstacles.meet(what):
+            logger.warning("A worker could not begin a key of %s: %s", self._table, what)
+
+    def _finish(self, job: Job) -> None:
+        self._attempts.forget(job)
+        self._store.finish(job)
+
+    def _record_failed(self, outcome: Outcome) -> None:
+        failure = outcome.failure or UNKNOWN
+        pause_seconds = None if self.stopping else self._attempts.after_failure(outcome.job, failure)
+        if pause_seconds is not None:
+            self._log("failed and is tried again in %.1f s: %s", outcome.job, pause_seconds, failure.message)
+            self.give_back([outcome.job], pause_seconds)
+            return
+        self._fail(outcome.job, failure, outcome.host, outcome.pid)
+
+    def _fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
+        self._attempts.forget(job)
+        if not self._store.fail(job, failure, host, pid):
+            self.let_go(job)
+            return
+        self._failed += 1
+        if len(self._errors) < self._policy.max_errors_listed:
+            self._errors.append((job.key, failure))
+        if not self._policy.suppress_errors:
+            self._stop()
+
+    def _record_lost(self, job: Job, cause: Failure) -> None:
+        self.obstacles.forget()
+        pause_seconds = self._attempts.after_loss(job)
+        losses = self._attempts.losses[job.identity]
+        self._log("was lost, %d of %d: %s", job, losses, self._policy.max_losses, cause.message)
+        if pause_seconds is not None:
+            self.give_back([job], pause_seconds)
+            return
+        self._fail(job, Failure(f"lost {losses} times, last: {cause.message}", cause.traceback))
+
+    def _record_deferred(self, outcome: Outcome) -> None:
+        failure = outcome.failure or UNKNOWN
+        begun = bool(self._store.begun([outcome.job]))
+        connection_lost = CONNECTION_LOST in failure.kinds
+        pause_seconds = self._attempts.after_deferral(
+            outcome.job, begun=begun, connection_lost=connection_lost
+        )
+        if pause_seconds is None:
+            hint = f" {TOO_LARGE}" if connection_lost else ""
+            failure = replace(failure, message=f"tried again and again, last: {failure.message}{hint}")
+            self._fail(outcome.job, failure, outcome.host, outcome.pid)
+            return
+        if pause_seconds >= 1 and not self._waits_for_database:
+            self._waits_for_database = True
+            logger.warning("%s waits for the database: %s", self._table, failure.message)
+        self.give_back([outcome.job], pause_seconds)
+
+    def _note_progress(self) -> None:
+        self.obstacles.forget()
+        if self._waits_for_database:
+            self._waits_for_database = False
+            logger.info("%s waits no more for the database", self._table)
+
+    def _record_disowned(self, job: Job) -> None:
+        if self._store.renew([job]):
+            self._record_lost(job, Failure(UNFINISHED))
+        else:
+            self.let_go(job)
+
+    def _log(self, message: str, job: Job, *arguments: object) -> None:
+        logger.warning("%s(%s) " + message, self._table, job, *arguments)

@@ -1,0 +1,287 @@
+"""The one loop: reserve, submit, collect, record."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from djdist.driver.dashboard import RECOUNT_SECONDS, Dashboard
+from djdist.driver.flight import Flight
+from djdist.driver.grouping import Grouping
+from djdist.driver.ledger import Ledger
+from djdist.driver.supply import WAIT_SECONDS, Supply
+from djdist.errors import DatabaseError, WorkerSetupError
+from djdist.executor import Executor
+from djdist.job import Completion, Ending, Failure, Job, Outcome, Policy, Report, Status, Summary, Watch
+from djdist.job_store import JobStore
+
+logger = logging.getLogger(__package__)
+
+MOST_AT_ONCE = 1000
+"""So many jobs at most are reserved by one statement, unless there are more places."""
+WITH_DRIVER = "the worker died that also held the run's driver"
+
+
+class Driver:
+    """Makes the jobs of a store on an executor.
+
+    Parameters
+    ----------
+    store : JobStore
+        Keeps the jobs.
+    executor : Executor
+        Runs them; it has been started.
+    policy : Policy
+        How many calls, what to do on errors, how many losses.
+    table : str
+        Name of the table, for the tasks' names.
+    clock : callable
+        Seconds that pass.
+    sleep : callable
+        Lets so many seconds pass, where there is nothing to do but to wait.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        executor: Executor,
+        policy: Policy,
+        table: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._policy = policy
+        self._table = table
+        self._clock = clock
+        self._sleep = sleep
+        self._grouping = Grouping()
+        self._supply = Supply(store, clock)
+        self._flight = Flight(store, executor, policy, table, clock)
+        self._ledger = Ledger(store, self._supply, policy, table, clock, self.stop)
+        self._dashboard = Dashboard(executor, self._supply, table, clock, lambda: self.last_status)
+        self._stop_by: float | None = None
+        self._wait_by: float | None = None
+
+    def run(self, watch: Watch) -> Summary:
+        """Do all steps and return the summary; whatever happens, give back what is left.
+
+        A run that goes on after its driver died frees first what that one held.
+
+        Raises
+        ------
+        WorkerSetupError
+            No worker can make this table's keys, from the start or since a while; they are pending.
+        """
+        self._store.wait_while(self._wanted_by(watch))
+        try:
+            if self._executor.predecessor:
+                self._succeed(self._executor.predecessor, watch)
+            else:
+                self._try_workers(watch)
+            self._store.release_all()
+            self._store.refresh()
+            with self._flight.lease:
+                self._do_all_steps(watch)
+        finally:
+            self._give_back_all()
+            self._dashboard.show()
+        watch(self.status())
+        return self.summary()
+
+    def step(self) -> bool:
+        """Fill the free places and collect what has ended; False when nothing is left to do."""
+        self._dashboard.tell()
+        self._fill()
+        completions = self._executor.wait(self._wait_seconds())
+        for completion in completions:
+            self._collect(completion)
+        self._end_overdue()
+        self._end_disowned()
+        self._ledger.give_back(self._flight.take_waiting())
+        if not completions and not self._flight and self._pauses() and self._expects_more():
+            self._sleep(WAIT_SECONDS)
+        return bool(self._flight) or self._expects_more()
+
+    def stop(self, grace_seconds: float | None = None) -> None:
+        """Reserve no more and give back what has not begun; what runs may finish, within the grace."""
+        if grace_seconds is not None and self._stop_by is None:
+            self._stop_by = self._clock() + grace_seconds
+        if self._ledger.stopping:
+            return
+        self._ledger.stopping = True
+        logger.info("%s reserves no more keys", self._table)
+        self._flight.recall()
+
+    def status(self) -> Status:
+        """Count what is done, what runs and, if the policy asks for it, what is left."""
+        return self._status(self._supply.count(RECOUNT_SECONDS) if self._policy.count_pending else 0)
+
+    @property
+    def last_status(self) -> Status:
+        """What is done, what runs, and what was left when it was last counted."""
+        return self._status(self._supply.pending)
+
+    def summary(self) -> Summary:
+        """Give the run's result so far."""
+        return self._ledger.summary()
+
+    def _status(self, pending: int) -> Status:
+        return self._ledger.status(running=len(self._flight), pending=pending)
+
+    def _succeed(self, lost: Status, watch: Watch) -> None:
+        """Go on where a driver was lost, which is a loss for keys in its process, and say so first."""
+        beside = self._store.begun_by(lost.handover.host, lost.handover.pid)
+        self._ledger.inherit(lost, beside)
+        self._grouping.isolate(beside)
+        if len(beside) == 1:
+            self._ledger.record(Outcome(beside[0], Ending.LOST, Failure(WITH_DRIVER)))
+        else:
+            self._ledger.give_back(beside)
+        if lost.handover.stopping or not watch(self._status(lost.pending)):
+            self.stop(self._policy.grace_seconds)
+
+    def _do_all_steps(self, watch: Watch) -> None:
+        try:
+            self._go_on(watch)
+        except (KeyboardInterrupt, SystemExit):
+            with self._without_database():
+                self.stop(0 if self._executor.in_process else self._policy.grace_seconds)
+                self._go_on(watch)
+            raise
+
+    def _go_on(self, watch: Watch) -> None:
+        while self.step():
+            if not watch(self.status()):
+                self.stop(self._policy.grace_seconds)
+            if self._stop_by is not None and self._clock() >= self._stop_by:
+                return
+
+    def _wanted_by(self, watch: Watch) -> Callable[[], bool]:
+        """Let the store ask, while it waits for its database, whether somebody has stopped the run."""
+        me = threading.current_thread()
+
+        def is_wanted() -> bool:
+            if threading.current_thread() is me:
+                goes_on = watch(self.last_status) and not self._ledger.stopping
+                if not goes_on and self._wait_by is None:
+                    self._wait_by = self._clock() + self._policy.grace_seconds
+            return self._wait_by is None or self._clock() < self._wait_by
+
+        return is_wanted
+
+    @contextmanager
+    def _without_database(self) -> Iterator[None]:
+        """Let a run end although its database is away, as its lease does then."""
+        try:
+            yield
+        except DatabaseError as error:
+            logger.warning(
+                "What %s has reserved is free again after %g seconds: %s",
+                self._table,
+                self._policy.lease_seconds,
+                error,
+            )
+
+    def _try_workers(self, watch: Watch) -> None:
+        self._executor.submit(f"{self._table} (set-up)", ())
+        while not (completions := self._executor.wait(WAIT_SECONDS)):
+            if not watch(self.status()):
+                self.stop()
+                return
+        if trouble := _trouble(completions[0]):
+            raise WorkerSetupError(trouble)
+
+    def _fill(self) -> None:
+        idle, obstacles = not self._flight, self._ledger.obstacles
+        if idle and obstacles.hopeless:
+            raise WorkerSetupError(f"No worker begins a key of {self._table}. {obstacles.last}")
+        if self._ledger.stopping or obstacles.pause_seconds or not self._supply.asks(idle=idle):
+            return
+        places = self._executor.free_places()
+        most = max(places, MOST_AT_ONCE)
+        limit = self._ledger.free_calls(min(places * self._grouping.size, most))
+        if limit <= 0:
+            return
+        jobs = self._supply.reserve(limit, idle=idle)
+        self._ledger.note_calls(len(jobs))
+        self._flight.submit(self._grouping.split(jobs, 1 if len(jobs) == most else places))
+
+    def _pauses(self) -> bool:
+        return self._supply.pauses or self._ledger.obstacles.pause_seconds > 0
+
+    def _expects_more(self) -> bool:
+        return not self._ledger.stopping and not self._supply.empty and self._ledger.free_calls(1) > 0
+
+    def _wait_seconds(self) -> float:
+        left = WAIT_SECONDS if self._stop_by is None else self._stop_by - self._clock()
+        return max(0.0, min(WAIT_SECONDS, left, self._flight.overdue.period_seconds))
+
+    def _end_overdue(self) -> None:
+        for ticket, job in self._flight.too_long().items():
+            timed_out = Outcome(job, Ending.FAILED, self._flight.overdue.failure)
+            waiting = self._ledger.record_until(self._flight.land(ticket), timed_out)
+            self._executor.kill(ticket)
+            self._ledger.give_back(waiting)
+
+    def _end_disowned(self) -> None:
+        for ticket in self._flight.disowned():
+            for job in self._flight.land(ticket):
+                self._ledger.let_go(job)
+            self._executor.kill(ticket)
+
+    def _collect(self, completion: Completion) -> None:
+        overdue = self._flight.overdue.explains(completion.ticket)
+        jobs, report = self._flight.land(completion.ticket), completion.report
+        if not jobs:
+            return
+        if report and report.trouble:
+            self._ledger.give_back(jobs)
+            self._ledger.meet_obstacle(report.trouble)
+        elif report:
+            self._record_report(jobs, report)
+        elif (job := self._flight.being_made(jobs)) is None:
+            self._record_unbegun(jobs, _trouble(completion))
+        else:
+            lost = Outcome(job, Ending.LOST, Failure(_trouble(completion)))
+            timed_out = Outcome(job, Ending.FAILED, self._flight.overdue.failure)
+            self._ledger.give_back(self._ledger.record_until(jobs, timed_out if overdue else lost))
+
+    def _record_unbegun(self, jobs: Sequence[Job], breakage: str) -> None:
+        """Give back what a worker left that was told to go, or that was unable to begin it."""
+        left, told_to_go = self._store.renew(jobs), self._store.forgone(jobs)
+        for job in [job for job in jobs if job not in left]:
+            self._ledger.let_go(job)
+        self._ledger.give_back(left)
+        if left and not told_to_go:
+            self._grouping.isolate(left)
+            self._ledger.meet_obstacle(breakage)
+
+    def _record_report(self, jobs: Sequence[Job], report: Report) -> None:
+        still = {job.identity for job in jobs}
+        outcomes = [outcome for outcome in report.outcomes if outcome.job.identity in still]
+        left = [outcome.job for outcome in outcomes if outcome.ending is Ending.LEFT]
+        ended = outcomes[: len(outcomes) - len(left)]
+        cut = bool(left) and ended[-1].ending not in (Ending.MADE, Ending.PRESENT)
+        self._grouping.note(len(ended), report.seconds, cut=cut)
+        if ended:
+            self._dashboard.note(report.seconds / len(ended))
+        self._ledger.give_back(left)
+        for outcome in ended:
+            self._ledger.record(outcome)
+
+    def _give_back_all(self) -> None:
+        """End what runs, only then give it back: nobody else shall make it meanwhile."""
+        try:
+            if self._flight:
+                self._executor.close()
+        finally:
+            self._flight.clear()
+            with self._without_database():
+                self._store.release_all()
+
+
+def _trouble(completion: Completion) -> str:
+    return completion.report.trouble if completion.report else completion.breakage or "no answer"

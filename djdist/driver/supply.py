@@ -1,0 +1,62 @@
+"""What the job store may still give, as far as it was asked."""
+
+from collections.abc import Callable
+
+from djdist.job import Job
+from djdist.job_store import JobStore
+
+WAIT_SECONDS = 0.5
+"""After so long a run looks again for what has ended, and asks a store again that had less than it wanted."""
+CLOCKS_DIFFER_SECONDS = 0.1
+
+
+class Supply:
+    """Reserves and counts what is pending, and spares the store vain questions.
+
+    It counts as empty only if it was so when nothing ran any more, and nothing that the
+    run itself has put back is due later.
+
+    Attributes
+    ----------
+    empty : bool
+        Nothing is left to reserve.
+    pauses : bool
+        The store had less than it was asked for.
+    pending : int
+        What was left when it was last counted.
+    """
+
+    def __init__(self, store: JobStore, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+        self.pending = 0
+        self._counted_at = float("-inf")
+        self._due_at = clock()
+        self.refill()
+
+    def refill(self, pause_seconds: float = 0) -> None:
+        """Note that the run has put jobs back."""
+        self.empty = self.pauses = False
+        self._asked_at = self._clock()
+        if pause_seconds:
+            self._due_at = max(self._due_at, self._asked_at + pause_seconds + CLOCKS_DIFFER_SECONDS)
+
+    def asks(self, *, idle: bool) -> bool:
+        """Tell whether the store may have more by now."""
+        return not self.pauses or idle or self._clock() - self._asked_at >= WAIT_SECONDS
+
+    def reserve(self, limit: int, *, idle: bool) -> list[Job]:
+        """Reserve jobs; ``idle`` says that none of the run is in flight."""
+        jobs = self._store.reserve(limit)
+        self.empty = idle and not jobs and self._clock() >= self._due_at
+        self.pauses = len(jobs) < limit
+        self._asked_at = self._clock()
+        self.pending = max(0, self.pending - len(jobs))
+        return jobs
+
+    def count(self, age_seconds: float) -> int:
+        """Count what is left, unless that was done so shortly ago."""
+        now = self._clock()
+        if now - self._counted_at >= age_seconds:
+            self.pending, self._counted_at = self._store.pending(), now
+        return self.pending

@@ -1,0 +1,179 @@
+"""Makes the keys of one task and finishes their jobs; what a ``make()`` raises is an outcome."""
+
+import os
+import platform
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from djdist.errors import LeaseLostError, Terminated
+from djdist.fence import Fence, key_name
+from djdist.job import GROUP_SECONDS, Ending, Identity, Job, Outcome, Report
+from djdist.pipeline import connect_anew, end_session, is_duplicate, is_infrastructure, is_made, job_columns
+from djdist.shipping import ConnectionSettings, is_alive
+from djdist.signals import Signals, catching
+from djdist.worker.failure import failure_of
+from djdist.worker.making import Making
+from djdist.worker.trial import trial
+
+MADE = (Ending.MADE, Ending.PRESENT)
+THREADS = (
+    "A worker process with several threads makes one key at a time, because a DataJoint connection serves "
+    "one thread: give workers one thread each (Dask: threads_per_worker=1, or --nthreads 1)."
+)
+
+_left_behind: set[int] = set()
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A table and what belongs to it, ready in this process.
+
+    Where the connection is the worker's own, it is closed after all that was not made, and the
+    next key gets a new one: what was left behind, such as locks, must not meet any key.
+    """
+
+    table: Any
+    make_kwargs: dict[str, Any]
+    settings: ConnectionSettings
+    version: str = ""
+    fence: Fence | None = None
+    own_connection: bool = False
+
+    def __call__(self, jobs: Sequence[Job]) -> Report:
+        """Make a group of jobs in the process of the caller, with the caller's own table."""
+        with one_at_a_time():
+            if not jobs:
+                return trial(self.table, self.fence)
+            return make_group(Group(self, jobs))
+
+
+@dataclass(eq=False)
+class Group:
+    """Jobs of one task, which are begun together when the first of them is."""
+
+    workplace: Workplace
+    jobs: Sequence[Job]
+    _values: dict[Identity, dict[str, Any]] = field(init=False)
+    _begun: dict[Identity, bool] | None = None
+    all_missing: bool = False
+
+    def __post_init__(self) -> None:
+        self._values = {job.identity: _values(self.workplace, job) for job in self.jobs}
+
+    def making(self) -> Making:
+        at = self.workplace
+        return Making(at.table, at.make_kwargs, at.version, several=len(self.jobs) > 1)
+
+    def values(self, job: Job) -> dict[str, Any]:
+        return self._values[job.identity]
+
+    def begins(self, job: Job) -> bool:
+        fence = self.workplace.fence
+        if fence is None:
+            return True
+        if self._begun is None:
+            begun = fence.begins(self.workplace.table.connection, list(self._values.values()))
+            self._begun = dict(zip(self._values, begun, strict=True))
+            self.all_missing = not fence.any_made(self.workplace.table.connection, [*self._values.values()])
+        return self._begun[job.identity]
+
+    def forgo(self, connection: Any) -> None:
+        """Undo the beginning of what is not finished, so that it costs the keys nothing."""
+        if self.workplace.fence:
+            self.workplace.fence.forgo_begun(connection, list(self._values.values()))
+
+
+def make_group(group: Group, limit: Callable[[], AbstractContextManager[None]] = nullcontext) -> Report:
+    """Make jobs one after the other until one is not made, or they take long; what is left has not begun."""
+    jobs, outcomes, received = group.jobs, list[Outcome](), None
+    started = time.monotonic()
+    with catching(signal.SIGINT, signal.SIGTERM) as signals, group.making() as making:
+        try:
+            for job in jobs:
+                with limit():
+                    outcomes.append(make_job(group, job, making, signals))
+                if outcomes[-1].ending not in MADE or time.monotonic() - started > GROUP_SECONDS:
+                    break
+        except KeyboardInterrupt as error:  # between two keys
+            received, failure = signal.SIGINT, failure_of(error)
+        except Terminated as error:
+            received, failure = signal.SIGTERM, failure_of(error)
+    if received and len(outcomes) == len(jobs):
+        signal.raise_signal(received)
+    elif received:
+        outcomes.append(Outcome(jobs[len(outcomes)], Ending.INTERRUPTED, failure))
+    left = tuple(Outcome(job, Ending.LEFT) for job in jobs[len(outcomes) :])
+    return Report((*outcomes, *left), seconds=time.monotonic() - started)
+
+
+def make_job(group: Group, job: Job, making: Making, signals: Signals) -> Outcome:
+    """Begin, make and finish one job."""
+    try:
+        ending, failure = _attempt(group, job, making), None
+    except LeaseLostError:
+        ending, failure = Ending.DISOWNED, None
+    except BaseException as error:
+        ending, failure = _ending(error, interrupted=signals.received), failure_of(error)
+    if ending not in MADE:
+        _leave_behind(group.workplace)
+    return Outcome(job, ending, failure, platform.node(), os.getpid())
+
+
+def _leave_behind(workplace: Workplace) -> None:
+    _left_behind.add(id(workplace.table.connection))
+    if workplace.own_connection:
+        end_session(workplace.table.connection)
+
+
+def _values(workplace: Workplace, job: Job) -> dict[str, Any]:
+    key = {key_name(k): v for k, v in job_columns(job.key, workplace.settings).items()}
+    return {"worker_host": platform.node(), "worker_pid": os.getpid(), **key}
+
+
+def _attempt(group: Group, job: Job, making: Making) -> Ending:
+    workplace = group.workplace
+    table, fence = workplace.table, workplace.fence
+    if id(table.connection) in _left_behind:
+        if workplace.own_connection or not is_alive(table.connection):
+            connect_anew(table.connection)
+        _left_behind.discard(id(table.connection))
+    if not group.begins(job):
+        return Ending.MADE if is_made(table, job.key) else Ending.DISOWNED  # a cluster may run a task again
+    started = time.monotonic()
+
+    def finish() -> None:
+        if fence:
+            values = {**group.values(job), "seconds": time.monotonic() - started}
+            fence.finish_or_undo(making.session, values)
+
+    missing = group.all_missing
+    try:
+        if making(job.key, finish, is_missing=missing):
+            return Ending.MADE
+    except Exception as error:
+        if not (missing and is_duplicate(error) and is_made(table, job.key)):
+            raise
+    finish()
+    return Ending.PRESENT
+
+
+def _ending(error: BaseException, *, interrupted: bool) -> Ending:
+    if isinstance(error, Terminated) or (interrupted and isinstance(error, KeyboardInterrupt)):
+        return Ending.INTERRUPTED
+    return Ending.DEFERRED if is_infrastructure(error) else Ending.FAILED
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """One make() at a time in a process: DataJoint's connection serves one thread."""
+    if _lock.locked():
+        warnings.warn(THREADS, stacklevel=3)
+    with _lock:
+        yield

@@ -1,0 +1,167 @@
+"""What travels to workers, and how they make keys with it."""
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+
+import cloudpickle
+
+from djdist.errors import Terminated
+from djdist.fence import Fence
+from djdist.job import Ending, Job, Outcome, Report
+from djdist.pipeline import connect_anew, is_full, is_infrastructure
+from djdist.shipping import ConnectionSettings, open_dbapi_connection, unpack_table
+from djdist.worker.failure import failure_of, portable
+from djdist.worker.group import Group, Workplace, make_group, one_at_a_time
+from djdist.worker.making import Session, load_early
+from djdist.worker.trial import setup_trouble, trial
+
+EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
+OVERDUE_FACTOR = 1.2
+OVERDUE_SECONDS = 5.0
+TABLES_KEPT = 8
+
+_making_now: list[Group] = []
+_workplaces: dict[tuple[int, int], Workplace] = {}
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """All that workers need to make the keys of one table in one run.
+
+    What it holds of credentials and of the user's code doesn't show when printed.
+
+    Parameters
+    ----------
+    run : int
+        Tells runs apart.
+    name : str
+        The table's name, for messages.
+    settings : ConnectionSettings
+        How to connect, and DataJoint's settings.
+    table, make_kwargs : bytes
+        The pickled class and the pickled arguments of ``make()``.
+    version : str
+        The code's version.
+    fence : Fence or None
+        Statements on the jobs table; None where a run has none.
+    preload : tuple of str
+        Modules to import first.
+    timeout_seconds : float or None
+        How long a ``make()`` may take.
+    """
+
+    run: int
+    name: str
+    settings: ConnectionSettings = field(repr=False)
+    table: bytes = field(repr=False)
+    make_kwargs: bytes = field(repr=False)
+    version: str = ""
+    fence: Fence | None = field(default=None, repr=False)
+    preload: tuple[str, ...] = ()
+    timeout_seconds: float | None = None
+
+    def __call__(self, jobs: Sequence[Job]) -> Report:
+        """Make a group of jobs on a worker; what comes back can be pickled."""
+        with one_at_a_time():
+            try:
+                workplace = _workplace(self)
+            except Exception as error:
+                return _without_workplace(self.name, jobs, error)
+            if not jobs:
+                return trial(workplace.table, workplace.fence)
+            group = Group(workplace, jobs)
+            _making_now.append(group)
+            try:
+                report = make_group(group, self._limit)
+            finally:
+                _making_now.remove(group)
+            _leave_if_told_to(group, report)
+            return replace(report, outcomes=tuple(map(_portable, report.outcomes)))
+
+    def _limit(self) -> AbstractContextManager[None]:
+        return _ending_itself(self.timeout_seconds, watched=self.fence is not None)
+
+
+def leave(*, end_process: bool) -> None:
+    """Give back what this process is making, because it is told to go."""
+    for group in _making_now.copy():
+        with suppress(Exception), _opened(group.workplace.settings) as connection:
+            group.forgo(connection)
+        if end_process:
+            os._exit(EXIT_CODE_OF_SIGTERM)
+
+
+@contextmanager
+def _opened(settings: ConnectionSettings) -> Iterator[Session]:
+    """Open a connection beside DataJoint's, which the thread uses that makes keys."""
+    connection = open_dbapi_connection(settings)
+    yield Session(connection)
+    connection.commit()
+
+
+def _leave_if_told_to(group: Group, report: Report) -> None:
+    """End this process if it was told to, with its jobs given back so that this costs the keys nothing."""
+    if not any(isinstance(o.failure.exception, Terminated) for o in report.outcomes if o.failure):
+        return
+    connection = group.workplace.table.connection
+    with suppress(Exception):
+        connect_anew(connection)
+        group.forgo(connection)
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _workplace(parcel: Parcel) -> Workplace:
+    """Unpack a parcel once in a process, not again after a fork's parent has."""
+    here = (os.getpid(), parcel.run)
+    if here not in _workplaces:
+        _allow_children()
+        load_early()
+        table = unpack_table(parcel.table, parcel.settings, parcel.preload)
+        make_kwargs = cloudpickle.loads(parcel.make_kwargs)
+        while len(_workplaces) >= TABLES_KEPT:
+            del _workplaces[next(iter(_workplaces))]
+        _workplaces[here] = Workplace(
+            table, make_kwargs, parcel.settings, parcel.version, parcel.fence, own_connection=True
+        )
+    return _workplaces[here]
+
+
+def _allow_children() -> None:
+    """Let make() use multiprocessing in a worker that is a daemon, as Dask's are."""
+    process = multiprocessing.current_process()
+    if process.daemon:
+        process.daemon = False
+
+
+@contextmanager
+def _ending_itself(timeout_seconds: float | None, *, watched: bool) -> Iterator[None]:
+    """End this process where a make() takes too long, even if it lets no other thread run.
+
+    Where a driver watches, that does it first and records why; but it may sit on the very
+    Dask worker whose interpreter hangs.
+    """
+    if timeout_seconds is None:
+        yield
+        return
+    patience_seconds = timeout_seconds * OVERDUE_FACTOR + OVERDUE_SECONDS if watched else timeout_seconds
+    faulthandler.dump_traceback_later(patience_seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _without_workplace(name: str, jobs: Sequence[Job], error: Exception) -> Report:
+    if (jobs and is_infrastructure(error)) or is_full(error):
+        return Report(tuple(Outcome(job, Ending.DEFERRED, portable(failure_of(error))) for job in jobs))
+    return Report(trouble=setup_trouble(name, error))
+
+
+def _portable(outcome: Outcome) -> Outcome:
+    return replace(outcome, failure=portable(outcome.failure)) if outcome.failure else outcome

@@ -1,0 +1,32 @@
+"""Whether a worker can make a table's keys at all, seen before any job is touched."""
+
+import platform
+from typing import Any
+
+from djdist.fence import Fence
+from djdist.job import Report
+from djdist.rights import RIGHTS, is_denial, lacking_right
+
+CURES = (
+    "Install the pipeline's package on every node, or send it along "
+    '(Ray: RayExecutor(runtime_env={"working_dir": "."}), Dask: client.upload_file(...)), '
+    "or pickle it by value: cloudpickle.register_pickle_by_value(module)."
+)
+
+
+def trial(table: Any, fence: Fence | None) -> Report:
+    """See whether this worker may do what each job of a table will need."""
+    lacking = lacking_right(table, fence) if fence else ""
+    return Report(trouble=f"{_place(type(table).__name__)}: {lacking}" if lacking else "")
+
+
+def setup_trouble(name: str, error: Exception) -> str:
+    """Say what kept this worker from loading a table or from connecting, and what cures it."""
+    place = f"{_place(name)}: {type(error).__name__}: {error}"
+    if isinstance(error, (ImportError, AttributeError)):
+        return f"{place}\n{CURES}"
+    return f"{place}\n{RIGHTS}" if is_denial(error) else place
+
+
+def _place(name: str) -> str:
+    return f"A worker on {platform.node()} can't make {name}"
