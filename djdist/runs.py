@@ -96,6 +96,7 @@ class Run:
 
             try:
                 summary = await_summary(self._ask, watch)
+                bar.show(self.status())
             except DjdistError as error:
                 if not isinstance(error, DriverLostError):
                     self._forget()

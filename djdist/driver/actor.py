@@ -191,15 +191,17 @@ def follow(ask: Ask, watch: Watch) -> Summary:
         What ended the run.
     """
     try:
-        return await_summary(ask, watch)
+        summary = await_summary(ask, watch)
+        watch(ask("status"))
     except (KeyboardInterrupt, SystemExit):
         with suppress(Exception):  # a driver that is lost meanwhile must not hide the signal
             _stop(ask)
         raise
+    return summary
 
 
 def await_summary(ask: Ask, watch: Watch) -> Summary:
-    """Wait until a run ends, as :func:`follow` does, and leave it alone."""
+    """Wait until a run ends, which is watched until then; leave it alone where the waiting is ended."""
     poll_seconds = FIRST_POLL_SECONDS
     while (result := ask("result")) is None:
         if not watch(ask("status")):
@@ -208,7 +210,6 @@ def await_summary(ask: Ask, watch: Watch) -> Summary:
         poll_seconds = min(2 * poll_seconds, POLL_SECONDS)
     if isinstance(result, DjdistError):
         raise result
-    watch(ask("status"))
     summary: Summary = result
     return summary
 

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+import djdist
+from djdist.job import RunInfo, Status, Summary
+
+INFO = RunInfo("1a2b", "Square", "lab", "ada", "laptop", 7, datetime.now(timezone.utc), detached=True)
+
+
+def run_with(result: Summary | None, status: Status) -> djdist.Run:
+    """Give the handle of a run whose driver answers so."""
+    answers: dict[str, Any] = {"result": result, "status": status, "forget": None}
+    return djdist.Run(INFO, answers.__getitem__)
+
+
+def test_who_waits_no_time_for_a_run_that_is_over_gets_its_result() -> None:
+    run = run_with(Summary(3), Status(made=3))
+    assert run.wait(timeout_seconds=0) == {"success_count": 3, "error_list": []}
+
+
+def test_who_waits_no_time_for_a_run_that_goes_on_is_told_so() -> None:
+    with pytest.raises(TimeoutError, match="goes on after 0 seconds"):
+        run_with(None, Status(made=3)).wait(timeout_seconds=0)
