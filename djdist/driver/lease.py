@@ -47,6 +47,11 @@ class Lease:
         self._thread.join()
 
     @property
+    def is_over(self) -> bool:
+        """Tell whether it renews no more."""
+        return self._over.is_set()
+
+    @property
     def any_gone(self) -> bool:
         """Tell whether any job may be somebody else's."""
         return bool(self._gone)

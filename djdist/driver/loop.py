@@ -85,6 +85,9 @@ class Driver:
             self._store.refresh()
             with self._flight.lease:
                 self._do_all_steps(watch)
+        except DatabaseError:
+            self._wait_by = self._clock()  # it has been waited for long enough
+            raise
         finally:
             self._give_back_all()
             self._dashboard.show()
@@ -164,10 +167,11 @@ class Driver:
         me = threading.current_thread()
 
         def is_wanted() -> bool:
-            if threading.current_thread() is me:
-                goes_on = watch(self.last_status) and not self._ledger.stopping
-                if not goes_on and self._wait_by is None:
-                    self._wait_by = self._clock() + self._policy.grace_seconds
+            if threading.current_thread() is not me:
+                return not self._flight.lease.is_over
+            goes_on = watch(self.last_status) and not self._ledger.stopping
+            if not goes_on and self._wait_by is None:
+                self._wait_by = self._clock() + self._policy.grace_seconds
             return self._wait_by is None or self._clock() < self._wait_by
 
         return is_wanted

@@ -15,6 +15,7 @@ from djdist.job import Completion, Ending, Failure, Handover, Job, Policy, Repor
 from djdist.job_store import JobStore
 from djdist.job_stores.memory import MemoryStore
 from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
+from lab.watching import wait_until
 
 
 def keys(count: int) -> list[dict[str, int]]:
@@ -503,6 +504,9 @@ class TestSuccessor:
         assert (reported[0].running, reported[-1].handover.losses) == (0, ())
 
 
+PATIENCE_SECONDS = 100
+
+
 class AwayStore(CountingStore):
     """Its database is away from a moment on; it waits as long as that is wanted."""
 
@@ -516,13 +520,21 @@ class AwayStore(CountingStore):
     def wait_while(self, wanted: Callable[[], bool]) -> None:
         self.goes_on = wanted
 
+    def reserve(self, limit: int) -> list[Job]:
+        self.wait()
+        return super().reserve(limit)
+
     def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
-        while self.away and self.goes_on():
+        self.wait()
+        return super().release(jobs, only_waiting=only_waiting, delay_seconds=delay_seconds)
+
+    def wait(self) -> None:
+        began = self.clock.seconds
+        while self.away and self.goes_on() and self.clock.seconds - began < PATIENCE_SECONDS:
             self.clock.sleep(1)
             self.waited_seconds += 1
         if self.away:
             raise DatabaseError("away")
-        return super().release(jobs, only_waiting=only_waiting, delay_seconds=delay_seconds)
 
 
 def test_an_interrupt_waits_no_longer_than_the_grace_for_a_database_that_is_away(
@@ -542,6 +554,40 @@ def test_an_interrupt_waits_no_longer_than_the_grace_for_a_database_that_is_away
         driver.run(going_on)
     assert store.waited_seconds == 10
     assert "is free again after 60 seconds" in caplog.text
+
+
+def test_a_run_that_has_waited_for_its_database_in_vain_does_not_wait_again() -> None:
+    clock = Clock()
+    store = AwayStore(5, clock)
+
+    def last(ticket: int, job: Job) -> Completion:
+        store.away = True
+        return made(ticket, job)
+
+    with pytest.raises(DatabaseError):
+        Driver(store, ScriptedExecutor(places=1, answer=last), Policy(), clock=clock).run(going_on)
+    assert store.waited_seconds == PATIENCE_SECONDS
+
+
+def test_an_interrupt_does_not_wait_for_a_lease_that_waits_for_the_database() -> None:
+    class Rescuing(AwayStore):
+        rescuing = gave_up = False
+
+        def rescue(self) -> int:
+            self.rescuing = True
+            wait_until(lambda: not self.goes_on(), "the end of the run")
+            self.gave_up = True
+            return 0
+
+    def interrupted(ticket: int, job: Job) -> Completion:
+        wait_until(lambda: store.rescuing, "the lease")
+        raise KeyboardInterrupt
+
+    store = Rescuing(5, Clock())
+    driver = Driver(store, ScriptedExecutor(places=1, answer=interrupted), Policy(lease_seconds=0.04))
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(going_on)
+    assert store.gave_up
 
 
 def test_a_stop_is_heard_while_the_database_is_away() -> None:
