@@ -29,12 +29,12 @@ class JobStore(ABC):
         """Reserve up to ``limit`` of the run's due jobs, the most urgent first."""
 
     @abstractmethod
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
-        """Put reserved jobs back to pending and count them.
+    def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
+        """Put reserved jobs back to pending, not due before a delay is over; count them."""
 
-        With ``only_waiting`` only those that no worker has begun; with a delay they are
-        not due before it is over.
-        """
+    @abstractmethod
+    def release_waiting(self, jobs: Sequence[Job]) -> list[Job]:
+        """Put reserved jobs back to pending that no worker is known to have begun; give them."""
 
     @abstractmethod
     def release_all(self) -> None:

@@ -268,7 +268,7 @@ class Driver:
         outcomes = [outcome for outcome in report.outcomes if outcome.job.identity in still]
         left = [outcome.job for outcome in outcomes if outcome.ending is Ending.LEFT]
         ended = outcomes[: len(outcomes) - len(left)]
-        cut = bool(left) and ended[-1].ending not in (Ending.MADE, Ending.PRESENT)
+        cut = bool(left and ended) and ended[-1].ending not in (Ending.MADE, Ending.PRESENT)
         self._grouping.note(len(ended), report.seconds, cut=cut)
         if ended:
             self._dashboard.note(report.seconds / len(ended))

@@ -174,10 +174,13 @@ class JobsTable(JobStore):
 
         return self._transact(reserve)
 
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
-        waiting = [self._jobs.c.pid == 0] if only_waiting else []
+    def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
         due = {"scheduled_time": shifted(NOW, sa.literal(delay_seconds))} if delay_seconds else {}
-        return self._change_owned(jobs, sa.update(self._jobs).where(*waiting).values(UNRESERVED | due))
+        return self._change_owned(jobs, sa.update(self._jobs).values(UNRESERVED | due))
+
+    def release_waiting(self, jobs: Sequence[Job]) -> list[Job]:
+        waiting, free = [*self._owned(), self._jobs.c.pid == 0], sa.update(self._jobs).values(UNRESERVED)
+        return [job for batch in _batches(jobs) for job in self._change_unlocked(batch, waiting, free)]
 
     def release_all(self) -> None:
         mine = self._jobs.c.connection_id == self.owner.token
@@ -207,14 +210,14 @@ class JobsTable(JobStore):
 
     def renew(self, jobs: Sequence[Job]) -> list[Job]:
         renew = sa.update(self._jobs).values(reserved_time=NOW)
-        renewed = sum(self._change_unlocked(batch, self._owned(), renew) for batch in _batches(jobs))
+        renewed = sum(len(self._change_unlocked(batch, self._owned(), renew)) for batch in _batches(jobs))
         return list(jobs) if renewed == len(jobs) else self._owned_among(jobs)
 
     def rescue(self) -> int:
         found = self._found(sa.select(*self._key()).where(*self._expired(self._jobs.c.status)))
         still, free = self._expired(_unindexed(self._jobs.c.status)), sa.update(self._jobs).values(UNRESERVED)
         self._finish_those_made(found, still)
-        rescued = sum(self._change_unlocked(batch, still, free) for batch in _batches(found))
+        rescued = sum(len(self._change_unlocked(batch, still, free)) for batch in _batches(found))
         if rescued:
             logger.warning("Rescued %d jobs of %s from a run that died", rescued, self.source.target_table)
         return rescued
@@ -281,15 +284,15 @@ class JobsTable(JobStore):
 
     def _change_unlocked(
         self, jobs: Sequence[Job], conditions: Sequence[sa.ColumnElement[bool]], change: sa.Update | sa.Delete
-    ) -> int:
-        """Change jobs, but wait for none that is locked: its worker may be frozen before its COMMIT."""
+    ) -> list[Job]:
+        """Change jobs and give them, but for locked ones, whose worker may be frozen before its COMMIT."""
         unlocked = sa.select(*self._key()).where(self._among(jobs), *conditions)
 
-        def change_found(connection: sa.Connection) -> int:
+        def change_found(connection: sa.Connection) -> list[Job]:
             found = _jobs_in(connection.execute(unlocked.with_for_update(skip_locked=True)))
             if found:
                 connection.execute(change.where(self._among(found)))
-            return len(found)
+            return found
 
         return self._transact(change_found)
 

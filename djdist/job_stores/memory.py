@@ -34,15 +34,17 @@ class MemoryStore(JobStore):
         self._reserved |= {job.identity: job for job in jobs}
         return jobs
 
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
-        if only_waiting:  # nobody notes here what has begun
-            return 0
+    def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
         released = [job for job in jobs if self._reserved.pop(job.identity, None)]
         if delay_seconds:
             self._later += [(time.monotonic() + delay_seconds, job) for job in released]
         else:
             self._pending.extendleft(reversed(released))
         return len(released)
+
+    def release_waiting(self, jobs: Sequence[Job]) -> list[Job]:
+        """Give none: nobody notes here what has begun."""
+        return []
 
     def release_all(self) -> None:
         self.release(list(self._reserved.values()))

@@ -147,7 +147,7 @@ class TestMemoryStore(JobStoreContract):
         return MemoryStore(keys)
 
     def test_keeps_reserved_jobs_that_may_have_begun(self, store: MemoryStore) -> None:
-        assert store.release(store.reserve(2), only_waiting=True) == 0
+        assert store.release_waiting(store.reserve(2)) == []
         assert store.pending() == 4
 
 
@@ -448,7 +448,7 @@ class TestGivingBack:
     ) -> None:
         begun, waiting = store.reserve(2)
         assert store.fence(keep_completed=False).begins(connection, [fence_values(store, begun)]) == [True]
-        assert store.release([begun, waiting], only_waiting=True) == 1
+        assert store.release_waiting([begun, waiting]) == [waiting]
         assert row(jobs, begun.key)["status"] == "reserved"
         assert row(jobs, waiting.key)["status"] == "pending"
 
@@ -466,13 +466,13 @@ class TestGivingBack:
         assert {**row(jobs, job.key), "host": before["host"]} == before
         assert store.forgone([job])
         assert not store.forgone(store.reserve(1))
-        assert store.release([job], only_waiting=True) == 1
+        assert store.release_waiting([job]) == [job]
 
     def test_another_runs_jobs_are_not_changed(self, store: JobsTable, other: JobsTable, jobs: Jobs) -> None:
         theirs = other.reserve(6)
         before = rows(jobs)
         store.release(theirs)
-        store.release(theirs, only_waiting=True)
+        assert store.release_waiting(theirs) == []
         store.fail(theirs[0], FAILURE)
         store.renew(theirs)
         assert rows(jobs) == before

@@ -39,7 +39,7 @@ class CountingStore(MemoryStore):
         super().__init__(keys(count))
         self.asked: list[int] = []
         self.refreshed = 0
-        self.only_waiting: list[Job] = []
+        self.asked_back: list[Job] = []
         self.failures: list[tuple[Job, Failure]] = []
         self.not_begun: set[int] = set()
         self.has_begun: set[int] = set()
@@ -70,11 +70,11 @@ class CountingStore(MemoryStore):
         self.failures.append((job, failure))
         return super().fail(job, failure)
 
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
-        if only_waiting:
-            self.only_waiting += jobs
-            jobs = [job for job in jobs if job.key["n"] in self.not_begun]
-        return super().release(jobs, delay_seconds=delay_seconds)
+    def release_waiting(self, jobs: Sequence[Job]) -> list[Job]:
+        self.asked_back += jobs
+        waiting = [job for job in jobs if job.key["n"] in self.not_begun]
+        self.release(waiting)
+        return waiting
 
 
 def test_every_key_is_made_once_and_counted() -> None:
@@ -142,7 +142,7 @@ def test_the_first_error_stops_reserving_and_gives_back_what_has_not_begun() -> 
     executor.cancellable = {4}
     assert driver.step()
     assert [job.key["n"] for job in executor.running.values()] == [1, 2]
-    assert [job.key["n"] for job in store.only_waiting] == [1, 2]
+    assert [job.key["n"] for job in store.asked_back] == [1, 2]
     assert store.pending() == 7
     executor.answer = made
     while driver.step():
@@ -287,6 +287,19 @@ def test_what_a_stop_gave_back_is_not_counted_when_its_worker_dies() -> None:
     assert store.pending() == 3
 
 
+def test_what_is_made_while_a_stop_gives_the_rest_back_is_counted() -> None:
+    class MadeMeanwhile(CountingStore):
+        def release_waiting(self, jobs: Sequence[Job]) -> list[Job]:
+            self.finish(jobs[0])
+            return super().release_waiting(jobs)
+
+    store = MadeMeanwhile(4)
+    store.not_begun = {2, 3}
+    executor = ScriptedExecutor(places=4, answer=lambda t, job: made(t, job) if store.asked_back else None)
+    assert Driver(store, executor, Policy()).run(lambda status: False).success_count == 2
+    assert store.pending() == 2
+
+
 def test_what_runs_of_jobs_that_others_took_over_is_ended_and_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -324,8 +337,8 @@ class PatientStore(CountingStore):
         self.delayed: list[tuple[float, Job]] = []
         self.delays: list[float] = []
 
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
-        released = super().release(jobs, only_waiting=only_waiting)
+    def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
+        released = super().release(jobs)
         if delay_seconds:
             self.delays.append(delay_seconds)
             self.delayed += [(self.clock() + delay_seconds, job) for job in super().reserve(len(jobs))]
@@ -524,9 +537,9 @@ class AwayStore(CountingStore):
         self.wait()
         return super().reserve(limit)
 
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
+    def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
         self.wait()
-        return super().release(jobs, only_waiting=only_waiting, delay_seconds=delay_seconds)
+        return super().release(jobs, delay_seconds=delay_seconds)
 
     def wait(self) -> None:
         began = self.clock.seconds

@@ -38,11 +38,12 @@ class PriorityStore(JobStore):
         self.owned |= {number: self.waiting.pop(number) for number in urgent}
         return [Job({"n": number}) for number in urgent]
 
-    def release(self, jobs: Any, *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
-        if only_waiting:
-            return 0
+    def release(self, jobs: Any, *, delay_seconds: float = 0) -> int:
         self.waiting |= {job.key["n"]: self.owned.pop(job.key["n"]) for job in jobs}
         return len(jobs)
+
+    def release_waiting(self, jobs: Any) -> list[Job]:
+        return []
 
     def release_all(self) -> None:
         self.release([Job({"n": number}) for number in self.owned])

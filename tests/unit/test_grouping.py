@@ -154,17 +154,21 @@ class SeeingStore(MemoryStore):
         super().__init__({"n": n} for n in range(count))
         self.made_in_secret: set[int] = set()
         self.nothing_begun = False
+        self.waiting: set[int] = set()
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
         if self.nothing_begun:
             return []
         return [job for job in jobs if job.key["n"] not in self.made_in_secret]
 
-    def release(self, jobs: Sequence[Job], *, only_waiting: bool = False, delay_seconds: float = 0) -> int:
-        if only_waiting and not self.nothing_begun:
-            return 0
+    def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
         owned = [job for job in jobs if job.key["n"] not in self.made_in_secret]
         return super().release(owned, delay_seconds=delay_seconds)
+
+    def release_waiting(self, jobs: Sequence[Job]) -> list[Job]:
+        waiting = list(jobs) if self.nothing_begun else [job for job in jobs if job.key["n"] in self.waiting]
+        self.release(waiting)
+        return waiting
 
 
 def driver_of(store: MemoryStore, executor: ScriptedExecutor, policy: Policy, clock: Clock) -> Driver:
@@ -226,6 +230,21 @@ class TestDriver:
         executor = Groups(1, answer)
         summary = driver_of(SeeingStore(20), executor, Policy(max_calls=20), Clock()).run(going_on)
         assert summary.success_count == 20
+
+    def test_a_group_may_be_left_of_which_a_stop_gave_back_all_that_ended(self) -> None:
+        store = SeeingStore(60)
+
+        def answer(ticket: int, jobs: Sequence[Job]) -> Completion:
+            if len(jobs) == 1:
+                return all_made(ticket, jobs)
+            store.waiting = {jobs[0].key["n"]}
+            driver.stop()
+            left = tuple(Outcome(job, Ending.LEFT) for job in jobs[1:])
+            return Completion(ticket, Report((Outcome(jobs[0], Ending.DISOWNED), *left)))
+
+        driver = driver_of(store, Groups(1, answer), Policy(), Clock())
+        assert driver.run(going_on).success_count == 1
+        assert store.pending() == 59
 
     def test_what_waits_behind_a_long_key_goes_to_others(self) -> None:
         clock, store = Clock(), SeeingStore(60)

@@ -100,9 +100,9 @@ def test_a_wait_for_the_database_is_told_once_however_many_keys_wait(
     class Patient(MemoryStore):
         """Has what is given back due at once."""
 
-        def release(self, jobs, *, only_waiting=False, delay_seconds=0):  # type: ignore[no-untyped-def]
+        def release(self, jobs, *, delay_seconds=0):  # type: ignore[no-untyped-def]
             clock.seconds += delay_seconds / 10
-            return super().release(jobs, only_waiting=only_waiting)
+            return super().release(jobs)
 
     store = Patient({"n": n} for n in range(10))
     driver = Driver(store, ScriptedExecutor(10, answer), Policy(), "Square", clock, clock.sleep)
