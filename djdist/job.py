@@ -136,13 +136,17 @@ class Handover:
 
 @dataclass(frozen=True)
 class Status:
-    """A run's counts at one moment; ``pending`` is what it may still reserve."""
+    """A run's counts at one moment; ``pending`` is what it may still reserve.
+
+    Of a run that has not ``begun`` to make keys the counts say nothing yet.
+    """
 
     made: int = 0
     failed: int = 0
     running: int = 0
     pending: int = 0
     handover: Handover = field(default_factory=Handover, repr=False, compare=False)
+    begun: bool = field(default=False, repr=False, compare=False)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -150,6 +154,8 @@ class Status:
         return self.made + self.failed, sum(losses for _, losses in self.handover.losses)
 
     def __str__(self) -> str:
+        if not self.begun:
+            return "starting"
         return f"{self.made} made, {self.failed} failed, {self.running} running, {self.pending} pending"
 
 

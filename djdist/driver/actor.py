@@ -148,14 +148,14 @@ def outlive(executor: Executor, drive: Callable[[Watch], Summary], watch: Watch,
     """
     logger.info("%s goes to a driver on %r", info, executor)
     try:
-        summary = _one_after_another(executor, drive, watch)
+        return _one_after_another(executor, drive, watch, info)
     finally:
         executor.predecessor = None
-    logger.info("%s is over: %d made, %d errors", info, summary.success_count, len(summary.errors))
-    return summary
 
 
-def _one_after_another(executor: Executor, drive: Callable[[Watch], Summary], watch: Watch) -> Summary:
+def _one_after_another(
+    executor: Executor, drive: Callable[[Watch], Summary], watch: Watch, info: RunInfo
+) -> Summary:
     last = executor.predecessor or Status()
 
     def note(status: Status) -> bool:
@@ -167,11 +167,14 @@ def _one_after_another(executor: Executor, drive: Callable[[Watch], Summary], wa
     while in_vain < MAX_DRIVERS:
         before = last
         try:
-            return drive(note)
+            summary = drive(note)
         except DriverLostError as error:
             logger.warning("Lost the run's driver: %s", error)
             lost, in_vain = error, 0 if last.progress > before.progress else in_vain + 1
             executor.predecessor = last
+        else:
+            logger.info("%s is over: %d made, %d failed", info, summary.success_count, last.failed)
+            return summary
     raise ClusterError(f"{LOST_AGAIN}, last: {lost}") from lost
 
 

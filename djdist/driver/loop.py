@@ -62,6 +62,7 @@ class Driver:
         self._flight = Flight(store, executor, policy, table, clock)
         self._ledger = Ledger(store, self._supply, policy, table, clock, self.stop)
         self._dashboard = Dashboard(executor, self._supply, table, clock, lambda: self.last_status)
+        self._begun = False
         self._stop_by: float | None = None
         self._wait_by: float | None = None
 
@@ -83,6 +84,7 @@ class Driver:
                 self._try_workers(watch)
             self._store.release_all()
             self._store.refresh()
+            self._begun = True
             with self._flight.lease:
                 self._do_all_steps(watch)
         except DatabaseError:
@@ -120,7 +122,9 @@ class Driver:
 
     def status(self) -> Status:
         """Count what is done, what runs and, if the policy asks for it, what is left."""
-        return self._status(self._supply.count(RECOUNT_SECONDS) if self._policy.count_pending else 0)
+        if self._policy.count_pending:
+            self._supply.count(RECOUNT_SECONDS)
+        return self.last_status
 
     @property
     def last_status(self) -> Status:
@@ -132,11 +136,12 @@ class Driver:
         return self._ledger.summary()
 
     def _status(self, pending: int) -> Status:
-        return self._ledger.status(running=len(self._flight), pending=pending)
+        return self._ledger.status(running=len(self._flight), pending=pending, begun=self._begun)
 
     def _succeed(self, lost: Status, watch: Watch) -> None:
         """Go on where a driver was lost, which is a loss for keys in its process, and say so first."""
         beside = self._store.begun_by(lost.handover.host, lost.handover.pid)
+        self._begun = lost.begun
         self._ledger.inherit(lost, beside)
         self._grouping.isolate(beside)
         if len(beside) == 1:

@@ -668,6 +668,32 @@ def test_status_counts_what_is_left_only_if_the_policy_asks() -> None:
         assert driver.status() == Status(made=0, failed=0, running=2, pending=pending)
 
 
+def test_status_knows_what_was_counted_for_the_dashboard() -> None:
+    executor = ScriptedExecutor(places=2, answer=lambda t, job: None)
+    executor.shows = True
+    driver = Driver(MemoryStore(keys(10)), executor, Policy())
+    driver.step()
+    assert driver.status().pending == 8
+
+
+def test_a_run_is_starting_until_its_workers_have_been_tried() -> None:
+    class SlowToStart(ScriptedExecutor):
+        waits = 0
+
+        def wait(self, timeout_seconds: float) -> list[Completion]:
+            self.waits += 1
+            return super().wait(timeout_seconds) if self.waits > 1 else []
+
+    reported: list[str] = []
+
+    def watch(status: Status) -> bool:
+        reported.append(str(status))
+        return True
+
+    Driver(MemoryStore(keys(1)), SlowToStart(1), Policy()).run(watch)
+    assert (reported[0], reported[-1]) == ("starting", "1 made, 0 failed, 0 running, 0 pending")
+
+
 def test_an_empty_store_is_an_empty_summary() -> None:
     summary = Driver(MemoryStore([]), ScriptedExecutor(places=2), Policy()).run(going_on)
     assert (summary.success_count, summary.errors) == (0, ())

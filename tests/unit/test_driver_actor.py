@@ -101,7 +101,7 @@ def test_a_run_whose_drivers_get_somewhere_goes_on_and_the_log_says_so(
         made = executor.predecessor.made if executor.predecessor else 0
         if made == 2 * MAX_DRIVERS:
             return Summary(made)
-        watch(replace(last, made=made + 1))
+        watch(replace(last, made=made + 1, failed=5000))
         raise DriverLostError("gone")
 
     caplog.set_level(logging.INFO)
@@ -109,4 +109,4 @@ def test_a_run_whose_drivers_get_somewhere_goes_on_and_the_log_says_so(
     begin, *losses, end = caplog.messages
     assert begin.startswith("Run 1a2b of lab.Square goes to a driver on ")
     assert losses == ["Lost the run's driver: gone"] * 2 * MAX_DRIVERS
-    assert end == f"Run 1a2b of lab.Square is over: {2 * MAX_DRIVERS} made, 0 errors"
+    assert end == f"Run 1a2b of lab.Square is over: {2 * MAX_DRIVERS} made, 5000 failed"

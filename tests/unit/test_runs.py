@@ -17,6 +17,10 @@ def run_with(result: Summary | None, status: Status) -> djdist.Run:
     return djdist.Run(INFO, answers.__getitem__)
 
 
+def test_the_handle_of_a_run_that_has_not_begun_says_so() -> None:
+    assert repr(run_with(None, Status())).endswith(": starting>")
+
+
 def test_who_waits_no_time_for_a_run_that_is_over_gets_its_result() -> None:
     run = run_with(Summary(3), Status(made=3))
     assert run.wait(timeout_seconds=0) == {"success_count": 3, "error_list": []}
