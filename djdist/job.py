@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 Key = dict[str, Any]
@@ -21,7 +22,10 @@ class Job:
 
     key: Key
 
-    @property
+    def __reduce__(self) -> tuple[type["Job"], tuple[Key]]:
+        return Job, (self.key,)
+
+    @cached_property
     def identity(self) -> Identity:
         """The key as a hashable value."""
         return tuple(self.key.items())

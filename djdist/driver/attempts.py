@@ -49,7 +49,7 @@ class Attempts:
 
     def forget(self, job: Job) -> None:
         """Keep nothing of a key that will not be tried again."""
-        for counter in (self.losses, self._deferrals, self._failures):
+        for counter in filter(None, (self.losses, self._deferrals, self._failures)):
             counter.pop(job.identity, None)
 
     def after_deferral(self, job: Job, *, begun: bool, connection_lost: bool = False) -> float | None:

@@ -566,7 +566,8 @@ def _unindexed(status: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
 
 
 def _jobs_in(rows: sa.CursorResult[Any]) -> list[Job]:
-    return [Job(dict(row)) for row in rows.mappings()]
+    names = tuple(rows.keys())
+    return [Job(dict(zip(names, row, strict=True))) for row in rows]
 
 
 def _batches(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:

@@ -69,7 +69,7 @@ class Group:
 
     def making(self) -> Making:
         at = self.workplace
-        return Making(at.table, at.make_kwargs, at.version, several=len(self.jobs) > 1)
+        return Making(at.table, at.make_kwargs, at.version, count=len(self.jobs))
 
     def values(self, job: Job) -> dict[str, Any]:
         return self._values[job.identity]

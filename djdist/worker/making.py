@@ -15,40 +15,17 @@ from typing_extensions import Self
 
 from djdist.errors import MakeError
 from djdist.job import Key
+from djdist.worker.session import PlannedSession, Session
 
 logger = logging.getLogger(__name__)
+
+WORTH_PLANNING = 10
+"""Of so many keys and more, PostgreSQL plans the statement that ends a job only once."""
 
 
 def load_early() -> None:
     """Import what DataJoint imports in its first ``make()``, which should not seem to take that long."""
     import_module("deepdiff")
-
-
-class Session:
-    """Executes statements without what DataJoint does for each: it looks for warnings, and connects anew.
-
-    Parameters
-    ----------
-    connection : pymysql.Connection or psycopg2.extensions.connection
-        The connection of the database's driver.
-    translated : callable, optional
-        Gives DataJoint's error for the driver's.
-    """
-
-    def __init__(
-        self, connection: Any, translated: Callable[[Exception, str], Exception] = lambda error, _: error
-    ) -> None:
-        self._connection = connection
-        self._translated = translated
-
-    def query(self, query: str, args: Any = None) -> Any:
-        """Execute SQL with its ``%s`` filled in and return the cursor."""
-        cursor = self._connection.cursor()
-        try:
-            cursor.execute(query, args)
-        except Exception as error:
-            raise self._translated(error, query) from error
-        return cursor
 
 
 class Making:
@@ -62,19 +39,20 @@ class Making:
         Keyword arguments of each ``make()``.
     version : str
         The code's version, which DataJoint else looks up for every key, with git.
-    several : bool
-        More than one key will be made. Each has a transaction of its own; where nothing
-        comes between two, the commit of one begins the next, which saves a statement.
+    count : int
+        So many keys will be made. Each has a transaction of its own; where nothing comes
+        between two, the commit of one begins the next, which saves a statement.
     """
 
-    def __init__(
-        self, table: Any, make_kwargs: dict[str, Any], version: str = "", *, several: bool = False
-    ) -> None:
+    def __init__(self, table: Any, make_kwargs: dict[str, Any], version: str = "", *, count: int = 1) -> None:
         self._table = table
         self._make_kwargs = make_kwargs
         self._version = version
-        self._chains = several and not _does_more_than_its_transaction(table)
+        self._chains = count > 1 and not _does_more_than_its_transaction(table)
         self._chained = False
+        plans = count >= WORTH_PLANNING and table.connection.adapter.backend == "postgresql"
+        self._session_kind = PlannedSession if plans else Session
+        self._session: Session | None = None
         self._missing: Key | None = None
         self._patches = ExitStack()
 
@@ -82,7 +60,9 @@ class Making:
     def session(self) -> Session:
         """The session of the transaction in which the table makes its keys."""
         connection = self._table.connection
-        return Session(connection._conn, connection.adapter.translate_error)
+        if self._session is None or self._session.connection is not connection._conn:
+            self._session = self._session_kind(connection._conn, connection.adapter.translate_error)
+        return self._session
 
     def __enter__(self) -> Self:
         connection, kind = self._table.connection, type(self._table)
@@ -110,6 +90,8 @@ class Making:
         if self._chained:
             with suppress(dj.errors.LostConnectionError):
                 self._table.connection.cancel_transaction()
+        if self._session:
+            self._session.close()
 
     def __call__(self, key: Key, finish: Callable[[], None], *, is_missing: bool = False) -> bool:
         """Make one key, with ``finish`` called just before COMMIT.
@@ -159,7 +141,7 @@ class Making:
         self._finish()
         if self._chains:
             self._chained = True
-            self.session.query("COMMIT AND CHAIN")
+            self.session.execute("COMMIT AND CHAIN")
             self._table.connection._in_transaction = False
         else:
             self._commit()

@@ -18,7 +18,8 @@ from djdist.pipeline import connect_anew, is_full, is_infrastructure
 from djdist.shipping import ConnectionSettings, open_dbapi_connection, unpack_table
 from djdist.worker.failure import failure_of, portable
 from djdist.worker.group import Group, Workplace, make_group, one_at_a_time
-from djdist.worker.making import Session, load_early
+from djdist.worker.making import load_early
+from djdist.worker.session import Session
 from djdist.worker.trial import setup_trouble, trial
 
 EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 import lab as pipelines
 from djdist.driver.grouping import CLOCKS_DIFFER_SECONDS
 from djdist.job import GROUP_SECONDS
+from servers import Server
 
 SLOW_SECONDS = 2 * (GROUP_SECONDS + CLOCKS_DIFFER_SECONDS)
 
@@ -24,3 +26,11 @@ def test_a_slow_key_holds_back_none_of_its_group(lab: ModuleType) -> None:
     is_slow = {"session_date": slow_date}
     slow_ends_at = (lab.Logged & is_slow).fetch1("monotonic_ns") + SLOW_SECONDS * 1e9
     assert max((lab.Logged - is_slow).to_arrays("monotonic_ns")) < slow_ends_at
+
+
+def test_nothing_stays_on_the_callers_connection(server: Server, lab: ModuleType, connection: Any) -> None:
+    if server.backend != "postgresql":
+        pytest.skip("on PostgreSQL only are statements planned once for a group")
+    pipelines.fill(lab, subjects=1, sessions=50)
+    assert lab.Square.populate(reserve_jobs=True)["success_count"] == 50
+    assert connection.query("SELECT name FROM pg_prepared_statements").fetchall() == []

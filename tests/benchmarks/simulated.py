@@ -31,7 +31,7 @@ from djdist.job_stores.jobs_table import JobsTable, Refreshing
 from djdist.jobs import jobs_of
 from djdist.pipeline import JobsTableSource, jobs_table_source
 from djdist.shipping import ConnectionSettings, open_dbapi_connection
-from djdist.worker.making import Session
+from djdist.worker.session import Session
 
 NODE_PLACES = 50
 """So many die together."""
