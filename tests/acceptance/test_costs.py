@@ -10,6 +10,7 @@ import pytest
 
 import djdist
 import lab as pipelines
+from djdist.driver import grouping
 from servers import Server
 
 FEW, MANY = 200, 1200
@@ -18,8 +19,11 @@ OF_MAKE = 4
 
 
 @pytest.fixture(params=[1, 2])
-def count_for_a_key(lab: ModuleType, request: pytest.FixtureRequest) -> Iterator[Callable[[Any], float]]:
-    """Tells by how much one more key lets a count grow."""
+def count_for_a_key(
+    lab: ModuleType, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Any], float]]:
+    """Tells by how much one more key lets a count grow, in groups as large as on a fast machine."""
+    monkeypatch.setattr(grouping, "TASK_SECONDS", 60.0)
     pipelines.fill(lab, subjects=1, sessions=FEW + MANY)
     with djdist.LocalExecutor(request.param) as executor:
 
