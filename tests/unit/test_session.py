@@ -62,5 +62,5 @@ def test_a_connection_that_is_gone_hinders_no_end() -> None:
 def test_sessions_of_one_connection_keep_apart() -> None:
     connection = Connection()
     for _ in range(2):
-        PlannedSession(connection, translated).query("DELETE")
+        PlannedSession(connection, translated).query("DELETE", [])
     assert connection.executed[0] != connection.executed[2]
