@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from djdist.driver.dashboard import RECOUNT_SECONDS, Dashboard
@@ -103,8 +103,8 @@ class Driver:
         completions = self._executor.wait(self._wait_seconds())
         for completion in completions:
             self._collect(completion)
-        self._end_overdue()
         self._end_disowned()
+        self._end_overdue()
         self._ledger.give_back(self._flight.take_waiting())
         if not completions and not self._flight and self._pauses() and self._expects_more():
             self._sleep(WAIT_SECONDS)
@@ -228,17 +228,23 @@ class Driver:
         left = WAIT_SECONDS if self._stop_by is None else self._stop_by - self._clock()
         return max(0.0, min(WAIT_SECONDS, left, self._flight.overdue.period_seconds))
 
-    def _end_overdue(self) -> None:
-        for ticket, job in self._flight.too_long().items():
-            timed_out = Outcome(job, Ending.FAILED, self._flight.overdue.failure)
-            waiting = self._ledger.record_until(self._flight.land(ticket), timed_out)
-            self._executor.kill(ticket)
-            self._ledger.give_back(waiting)
-
     def _end_disowned(self) -> None:
-        for ticket in self._flight.disowned():
-            for job in self._flight.land(ticket):
-                self._ledger.let_go(job)
+        disowned = self._flight.disowned()
+        for job in [job for ticket in disowned for job in self._flight.land(ticket)]:
+            self._ledger.let_go(job)
+        self._kill(disowned)
+
+    def _end_overdue(self) -> None:
+        too_long, waiting = self._flight.too_long(), list[Job]()
+        for ticket, job in too_long.items():
+            timed_out = Outcome(job, Ending.FAILED, self._flight.overdue.failure)
+            waiting += self._ledger.record_until(self._flight.land(ticket), timed_out)
+        self._kill(too_long)
+        self._ledger.give_back(waiting)
+
+    def _kill(self, tickets: Iterable[int]) -> None:
+        """End tasks once all is recorded: on Dask it takes seconds, in which others end."""
+        for ticket in tickets:
             self._executor.kill(ticket)
 
     def _collect(self, completion: Completion) -> None:

@@ -17,6 +17,8 @@ from djdist.job_stores.memory import MemoryStore
 from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
 from lab.watching import wait_until
 
+Answer = Callable[[int, Job], Completion | None]
+
 
 def keys(count: int) -> list[dict[str, int]]:
     return [{"n": n} for n in range(count)]
@@ -398,6 +400,59 @@ def test_a_make_that_takes_too_long_is_ended_and_becomes_an_error() -> None:
     assert (key, failure.message) == ({"n": 1}, "TimeoutError: timed out after 10 seconds")
     assert [job.key["n"] for job in executor.killed] == [1]
     assert 10 <= clock.seconds <= 14
+
+
+class SlowToKill(ScriptedExecutor):
+    """Takes its time to end a task, as Dask does."""
+
+    def __init__(self, places: int, answer: Answer, meanwhile: Callable[[], None]) -> None:
+        super().__init__(places, answer)
+        self.meanwhile = meanwhile
+
+    def kill(self, ticket: int) -> None:
+        super().kill(ticket)
+        self.meanwhile()
+
+
+def test_tasks_that_take_too_long_are_all_recorded_before_the_first_is_ended() -> None:
+    clock, store = Clock(), CountingStore(2)
+    store.sees_beginnings, store.has_begun = True, {0, 1}
+
+    def answer(ticket: int, job: Job) -> None:
+        clock.seconds += 1
+
+    def kill_slowly() -> None:
+        store.taken_over = {0, 1}  # what is made meanwhile can't become an error any more
+
+    policy = Policy(suppress_errors=True, timeout_seconds=10)
+    summary = Driver(store, SlowToKill(2, answer, kill_slowly), policy, clock=clock).run(going_on)
+    assert [key["n"] for key, _ in summary.errors] == [0, 1]
+
+
+def test_what_is_made_while_another_task_is_ended_is_counted() -> None:
+    class Renewing(CountingStore):
+        renewals = 0
+        made: Job | None = None
+
+        def renew(self, jobs: Sequence[Job]) -> list[Job]:
+            self.renewals += 1
+            return [job for job in super().renew(jobs) if job != self.made]
+
+    clock, store = Clock(), Renewing(2)
+    store.sees_beginnings, store.has_begun = True, {0}
+
+    def answer(ticket: int, job: Job) -> Completion | None:
+        clock.seconds += 1
+        return made(ticket, job) if job == store.made else None
+
+    def make_the_other() -> None:
+        store.made = Job({"n": 1})
+        renewed = store.renewals
+        wait_until(lambda: store.renewals >= renewed + 3, "the lease to miss it")
+
+    policy = Policy(suppress_errors=True, timeout_seconds=10, lease_seconds=0.04)
+    summary = Driver(store, SlowToKill(2, answer, make_the_other), policy, clock=clock).run(going_on)
+    assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (1, [0])
 
 
 def test_a_worker_that_ended_itself_because_of_the_timeout_is_an_error_and_no_loss() -> None:
