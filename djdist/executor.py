@@ -32,6 +32,17 @@ def default_places() -> int:
     return os.cpu_count() or 1
 
 
+def task_name(table: str, jobs: Sequence[Job]) -> str:
+    """Name a task for the dashboards."""
+    return f"{table}({what_is_made(jobs)})" if jobs else f"{table} ({what_is_made(jobs)})"
+
+
+def what_is_made(jobs: Sequence[Job]) -> str:
+    """Tell a task by its first key; without a job it is a trial of the set-up."""
+    more = f", +{len(jobs) - 1} more" if len(jobs) > 1 else ""
+    return f"{jobs[0]}{more}" if jobs else "set-up"
+
+
 class Executor(ABC):
     """Runs groups of jobs as tasks.
 
@@ -142,8 +153,8 @@ class Executor(ABC):
         """Count the tasks that may be submitted now."""
 
     @abstractmethod
-    def submit(self, name: str, jobs: Sequence[Job]) -> int:
-        """Submit one task under a name for the dashboards; return its ticket."""
+    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+        """Submit one task, which dashboards show by its table and key; return its ticket."""
 
     @abstractmethod
     def wait(self, timeout_seconds: float) -> list[Completion]:

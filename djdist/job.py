@@ -102,6 +102,11 @@ class Completion:
     report: Report | None = None
     breakage: str = ""
 
+    @classmethod
+    def broken(cls, ticket: int, error: BaseException) -> "Completion":
+        """Give the end of a task under which something broke."""
+        return cls(ticket, breakage=f"{type(error).__name__}: {error}")
+
 
 @dataclass(frozen=True)
 class Policy:

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 import djdist
 from djdist.cli.printing import print_errors, print_progress, watch_progress
 from djdist.errors import DjdistError, OptionError, Terminated
-from djdist.executors import executor_class
+from djdist.executors import NAMES, executor_class
 from djdist.history import last_errors
 from djdist.jobs import jobs_to_look_at
 from djdist.pipeline import is_infrastructure
@@ -288,8 +288,9 @@ def _one(name: str) -> Any:
 def _executor(name: str | None, address: str | None) -> Any:
     if address is None:
         return name
-    if name not in ("ray", "dask"):
-        raise OptionError("--address goes with --executor ray or --executor dask.")
+    if name in (None, "local"):
+        clusters = [f"--executor {cluster}" for cluster in NAMES if cluster != "local"]
+        raise OptionError(f"--address goes with {' or '.join(clusters)}.")
     return executor_class(name)(address)  # type: ignore[call-arg]
 
 

@@ -48,7 +48,7 @@ class Flight:
         waiting = deque(groups)
         try:
             while waiting:
-                ticket = self._executor.submit(_name(self._table, waiting[0]), waiting[0])
+                ticket = self._executor.submit(self._table, waiting[0])
                 self._tasks[ticket] = waiting.popleft()
                 self.overdue.note(ticket)
         finally:
@@ -106,8 +106,3 @@ class Flight:
             self._tasks[ticket] = tuple(job for job in jobs if job.identity not in identities)
             if not self._tasks[ticket]:
                 del self._tasks[ticket]
-
-
-def _name(table: str, jobs: Sequence[Job]) -> str:
-    more = f", +{len(jobs) - 1} more" if len(jobs) > 1 else ""
-    return f"{table}({jobs[0]}{more})"

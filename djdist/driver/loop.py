@@ -195,7 +195,7 @@ class Driver:
             )
 
     def _try_workers(self, watch: Watch) -> None:
-        self._executor.submit(f"{self._table} (set-up)", ())
+        self._executor.submit(self._table, ())
         while not (completions := self._executor.wait(WAIT_SECONDS)):
             if not watch(self.status()):
                 self.stop()

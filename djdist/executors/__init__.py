@@ -2,7 +2,7 @@
 
 import concurrent.futures as cf
 from importlib import import_module
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from djdist.errors import MissingLibraryError, OptionError
 from djdist.executor import Executor
@@ -20,11 +20,10 @@ class Client(Protocol):
 Choice = ExecutorName | Executor | cf.Executor | Client
 """What ``executor=`` takes."""
 
-NAMES: dict[ExecutorName, tuple[str, str]] = {
-    "local": ("djdist.executors.local", "LocalExecutor"),
-    "ray": ("djdist.executors.ray", "RayExecutor"),
-    "dask": ("djdist.executors.dask", "DaskExecutor"),
+NAMES: dict[str, tuple[str, str]] = {
+    name: (f"{__name__}.{name}", f"{name.capitalize()}Executor") for name in get_args(ExecutorName)
 }
+"""Module and class of each: a new executor is one new file and its name above."""
 
 
 def executor_class(name: str) -> type[Executor]:

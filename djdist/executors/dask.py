@@ -17,7 +17,7 @@ import distributed
 
 from djdist.driver.actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
-from djdist.executor import Ask, Drive, Executor, default_places, window
+from djdist.executor import Ask, Drive, Executor, default_places, what_is_made, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.settings import config
 from djdist.worker import leave
@@ -190,10 +190,9 @@ class DaskExecutor(Executor):
     def free_places(self) -> int:
         return window(self.places()) - len(self._tickets)
 
-    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
-        table, _, key = name.partition("(")
-        task = (table.strip(), key.rstrip(")"), f"{self._run}-{self._driver}-{self._submitted}")
+        task = (table, what_is_made(jobs), f"{self._run}-{self._driver}-{self._submitted}")
         future = self._client.submit(
             self._work, tuple(jobs), key=task, retries=0, pure=False, **{**self._aim(), **self._options}
         )
@@ -478,4 +477,4 @@ def _completion(ticket: int, future: "distributed.Future[Report]") -> Completion
     try:
         return Completion(ticket, future.result())
     except Exception as error:
-        return Completion(ticket, breakage=f"{type(error).__name__}: {error}")
+        return Completion.broken(ticket, error)

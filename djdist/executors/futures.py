@@ -39,7 +39,7 @@ class FuturesExecutor(Executor):
     def free_places(self) -> int:
         return window(self._places) - len(self._tickets)
 
-    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job]) -> int:
         try:
             future = self._pool.submit(self._work, tuple(jobs))
         except (cf.BrokenExecutor, RuntimeError) as error:
@@ -72,5 +72,5 @@ def completion_of(ticket: int, future: "cf.Future[Report]") -> Completion:
     """Give what became of a task that has ended."""
     error = future.exception()
     if error is not None:
-        return Completion(ticket, breakage=f"{type(error).__name__}: {error}")
+        return Completion.broken(ticket, error)
     return Completion(ticket, future.result())

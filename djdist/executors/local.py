@@ -61,8 +61,8 @@ class LocalExecutor(Executor):
     def free_places(self) -> int:
         return self._tasks.free_places()
 
-    def submit(self, name: str, jobs: Sequence[Job]) -> int:
-        return self._tasks.submit(name, jobs)
+    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+        return self._tasks.submit(table, jobs)
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
         return self._tasks.wait(timeout_seconds)
@@ -91,7 +91,7 @@ class _InProcess(Executor):
     def free_places(self) -> int:
         return 1 - len(self._waiting)
 
-    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
         self._waiting[self._submitted] = tuple(jobs)
         return self._submitted
@@ -113,7 +113,7 @@ class _InProcess(Executor):
         try:
             report = self._work(jobs)
         except Exception as error:
-            return Completion(ticket, breakage=f"{type(error).__name__}: {error}")
+            return Completion.broken(ticket, error)
         for outcome in report.outcomes:
             _pass_signal_on(outcome)
         return Completion(ticket, report)
@@ -143,7 +143,7 @@ class _Processes(Executor):
     def free_places(self) -> int:
         return window(self._places) - len(self._waiting) - len(self._running)
 
-    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
         self._waiting[self._submitted] = tuple(jobs)
         self._fill()

@@ -16,7 +16,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from djdist.driver.actor import MAX_DRIVERS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
-from djdist.executor import Ask, Drive, Executor, window
+from djdist.executor import Ask, Drive, Executor, task_name, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.settings import config
 
@@ -163,10 +163,9 @@ class RayExecutor(Executor):
     def free_places(self) -> int:
         return window(self.places()) - len(self._tickets)
 
-    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
-        if self._submitted > NAMED_TASKS:
-            name = name.partition("(")[0]
+        name = task_name(table, jobs) if self._submitted <= NAMED_TASKS else table
         self._tickets[self._task.options(name=name).remote(self._work, tuple(jobs))] = self._submitted
         return self._submitted
 
@@ -333,4 +332,4 @@ def _completion(ticket: int, reference: "ray.ObjectRef[Report]") -> Completion:
     try:
         return Completion(ticket, ray.get(reference))
     except Exception as error:
-        return Completion(ticket, breakage=f"{type(error).__name__}: {error}")
+        return Completion.broken(ticket, error)

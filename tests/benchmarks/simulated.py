@@ -104,7 +104,7 @@ class SimulatedExecutor(Executor):
     def free_places(self) -> int:
         return window(self._places) - len(self._in_flight)
 
-    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
         if jobs:
             self._in_flight[self._submitted] = tuple(jobs)
@@ -169,7 +169,7 @@ class EagerExecutor(Executor):
     def free_places(self) -> int:
         return self._places - len(self._in_flight)
 
-    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job]) -> int:
         if jobs:
             self.began_at = self.began_at or time.monotonic()
         self._submitted += 1

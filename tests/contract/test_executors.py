@@ -146,7 +146,7 @@ def fresh(case: Case, request: pytest.FixtureRequest, modules_folder: Path) -> I
 
 
 def submit(executor: Executor, *jobs: Job) -> int:
-    return executor.submit(f"Table({jobs[0] if jobs else 'set-up'})", jobs)
+    return executor.submit("Table", jobs)
 
 
 def wait_for(executor: Executor, count: int) -> list[Completion]:
@@ -421,10 +421,10 @@ class TestDriving:
 class Refusing(ScriptedExecutor):
     """Breaks after its first task."""
 
-    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job]) -> int:
         if self.running:
             raise ClusterError("the pool is broken")
-        return super().submit(name, jobs)
+        return super().submit(table, jobs)
 
 
 class TestWhatIsGiven:
@@ -493,6 +493,14 @@ class TestWhatIsGiven:
             assert executor.wait(0.5) == []
         assert work.begun(tmp_path) == []
 
+    def test_dask_shows_a_task_by_its_table_and_the_whole_key(self, dask_client: Any, tmp_path: Path) -> None:
+        from djdist.executors.dask import DaskExecutor
+
+        job = Job({**work.job(tmp_path, 0).key, "area": "V1 (left)"})
+        with started(DaskExecutor(dask_client)) as executor:
+            run_all(executor, [job])
+        assert ("Table", str(job)) in {key[:2] for key in dask_client.run_on_scheduler(keys_of_tasks)}
+
     def test_ray_counts_the_places_that_a_key_needs(self, ray_cluster: Any) -> None:
         from djdist.executors.ray import RayExecutor
 
@@ -500,6 +508,11 @@ class TestWhatIsGiven:
             assert (two.free_places(), half.free_places()) == (2, 5)
         with started(RayExecutor(num_gpus=1)) as none:
             assert none.free_places() == 1  # demand that an autoscaler sees
+
+
+def keys_of_tasks(dask_scheduler: Any) -> list[Any]:
+    """Give those of all tasks that the scheduler has seen."""
+    return [event[0] for event in dask_scheduler.transition_log]
 
 
 class TestWhatIsStarted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from djdist.executor import Executor
+from djdist.executor import Executor, task_name
 from djdist.job import Completion, Ending, Failure, Job, Outcome, Report, Status, Work
 
 
@@ -56,9 +56,9 @@ class ScriptedExecutor(Executor):
     def free_places(self) -> int:
         return self.size - len(self.running)
 
-    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
-        self.names.append(name)
+        self.names.append(task_name(table, jobs))
         if jobs:
             (job,) = jobs
             self.running[self._submitted] = job

@@ -79,7 +79,7 @@ def run_tasks(executor: Executor, watch: Watch) -> Summary:
         left, running, made = [Job({"n": n}) for n in range(20)], set[int](), 0
         while left or running:
             while left and executor.free_places() > 0:
-                running.add(executor.submit("Table(n)", (left.pop(),)))
+                running.add(executor.submit("Table", (left.pop(),)))
             for completion in executor.wait(0.5):
                 running.remove(completion.ticket)
                 made += len(completion.report.outcomes) if completion.report else 0

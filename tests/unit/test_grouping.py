@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from djdist.driver import Driver
 from djdist.driver.grouping import CLOCKS_DIFFER_SECONDS, LARGEST, TASK_SECONDS, Grouping, Waiting
+from djdist.executor import task_name
 from djdist.job import GROUP_SECONDS, Completion, Ending, Failure, Job, Outcome, Policy, Report, Status
 from djdist.job_stores.memory import MemoryStore
 from lab.scripted import Clock, ScriptedExecutor
@@ -116,11 +117,11 @@ class Groups(ScriptedExecutor):
     def free_places(self) -> int:
         return self.size - len(self.groups)
 
-    def submit(self, name: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job]) -> int:
         if not jobs:
-            return super().submit(name, jobs)
+            return super().submit(table, jobs)
         self._submitted += 1
-        self.names.append(name)
+        self.names.append(task_name(table, jobs))
         self.groups[self._submitted] = jobs
         self.submitted.append([job.key["n"] for job in jobs])
         return self._submitted
