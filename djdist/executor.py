@@ -11,8 +11,8 @@ from typing_extensions import Self
 from djdist.errors import OptionError
 from djdist.job import Completion, Job, RunInfo, Status, Summary, Watch, Work
 
-Drive = Callable[["Executor", Watch], Summary]
-"""A whole run, given where to run its tasks and who watches."""
+Loop = Callable[["Executor", Watch], Summary]
+"""The driver's loop through a whole run, given where its tasks go and who watches."""
 
 Ask = Callable[[str], Any]
 """Asks the driver of a run for its ``status`` or ``result``, or lets it ``stop`` or ``forget`` the run."""
@@ -85,9 +85,9 @@ class Executor(ABC):
     def connect(self) -> None:
         """Join the cluster, or start one, with a clear error where that fails."""
 
-    def drive(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
-        """Do a run where its driver belongs: here, or on the cluster."""
-        return run(self, watch)
+    def drive(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
+        """Let the loop run where a driver belongs, here or on the cluster, and follow it to its end."""
+        return loop(self, watch)
 
     def check_detaches(self) -> None:
         """See that runs here can go on without their caller.
@@ -102,8 +102,8 @@ class Executor(ABC):
             'or ray.init(), or executor="dask" with a client or DASK_SCHEDULER_ADDRESS.'
         )
 
-    def detach(self, run: Drive, info: RunInfo) -> Ask:
-        """Start a run that goes on without its caller."""
+    def detach(self, loop: Loop, info: RunInfo) -> Ask:
+        """Start a loop that goes on without its caller."""
         raise NotImplementedError
 
     def runs(self) -> list[tuple[RunInfo, Ask]]:

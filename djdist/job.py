@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from functools import cached_property
+from numbers import Real
 from typing import Any
+
+from djdist.errors import OptionError
 
 Key = dict[str, Any]
 Identity = tuple[tuple[str, Any], ...]
+
+LONGEST_SECONDS = 1e9
 
 GROUP_SECONDS = 5.0
 """A worker that has been busy with a group for so long begins no more keys of it."""
@@ -114,6 +119,11 @@ class Policy:
 
     ``timeout_seconds`` of None lets a ``make()`` take as long as it likes; ``retry_on`` holds
     names of exception classes, none of them for all.
+
+    Raises
+    ------
+    OptionError
+        What a user can choose of it can't be.
     """
 
     max_calls: int | None = None
@@ -126,6 +136,19 @@ class Policy:
     retries: int = 0
     retry_on: tuple[str, ...] = ()
     max_errors_listed: int = 1000
+
+    def __post_init__(self) -> None:
+        timeout: object = self.timeout_seconds
+        if timeout is not None and not (isinstance(timeout, Real) and 0 < float(timeout) <= LONGEST_SECONDS):
+            raise OptionError(
+                f"timeout_seconds={timeout!r} must be a number above 0, up to {LONGEST_SECONDS:g}, or None."
+            )
+        if not isinstance(self.retries, int) or self.retries < 0:
+            raise OptionError(f"retries={self.retries!r} must be a whole number from 0.")
+        if self.max_calls is not None and (not isinstance(self.max_calls, int) or self.max_calls < 0):
+            raise OptionError(
+                f"max_calls={self.max_calls!r} must be a whole number from 0, or None for no limit."
+            )
 
 
 @dataclass(frozen=True)

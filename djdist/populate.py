@@ -4,11 +4,9 @@ import logging
 import os
 import platform
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from functools import cached_property, partial
-from numbers import Real
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +15,7 @@ import cloudpickle
 from djdist import executors
 from djdist.driver import drive
 from djdist.errors import OptionError
-from djdist.executor import Drive, Executor
+from djdist.executor import Executor, Loop
 from djdist.executors import Choice
 from djdist.fence import Fence
 from djdist.job import Policy, RunInfo, Work
@@ -28,7 +26,7 @@ from djdist.jobs import jobs_of, refreshing
 from djdist.pipeline import check_populates, code_version, jobs_table_source, keys_to_make, reachable, user_of
 from djdist.progress_bar import ProgressBar
 from djdist.runs import Run, result_of
-from djdist.settings import LONGEST_SECONDS, ExceptionClasses, class_names, config
+from djdist.settings import ExceptionClasses, class_names, config
 from djdist.shipping import pack_table, settings_of
 from djdist.signals import catching
 from djdist.worker import Parcel, Workplace
@@ -118,158 +116,120 @@ def populate(
     """
     table = table() if isinstance(table, type) else table
     check_populates(table)
-    call = Call(
-        table,
-        restrictions,
-        suppress_errors,
-        return_exception_objects,
-        max_calls,
-        display_progress,
-        detach,
-        make_kwargs or {},
-        priority,
-        refresh,
-        _timeout_seconds(table, timeout_seconds),
-        config.retries if retries is None else retries,
-        config.retry_on if retry_on is None else class_names(retry_on),
+    policy = Policy(
+        max_calls=max_calls,
+        suppress_errors=suppress_errors,
+        max_losses=config.max_losses,
+        lease_seconds=config.lease_seconds,
+        count_pending=display_progress or detach,
+        grace_seconds=config.grace_seconds,
+        timeout_seconds=_timeout_seconds(table, timeout_seconds),
+        retries=config.retries if retries is None else retries,
+        retry_on=config.retry_on if retry_on is None else class_names(retry_on),
+        max_errors_listed=config.max_errors_listed,
     )
     chosen = executors.resolve(_default(processes) if executor is None else executor, processes)
-    if call.timeout_seconds is not None:
+    if policy.timeout_seconds is not None:
         chosen = chosen.killing()
     if detach:
         chosen.check_detaches()
     with reachable(table.connection):
-        store, fence = _jobs_table(call) if reserve_jobs else _keys_only(call)
-        info = _info(call)
-    run = _run(call, chosen, store, fence, info)
-    return _detach(chosen, run, info) if detach else _drive(call, chosen, run, info)
+        version = code_version(table)
+        store, fence = (
+            _jobs_table(table, restrictions, priority, refresh, version)
+            if reserve_jobs
+            else (MemoryStore(keys_to_make(table, restrictions, max_calls)), None)
+        )
+        info = _info(table, policy, detached=detach, return_exception_objects=return_exception_objects)
+    make_kwargs = make_kwargs or {}
+    work: Work = (
+        Workplace(table, make_kwargs, settings_of(table.connection), version, fence)
+        if chosen.in_process
+        else _parcel(table, make_kwargs, version, fence, policy.timeout_seconds)
+    )
+    loop = partial(drive, store=store, work=work, policy=policy, info=info)
+    if detach:
+        return _detach(chosen, loop, info)
+    return _follow(chosen, loop, info, max_calls, display_progress=display_progress)
 
 
-@dataclass(frozen=True)
-class Call:
-    """What one call of ``populate()`` was given."""
-
-    table: Any
-    restrictions: Sequence[Any]
-    suppress_errors: bool
-    return_exception_objects: bool
-    max_calls: int | None
-    display_progress: bool
-    detach: bool
-    make_kwargs: dict[str, Any]
-    priority: int | None
-    refresh: bool | None
-    timeout_seconds: float | None
-    retries: int
-    retry_on: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        timeout = self.timeout_seconds
-        if timeout is not None and not (_is_number(timeout) and 0 < timeout <= LONGEST_SECONDS):
-            raise OptionError(
-                f"timeout_seconds={timeout!r} must be a number above 0, up to {LONGEST_SECONDS:g}, or None."
-            )
-        if not isinstance(self.retries, int) or self.retries < 0:
-            raise OptionError(f"retries={self.retries!r} must be a whole number from 0.")
-        if self.max_calls is not None and (not isinstance(self.max_calls, int) or self.max_calls < 0):
-            raise OptionError(
-                f"max_calls={self.max_calls!r} must be a whole number from 0, or None for no limit."
-            )
-
-    @property
-    def name(self) -> str:
-        """The table's name."""
-        return type(self.table).__name__
-
-    @cached_property
-    def version(self) -> str:
-        """The code's version, looked up once a run."""
-        return code_version(self.table)
-
-
-def _jobs_table(call: Call) -> tuple[JobStore, Fence]:
-    jobs = jobs_of(call.table)
-    settings = call.table.connection._config.jobs
-    source = jobs_table_source(jobs, call.restrictions, ship_credentials=config.ship_credentials)
-    owner = Owner(new_token(config.lease_seconds), user_of(call.table), call.version)
-    refreshes = settings.auto_refresh if call.refresh is None else call.refresh
-    options = refreshing(call.table, priority=call.priority)
+def _jobs_table(
+    table: Any, restrictions: Sequence[Any], priority: int | None, refresh: bool | None, version: str
+) -> tuple[JobStore, Fence]:
+    settings = table.connection._config.jobs
+    source = jobs_table_source(jobs_of(table), restrictions, ship_credentials=config.ship_credentials)
+    owner = Owner(new_token(config.lease_seconds), user_of(table), version)
+    refreshes = settings.auto_refresh if refresh is None else refresh
+    options = refreshing(table, priority=priority)
     store = JobsTable(
-        source, owner, call.priority, options if refreshes else None, config.database_patience_seconds
+        source, owner, priority, options if refreshes else None, config.database_patience_seconds
     )
     return store, store.fence(keep_completed=settings.keep_completed)
 
 
-def _keys_only(call: Call) -> tuple[JobStore, None]:
-    return MemoryStore(keys_to_make(call.table, call.restrictions, call.max_calls)), None
-
-
-def _info(call: Call) -> RunInfo:
+def _info(table: Any, policy: Policy, *, detached: bool, return_exception_objects: bool) -> RunInfo:
     return RunInfo(
         id=uuid4().hex[:8],
-        table=call.name,
-        schema=call.table.database,
-        user=user_of(call.table),
+        table=type(table).__name__,
+        schema=table.database,
+        user=user_of(table),
         host=platform.node(),
         pid=os.getpid(),
         started_at=datetime.now(timezone.utc),
-        detached=call.detach,
-        suppress_errors=call.suppress_errors,
-        return_exception_objects=call.return_exception_objects,
+        detached=detached,
+        suppress_errors=policy.suppress_errors,
+        return_exception_objects=return_exception_objects,
     )
 
 
-def _run(call: Call, executor: Executor, store: JobStore, fence: Fence | None, info: RunInfo) -> Drive:
-    policy = Policy(
-        max_calls=call.max_calls,
-        suppress_errors=call.suppress_errors,
-        max_losses=config.max_losses,
-        lease_seconds=config.lease_seconds,
-        count_pending=call.display_progress or call.detach,
-        grace_seconds=config.grace_seconds,
-        timeout_seconds=call.timeout_seconds,
-        retries=call.retries,
-        retry_on=call.retry_on,
-        max_errors_listed=config.max_errors_listed,
+def _parcel(
+    table: Any,
+    make_kwargs: dict[str, Any],
+    version: str,
+    fence: Fence | None,
+    timeout_seconds: float | None,
+) -> Parcel:
+    kind = type(table)
+    return Parcel(
+        run=new_token(config.lease_seconds),
+        name=kind.__name__,
+        settings=settings_of(table.connection, ship_credentials=config.ship_credentials),
+        table=_packed(pack_table, kind, f"the class {kind.__name__}", kind),
+        make_kwargs=_packed(cloudpickle.dumps, make_kwargs, "make_kwargs", kind),
+        version=version,
+        fence=fence,
+        preload=config.preload,
+        timeout_seconds=timeout_seconds,
     )
-    work = _workplace(call, fence) if executor.in_process else _parcel(call, fence)
-    return partial(drive, store=store, work=work, policy=policy, info=info)
 
 
-def _drive(call: Call, executor: Executor, run: Drive, info: RunInfo) -> dict[str, Any]:
+def _packed(pack: Callable[[Any], bytes], value: Any, what: str, table: type[Any]) -> bytes:
+    try:
+        return pack(value)
+    except Exception as error:
+        raise OptionError(
+            f"{what} can't be sent to the workers of {table.__name__}: {type(error).__name__}: {error}. "
+            "Let it hold only what can be pickled: no open files, connections, locks or generators."
+        ) from error
+
+
+def _follow(
+    executor: Executor, loop: Loop, info: RunInfo, max_calls: int | None, *, display_progress: bool
+) -> dict[str, Any]:
     with (
         executor,
         catching(signal.SIGTERM),
-        ProgressBar(call.name, call.max_calls, shown=call.display_progress) as bar,
+        ProgressBar(info.table, max_calls, shown=display_progress) as bar,
     ):
-        summary = executor.drive(run, bar.show, info)
+        summary = executor.drive(loop, bar.show, info)
     return result_of(summary, info)
 
 
-def _detach(executor: Executor, run: Drive, info: RunInfo) -> Run:
+def _detach(executor: Executor, loop: Loop, info: RunInfo) -> Run:
     """Start a run; the way to the cluster stays open for its handle."""
     executor.__enter__()
     logger.info("%s goes on without its caller on %r", info, executor)
-    return Run(info, executor.detach(run, info))
-
-
-def _workplace(call: Call, fence: Fence | None) -> Work:
-    settings = settings_of(call.table.connection)
-    return Workplace(call.table, call.make_kwargs, settings, call.version, fence)
-
-
-def _parcel(call: Call, fence: Fence | None) -> Work:
-    return Parcel(
-        run=new_token(config.lease_seconds),
-        name=call.name,
-        settings=settings_of(call.table.connection, ship_credentials=config.ship_credentials),
-        table=_packed(call, pack_table, type(call.table), f"the class {call.name}"),
-        make_kwargs=_packed(call, cloudpickle.dumps, call.make_kwargs, "make_kwargs"),
-        version=call.version,
-        fence=fence,
-        preload=config.preload,
-        timeout_seconds=call.timeout_seconds,
-    )
+    return Run(info, executor.detach(loop, info))
 
 
 def _default(processes: int | None) -> Any:
@@ -280,18 +240,3 @@ def _default(processes: int | None) -> Any:
 def _timeout_seconds(table: Any, given: float | None) -> float | None:
     chosen = getattr(table, "timeout_seconds", None) if given is None else given
     return config.timeout_seconds if chosen is None else chosen
-
-
-def _is_number(given: object) -> bool:
-    return isinstance(given, Real)
-
-
-def _packed(call: Call, pack: Any, value: Any, what: str) -> bytes:
-    try:
-        packed: bytes = pack(value)
-    except Exception as error:
-        raise OptionError(
-            f"{what} can't be sent to the workers of {call.name}: {type(error).__name__}: {error}. "
-            "Let it hold only what can be pickled: no open files, connections, locks or generators."
-        ) from error
-    return packed

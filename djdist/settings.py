@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from djdist.errors import OptionError
+from djdist.job import LONGEST_SECONDS
 
-LONGEST_SECONDS = 1e9
 ExceptionClasses: TypeAlias = str | type[BaseException] | Iterable[str | type[BaseException]]
 
 

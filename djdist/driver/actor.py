@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from djdist.errors import ClusterError, DjdistError, DriverLostError
-from djdist.executor import Ask, Drive, Executor
+from djdist.executor import Ask, Executor, Loop
 from djdist.job import RunInfo, Status, Summary, Watch
 
 logger = logging.getLogger(__package__)
@@ -22,12 +22,12 @@ STEP_SECONDS = 1.0
 
 
 class DriverActor:
-    """Does a run and answers at once, however long the run takes.
+    """Lets a run's loop go in a thread of its own, and answers at once however long it takes.
 
     Parameters
     ----------
-    run : callable
-        The run.
+    loop : callable
+        The loop.
     executor : Executor
         Where its tasks go.
     patience_seconds : float
@@ -39,7 +39,7 @@ class DriverActor:
 
     def __init__(
         self,
-        run: Drive,
+        loop: Loop,
         executor: Executor,
         patience_seconds: float,
         clock: Callable[[], float] = time.monotonic,
@@ -57,7 +57,7 @@ class DriverActor:
         self._asked_at = self._watched_at = clock()
         executor.attach()
         self._thread = threading.Thread(
-            target=self._drive, args=(run, executor), name="djdist-driver", daemon=True
+            target=self._do, args=(loop, executor), name="djdist-driver", daemon=True
         )
         self._thread.start()
 
@@ -80,8 +80,8 @@ class DriverActor:
         self._asked_at = self._clock()
         return self._result
 
-    def _drive(self, run: Drive, executor: Executor) -> None:
-        result = end_of(lambda: run(executor, self._watch))
+    def _do(self, loop: Loop, executor: Executor) -> None:
+        result = end_of(lambda: loop(executor, self._watch))
         self._result = DriverLostError(ABSENT) if self._forsaken else result
         if self._forsaken:
             executor.abandon()
@@ -127,14 +127,16 @@ def end_of(run: Callable[[], Summary]) -> Summary | DjdistError:
         return ClusterError(f"The run's driver failed: {type(error).__name__}: {error}")
 
 
-def outlive(executor: Executor, drive: Callable[[Watch], Summary], watch: Watch, info: RunInfo) -> Summary:
+def outlive(
+    executor: Executor, drive_once: Callable[[Watch], Summary], watch: Watch, info: RunInfo
+) -> Summary:
     """Do a run by one driver after another, where the cluster loses them.
 
     Parameters
     ----------
     executor : Executor
         Is told of each driver's ``predecessor``.
-    drive : callable
+    drive_once : callable
         Starts a driver and follows it.
     watch : callable
         Is told the run's status.
@@ -148,13 +150,13 @@ def outlive(executor: Executor, drive: Callable[[Watch], Summary], watch: Watch,
     """
     logger.info("%s goes to a driver on %r", info, executor)
     try:
-        return _one_after_another(executor, drive, watch, info)
+        return _one_after_another(executor, drive_once, watch, info)
     finally:
         executor.predecessor = None
 
 
 def _one_after_another(
-    executor: Executor, drive: Callable[[Watch], Summary], watch: Watch, info: RunInfo
+    executor: Executor, drive_once: Callable[[Watch], Summary], watch: Watch, info: RunInfo
 ) -> Summary:
     last = executor.predecessor or Status()
 
@@ -167,7 +169,7 @@ def _one_after_another(
     while in_vain < MAX_DRIVERS:
         before = last
         try:
-            summary = drive(note)
+            summary = drive_once(note)
         except DriverLostError as error:
             logger.warning("Lost the run's driver: %s", error)
             lost, in_vain = error, 0 if last.progress > before.progress else in_vain + 1

@@ -17,7 +17,7 @@ import distributed
 
 from djdist.driver.actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
-from djdist.executor import Ask, Drive, Executor, default_places, what_is_made, window
+from djdist.executor import Ask, Executor, Loop, default_places, what_is_made, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.settings import config
 from djdist.worker import leave
@@ -74,12 +74,10 @@ class DaskExecutor(Executor):
         self._cluster = cluster
         self._options = dask_options | ({"resources": resources} if resources else {})
         self._client: distributed.Client
-        self._threads: dict[str, int] = {}
-        self._unfit: set[str] = set()
+        self._workers: _Workers
         self._started = ExitStack()
         self._tickets: dict[distributed.Future[Report], int] = {}
         self._submitted = 0
-        self._counted_at = float("-inf")
         self._run = self._driver = uuid4().hex[:8]
         self._own_worker = ""
         self._left: list[distributed.Future[Report]] = []
@@ -93,31 +91,31 @@ class DaskExecutor(Executor):
 
     def connect(self) -> None:
         try:
-            self._client = self._find_client()
+            self._use(self._find_client())
         except (OSError, ValueError, distributed.TimeoutError) as error:
             raise ClusterError(
                 f"Can't reach the Dask scheduler at {self._cluster or _configured_address()}: {error}. "
                 "Check the address, or leave it out to start a cluster on this machine."
             ) from error
 
-    def drive(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
+    def drive(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
         self._run = info.id
-        return outlive(self, lambda watch_all: self._drive_once(run, watch_all, info), watch, info)
+        return outlive(self, lambda watch_all: self._drive_once(loop, watch_all, info), watch, info)
 
-    def _drive_once(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
+    def _drive_once(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
         key = ("djdist driver", info.table, uuid4().hex[:8])
         patience_seconds = config.lease_seconds
         if not self._client.nthreads():
             logger.warning("The Dask cluster has no workers now; the run of %s waits for one", info.table)
-        submitted = self._client.submit(DriverActor, run, self, patience_seconds, actor=True, key=key)
+        submitted = self._client.submit(DriverActor, loop, self, patience_seconds, actor=True, key=key)
         try:
             self._publish(info, submitted)
             return follow(partial(self._ask_actor, submitted), watch)
         except DriverLostError:
-            self._restart(self._still_running())
+            self._workers.restart(self._workers.still_running(self._belongs_to_run))
             raise
         finally:
-            self._restart(self._workers_with(self._belongs_to_run))
+            self._workers.restart(self._workers.running(self._belongs_to_run))
             self._withdraw(info.id)
             submitted.release()
 
@@ -125,10 +123,10 @@ class DaskExecutor(Executor):
         if not (self._cluster or _default_client() or _configured_address()):
             super().check_detaches()
 
-    def detach(self, run: Drive, info: RunInfo) -> Ask:
+    def detach(self, loop: Loop, info: RunInfo) -> Ask:
         self._run = info.id
         key = ("djdist driver", info.table, info.id)
-        future = self._client.submit(_drive_as_task, run, self, key=key, pure=False)
+        future = self._client.submit(_drive_as_task, loop, self, key=key, pure=False)
         self._publish(info, future)
         while not self._client.run_on_scheduler(
             _has_task, future.key
@@ -168,7 +166,7 @@ class DaskExecutor(Executor):
         self._started.close()
 
     def attach(self) -> None:
-        self._client = distributed.get_client()
+        self._use(distributed.get_client())
         worker = distributed.get_worker()
         worker.metrics["djdist"] = _counts_here  # the dashboard has a column for it on the page of workers
         self._own_worker = worker.address
@@ -181,11 +179,7 @@ class DaskExecutor(Executor):
         _counts[self._run] = f"{table}: {status}"
 
     def places(self) -> int:
-        now = time.monotonic()
-        if now - self._counted_at >= PLACES_AGE_SECONDS:
-            self._threads = self._client.nthreads()
-            self._counted_at = now
-        return sum(self._threads[worker] for worker in self._fit())
+        return self._workers.places()
 
     def free_places(self) -> int:
         return window(self.places()) - len(self._tickets)
@@ -193,9 +187,8 @@ class DaskExecutor(Executor):
     def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
         task = (table, what_is_made(jobs), f"{self._run}-{self._driver}-{self._submitted}")
-        future = self._client.submit(
-            self._work, tuple(jobs), key=task, retries=0, pure=False, **{**self._aim(), **self._options}
-        )
+        options = self._options if "workers" in self._options else self._workers.aim() | self._options
+        future = self._client.submit(self._work, tuple(jobs), key=task, retries=0, pure=False, **options)
         self._tickets[future] = self._submitted
         return self._submitted
 
@@ -204,7 +197,7 @@ class DaskExecutor(Executor):
             distributed.wait(list(self._tickets), timeout_seconds, "FIRST_COMPLETED")
         ended = [future for future in self._tickets if future.done()]
         completions = [_completion(self._tickets.pop(future), future) for future in ended]
-        self._unfit |= {ended.report.place for ended in completions if ended.report and ended.report.trouble}
+        self._workers.unfit |= {end.report.place for end in completions if end.report and end.report.trouble}
         return completions
 
     def cancel(self, ticket: int) -> bool:
@@ -213,21 +206,21 @@ class DaskExecutor(Executor):
     def kill(self, ticket: int) -> None:
         """End the process of a task, but not the driver's own, where a make() that is overdue ends itself."""
         tasks = {future.key: future for future, running in self._tickets.items() if running == ticket}
-        workers = set(self._workers_with(tasks.__contains__)) - {self._own_worker}
+        workers = set(self._workers.running(tasks.__contains__)) - {self._own_worker}
         if workers:
             self._client.cancel(list(tasks.values()))  # or Dask would begin it anew elsewhere
-            self._restart(workers)
+            self._workers.restart(workers)
 
     def close(self) -> None:
         """End what runs, but for what shares a worker with the driver, which the caller ends."""
         _counts.pop(self._run, None)
         if self._tickets:
-            workers = self._workers_with(self._belongs_to_run)
+            workers = self._workers.running(self._belongs_to_run)
             beside = workers.pop(self._own_worker, set())
             self._left = [future for future in self._tickets if future.key in beside]
             self._client.cancel([future for future in self._tickets if future.key not in beside])
             self._tickets.clear()
-            self._restart(workers)
+            self._workers.restart(workers)
 
     def abandon(self) -> None:
         self._withdraw(self._run)
@@ -235,7 +228,10 @@ class DaskExecutor(Executor):
 
     def _end_left(self) -> None:
         if self._left:
-            self._restart({self._own_worker})
+            self._workers.restart({self._own_worker})
+
+    def _use(self, client: distributed.Client) -> None:
+        self._client, self._workers = client, _Workers(client)
 
     def _find_client(self) -> distributed.Client:
         if isinstance(self._cluster, distributed.Client):
@@ -254,7 +250,39 @@ class DaskExecutor(Executor):
     def _belongs_to_run(self, key: Any) -> bool:
         return isinstance(key, tuple) and str(key[-1]).startswith(f"{self._run}-")
 
-    def _workers_with(self, wanted: Callable[[Any], bool]) -> dict[str, set[Any]]:
+
+class _Workers:
+    """Which workers there are and what runs on them, as the scheduler and they say; restarts them.
+
+    Attributes
+    ----------
+    unfit : set of str
+        The addresses of those that can't make keys, as far as is known.
+    """
+
+    def __init__(self, client: distributed.Client) -> None:
+        self._client = client
+        self._threads: dict[str, int] = {}
+        self._counted_at = float("-inf")
+        self.unfit: set[str] = set()
+
+    def places(self) -> int:
+        """Count the tasks that can run at the same time."""
+        now = time.monotonic()
+        if now - self._counted_at >= PLACES_AGE_SECONDS:
+            self._threads = self._client.nthreads()
+            self._counted_at = now
+        return sum(self._threads[worker] for worker in self._fit())
+
+    def aim(self) -> dict[str, Any]:
+        """Keep a task from unfit workers, which Dask would prefer, since they are always free."""
+        return {"workers": sorted(self._fit()), "allow_other_workers": True} if self.unfit else {}
+
+    def _fit(self) -> set[str]:
+        """Give the workers that may make keys; all of them, if none is left."""
+        return set(self._threads) - self.unfit or set(self._threads)
+
+    def running(self, wanted: Callable[[Any], bool]) -> dict[str, set[Any]]:
         """Find the workers that run some of these tasks, not those on which they only wait for another's."""
         found: dict[str, tuple[list[Any], list[Any]]] = {}
         with suppress(*LOST):
@@ -266,15 +294,16 @@ class DaskExecutor(Executor):
         }
         return {worker: keys for worker, keys in wanted_by_worker.items() if keys}
 
-    def _still_running(self) -> list[str]:
-        """Find the workers that are still with the run, though the scheduler has forgotten its tasks."""
+    def still_running(self, wanted: Callable[[Any], bool]) -> list[str]:
+        """Find the workers that still run some of these tasks, though the scheduler has forgotten them."""
         keys: dict[str, list[Any]] = {}
         with suppress(*LOST):
             alive: list[str] = self._client.run_on_scheduler(_workers_heard_of)
             keys = self._client.run(_keys_in_threads, workers=alive, on_error="ignore") if alive else {}
-        return [worker for worker, running in keys.items() if any(map(self._belongs_to_run, running))]
+        return [worker for worker, running in keys.items() if any(map(wanted, running))]
 
-    def _restart(self, workers: Iterable[str]) -> None:
+    def restart(self, workers: Iterable[str]) -> None:
+        """End what runs there, where a nanny can."""
         addresses = list(workers)
         if not addresses:
             return
@@ -287,16 +316,6 @@ class DaskExecutor(Executor):
             )
         except LOST as error:
             logger.warning("The Dask cluster doesn't answer, what runs there will change nothing: %s", error)
-
-    def _fit(self) -> set[str]:
-        """Give the workers that can make keys as far as is known; all of them, if none is left."""
-        return set(self._threads) - self._unfit or set(self._threads)
-
-    def _aim(self) -> dict[str, Any]:
-        """Keep tasks from unfit workers, which Dask would prefer, since they are always free."""
-        if not self._unfit or "workers" in self._options:
-            return {}
-        return {"workers": sorted(self._fit()), "allow_other_workers": True}
 
 
 class _Board:
@@ -320,6 +339,10 @@ class _Board:
 
     def stop(self) -> None:
         self._write("stop", True)
+
+    def begin(self, status: Status) -> None:
+        """Let the next driver know that there was one."""
+        self._write("status", status)
 
     def watch(self, status: Status) -> bool:
         self._status = status
@@ -379,7 +402,7 @@ def _has_task(key: Any, dask_scheduler: distributed.Scheduler) -> bool:
     return key in dask_scheduler.tasks and dask_scheduler.tasks[key].run_spec is not None
 
 
-def _drive_as_task(run: Drive, executor: DaskExecutor) -> None:
+def _drive_as_task(loop: Loop, executor: DaskExecutor) -> None:
     """Do a detached run as a task, which Dask begins anew if its worker dies, be it after its end."""
     distributed.secede()
     executor.attach()
@@ -387,9 +410,9 @@ def _drive_as_task(run: Drive, executor: DaskExecutor) -> None:
     if board.result() is not None:
         return
     executor.predecessor = board.last()
-    _Board(executor._client, executor._run).watch(executor.predecessor or Status())
-    executor._restart(executor._still_running())
-    board.end(end_of(lambda: run(executor, board.watch)))
+    board.begin(executor.predecessor or Status())
+    executor._workers.restart(executor._workers.still_running(executor._belongs_to_run))
+    board.end(end_of(lambda: loop(executor, board.watch)))
     executor._end_left()
 
 

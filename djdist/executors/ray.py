@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -16,7 +17,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from djdist.driver.actor import MAX_DRIVERS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
-from djdist.executor import Ask, Drive, Executor, task_name, window
+from djdist.executor import Ask, Executor, Loop, task_name, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.settings import config
 
@@ -70,6 +71,7 @@ class RayExecutor(Executor):
         self._started = False
         self._tickets: dict[ray.ObjectRef[Report], int] = {}
         self._submitted = 0
+        self._shown_table = ""
         self._places = 0
         self._counted_at = float("-inf")
 
@@ -90,15 +92,16 @@ class RayExecutor(Executor):
             ) from error
         self._started = True
 
-    def drive(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
-        return outlive(self, lambda watch_all: self._drive_once(run, watch_all, info), watch, info)
+    def drive(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
+        return outlive(self, lambda watch_all: self._drive_once(loop, watch_all, info), watch, info)
 
-    def _drive_once(self, run: Drive, watch: Watch, info: RunInfo) -> Summary:
+    def _drive_once(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
         self._remote(_get_ready).remote()
         host = self._host()
         ask = _line_to(host, info)
         try:
-            _answer(host.begin.remote(info, run, self, config.lease_seconds))
+            begin = host.begin.options(name=f"djdist driver of {info.table}")
+            _answer(begin.remote(info, loop, self, config.lease_seconds))
             return follow(ask, watch)
         except DriverLostError:
             _hosts.clear()
@@ -110,9 +113,10 @@ class RayExecutor(Executor):
         if not (self._address or ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
             super().check_detaches()
 
-    def detach(self, run: Drive, info: RunInfo) -> Ask:
+    def detach(self, loop: Loop, info: RunInfo) -> Ask:
         lasting = {"lifetime": "detached", "max_restarts": MAX_DRIVERS - 1, "max_task_retries": -1}
-        caller = self._actor(LastingCaller, f"run {info.id}", **lasting).remote(info, run, self)
+        name = f"run {info.id} of {info.table}"
+        caller = self._actor(LastingCaller, name, **lasting).remote(info, loop, self)
         ask = _line_to(caller, info)
         ask("status")
         return ask
@@ -144,12 +148,12 @@ class RayExecutor(Executor):
 
     def start(self, work: Work) -> None:
         self._work = ray.put(work)
-        self._task = self._remote(_run)
+        self._task = self._remote(_do)
         self._shown = self.predecessor or Status()
 
     def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
         _metrics().record(table, self._shown, status, make_seconds)
-        self._shown = status
+        self._shown_table, self._shown = table, status
 
     def places(self) -> int:
         now = time.monotonic()
@@ -187,6 +191,8 @@ class RayExecutor(Executor):
         for reference in self._tickets:
             ray.cancel(reference, force=True)
         self._tickets.clear()
+        if self._shown_table:
+            self.show(self._shown_table, replace(self._shown, running=0, pending=0), ())
 
     def _remote(self, function: Callable[..., Any]) -> Any:
         once: Any = ray.remote
@@ -226,9 +232,9 @@ class DriverHost:
     def __init__(self) -> None:
         self._drivers: dict[str, tuple[RunInfo, DriverActor]] = {}
 
-    def begin(self, info: RunInfo, run: Drive, executor: Executor, patience_seconds: float) -> None:
-        """Start a run."""
-        self._drivers[info.id] = info, DriverActor(run, executor, patience_seconds)
+    def begin(self, info: RunInfo, loop: Loop, executor: Executor, patience_seconds: float) -> None:
+        """Start the driver of a run."""
+        self._drivers[info.id] = info, DriverActor(loop, executor, patience_seconds)
 
     def ask(self, run: str, method: str) -> Any:
         """Call a method of a run's driver."""
@@ -246,7 +252,7 @@ class DriverHost:
 class LastingCaller:
     """Stands in for the caller of a run that goes on without it, and keeps its result for a day."""
 
-    def __init__(self, info: RunInfo, run: Drive, executor: Executor) -> None:
+    def __init__(self, info: RunInfo, loop: Loop, executor: Executor) -> None:
         context = ray.get_runtime_context()
         if context.was_current_actor_reconstructed:
             executor.predecessor = Status()
@@ -254,8 +260,8 @@ class LastingCaller:
         self._status = Status()
         self._stopping = False
         self._result: Summary | DjdistError | None = None
-        call = (executor, run, context.current_actor)
-        threading.Thread(target=self._call, args=call, daemon=True).start()
+        arguments = (executor, loop, context.current_actor)
+        threading.Thread(target=self._drive, args=arguments, daemon=True).start()
 
     def ask(self, run: str, method: str) -> Any:
         """Call one of the methods that a handle knows."""
@@ -281,8 +287,8 @@ class LastingCaller:
         """End with the run."""
         ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
-    def _call(self, executor: Executor, run: Drive, me: Any) -> None:
-        self._result = end_of(lambda: executor.drive(run, self._watch, self._info))
+    def _drive(self, executor: Executor, loop: Loop, me: Any) -> None:
+        self._result = end_of(lambda: executor.drive(loop, self._watch, self._info))
         time.sleep(RESULT_KEPT_SECONDS)
         ray.kill(me)
 
@@ -324,7 +330,7 @@ def _get_ready() -> None:
     import_module("djdist.worker").load_early()
 
 
-def _run(work: Work, jobs: Sequence[Job]) -> Report:
+def _do(work: Work, jobs: Sequence[Job]) -> Report:
     return work(jobs)
 
 

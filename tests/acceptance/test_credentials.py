@@ -72,6 +72,7 @@ def test_on_ray_the_state_api_names_tasks_by_table_and_key_and_shows_no_password
         assert "Square(subject_id=1, session_date=2026-01-01)" in output
         assert "Fragile(subject_id=1, session_date=2026-01-02)" in output
         assert "djdist drivers" in output
+        assert "djdist driver of Square" in output
         assert "can't make Square" in output
         assert server.password not in output + error
         assert found_in(Path(folder), server.password) == []

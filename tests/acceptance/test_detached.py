@@ -58,13 +58,16 @@ def detach(
 
 
 @pytest.mark.long_on("ray")
-def test_it_goes_on_when_its_caller_is_gone(lab: ModuleType, detach: Detach, tmp_path: Path) -> None:
+def test_it_goes_on_when_its_caller_is_gone(
+    lab: ModuleType, detach: Detach, tmp_path: Path, cluster: tuple[Any, str, dict[str, str]]
+) -> None:
     pipelines.fill(lab)
     run = detach(doing.wait_at_gate)
     assert (run.info.table, run.info.schema, run.info.detached) == ("Scripted", lab.schema.database, True)
     wait_until(lambda: doing.begun(tmp_path), "a job")
     wait_until(lambda: run.status().pending > 0 and run.status().running > 0, "the counts")
     assert f"Scripted of {lab.schema.database}" in repr(run)
+    assert "Scripted" in names_of_drivers(cluster, run)
     with pytest.raises(TimeoutError, match="goes on"):
         run.wait(timeout_seconds=0)
     doing.open_gate(tmp_path)
@@ -121,6 +124,18 @@ def test_its_result_stays_when_the_process_of_its_driver_dies_after_the_end(
     with suppress(ProcessLookupError):
         os.kill(driver, signal.SIGKILL)
     assert run.wait() == {"success_count": 6, "error_list": []}
+
+
+def names_of_drivers(cluster: tuple[Any, str, dict[str, str]], run: djdist.Run) -> str:
+    """Give what the cluster's pages call the run's driver."""
+    client, name, _ = cluster
+    if name == "ray":
+        from ray.util import list_named_actors
+
+        named = list_named_actors(all_namespaces=True)
+        return str([actor["name"] for actor in named if run.info.id in actor["name"]])
+    keys = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks))
+    return str([key for key in keys if run.info.id == key[-1]])
 
 
 def pid_of_driver(cluster: tuple[Any, str, dict[str, str]], run: djdist.Run) -> int:
