@@ -1,31 +1,32 @@
 """djdist runs DataJoint pipelines on Ray, on Dask and on all processors of this machine."""
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from djdist.activation import disable, enable
-from djdist.embedded import embedded
-from djdist.errors import (
-    ClusterError,
-    DatabaseError,
-    DjdistError,
-    LeaseLostError,
-    MakeError,
-    MissingLibraryError,
-    OptionError,
-    WorkerSetupError,
-)
-from djdist.executors import NAMES, executor_class
-from djdist.executors.futures import FuturesExecutor
-from djdist.populate import populate
-from djdist.progress import progress
-from djdist.report import report
-from djdist.runs import Run, runs
-from djdist.settings import config
-
 if TYPE_CHECKING:
+    from djdist.activation import disable, enable
+    from djdist.embedded import embedded
+    from djdist.errors import (
+        ClusterError,
+        DatabaseError,
+        DjdistError,
+        LeaseLostError,
+        MakeError,
+        MissingLibraryError,
+        OptionError,
+        WorkerSetupError,
+    )
     from djdist.executors.dask import DaskExecutor as DaskExecutor
+    from djdist.executors.futures import FuturesExecutor
     from djdist.executors.local import LocalExecutor as LocalExecutor
     from djdist.executors.ray import RayExecutor as RayExecutor
+    from djdist.populate import populate
+    from djdist.progress import progress
+    from djdist.report import report
+    from djdist.runs import Run, runs
+    from djdist.settings import config
 
 __version__ = "0.1.0"
 
@@ -50,10 +51,40 @@ __all__ = [
     "runs",
 ]
 
-_EXECUTORS = {attribute: name for name, (_, attribute) in NAMES.items()}
+_MODULES = {
+    "FuturesExecutor": "executors.futures",
+    "Run": "runs",
+    "config": "settings",
+    "disable": "activation",
+    "embedded": "embedded",
+    "enable": "activation",
+    "populate": "populate",
+    "progress": "progress",
+    "report": "report",
+    "runs": "runs",
+}
+_EXECUTORS = {"DaskExecutor": "dask", "LocalExecutor": "local", "RayExecutor": "ray"}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _EXECUTORS:
-        return executor_class(_EXECUTORS[name])
-    raise AttributeError(f"module 'djdist' has no attribute {name!r}")
+class _Package(ModuleType):
+    """Loads each public name when it is first asked for, since DataJoint alone takes seconds."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _EXECUTORS:
+            return import_module("djdist.executors").executor_class(_EXECUTORS[name])
+        if name not in __all__:
+            raise AttributeError(f"module 'djdist' has no attribute {name!r}")
+        value = getattr(import_module(f"djdist.{_MODULES.get(name, 'errors')}"), name)
+        super().__setattr__(name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep ``djdist.populate`` a function when Python loads the module of that name."""
+        if not (name in _MODULES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__, *_EXECUTORS})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -109,15 +109,17 @@ def test_processes_belong_to_local_alone(processes: int | None, pool: cf.Executo
 
 def test_optional_libraries_are_loaded_on_first_use_only() -> None:
     optional = ["ray", "distributed", "dask", "matplotlib", "typer", "rich"]
-    code = f"import sys, djdist; print([name for name in {optional} if name in sys.modules])"
+    loaded = f"print([name for name in {optional} if name in sys.modules])"
+    code = f"import sys, djdist; print('datajoint' in sys.modules); djdist.enable(); {loaded}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines() == ["False", "[]"]
 
 
 def test_djdist_names_what_it_offers() -> None:
     assert list(djdist.__all__) == sorted(djdist.__all__)
     with pytest.raises(AttributeError, match="no_such_name"):
-        djdist.no_such_name  # noqa: B018
+        djdist.no_such_name  # type: ignore[attr-defined] # noqa: B018
     for name in ("ClusterError", "LocalExecutor", "FuturesExecutor", "OptionError"):
         assert getattr(djdist, name).__name__ == name
+    assert {*djdist.__all__, "LocalExecutor"} <= {*dir(djdist)}
     assert issubclass(djdist.OptionError, DjdistError)
