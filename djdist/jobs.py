@@ -40,7 +40,7 @@ class Jobs(dj.Job):
                 return notice_html(table, "There is no jobs table: populate(reserve_jobs=True) declares it.")
             if self.restriction or not {*COLUMNS} <= {*self.heading.names}:
                 return str(super()._repr_html_())
-            return jobs_html(table, glance(self))
+            return jobs_html(table, glance(self), *self.target.progress())
         except Exception as error:
             return notice_html(table, f"They can't be shown now: {error}")
 
@@ -129,9 +129,40 @@ class Jobs(dj.Job):
         """
         if not self.is_declared:
             return 0
-        errors = reduce(and_, restrictions, self & "TRUE")
         with closing(JobsTable(jobs_table_source(self))) as store:
-            return store.retry(condition_sql(errors))
+            return store.retry(self._condition(restrictions))
+
+    def ignore_where(self, *restrictions: Any) -> int:
+        """Leave pending jobs and errors out of all runs, in one statement.
+
+        Unlike ``ignore(key)``, it spares jobs that somebody has reserved meanwhile, and adds none.
+
+        Parameters
+        ----------
+        *restrictions
+            Which of them, as in ``jobs & restriction``; at least one.
+
+        Returns
+        -------
+        int
+            How many.
+
+        Raises
+        ------
+        OptionError
+            There is no restriction.
+        DatabaseError
+            The database can't be reached.
+        """
+        if not restrictions:
+            raise OptionError('ignore_where() needs a restriction: jobs.ignore_where("subject_id = 3")')
+        if not self.is_declared:
+            return 0
+        with closing(JobsTable(jobs_table_source(self))) as store:
+            return store.ignore(self._condition(restrictions))
+
+    def _condition(self, restrictions: tuple[Any, ...]) -> str:
+        return condition_sql(reduce(and_, restrictions, self & "TRUE"))
 
 
 def refreshing(

@@ -9,13 +9,12 @@ MOST_CAUSES = 5
 MOST_RUNS = 10
 WIDEST_PIXELS = 300
 MEANINGS = {
-    "success": "made",
+    "made": "in the table",
     "reserved": "running, or about to",
     "pending": "waiting",
     "error": "failed: jobs.errors, jobs.retry()",
     "ignore": "left out: jobs.ignored",
 }
-NOT_KEPT = "made ones leave the jobs table, unless dj.config.jobs.keep_completed is on"
 TABLE = '<table style="border-collapse: collapse; margin: 0.3em 0">{}</table>'
 CELL = '<td style="text-align: {}; padding: 1px 10px 1px 0; vertical-align: top">{}</td>'
 BAR = (
@@ -24,9 +23,10 @@ BAR = (
 )
 
 
-def jobs_html(table: str, glance: Glance) -> str:
-    """Draw counts by status as bars, the last errors by cause, and who runs jobs."""
-    parts = [_title(f"Jobs of {table}: {sum(glance.counts.values()):,}"), _bars(glance.counts)]
+def jobs_html(table: str, glance: Glance, remaining: int, total: int) -> str:
+    """Draw keys that are made and jobs by status as bars, the last errors by cause, and who runs jobs."""
+    made = total - remaining
+    parts = [_title(f"{table}: {made:,} of {total:,} keys made"), _bars({"made": made} | glance.counts)]
     if len(glance.causes):
         parts += [_title(_errors_title(glance)), _causes(glance)]
     if glance.runs:
@@ -49,10 +49,11 @@ def _table(rows: list[list[str]], alignments: tuple[str, ...]) -> str:
 
 
 def _bars(counts: dict[str, int]) -> str:
-    most = max(1, *counts.values())
+    colours = {"made": STATUSES["success"]} | STATUSES
+    most = max(1, *(counts[status] for status in MEANINGS))
     rows = [
-        [status, f"{counts[status]:,}", _bar(counts[status] / most, colour) + _meaning(status, counts)]
-        for status, colour in STATUSES.items()
+        [status, f"{counts[status]:,}", _bar(counts[status] / most, colours[status]) + _meaning(meaning)]
+        for status, meaning in MEANINGS.items()
     ]
     return _table(rows, ("left", "right", "left"))
 
@@ -61,8 +62,7 @@ def _bar(share: float, colour: str) -> str:
     return BAR.format(pixels=max(2, share * WIDEST_PIXELS), colour=colour) if share else ""
 
 
-def _meaning(status: str, counts: dict[str, int]) -> str:
-    meaning = NOT_KEPT if status == "success" and not counts[status] else MEANINGS[status]
+def _meaning(meaning: str) -> str:
     return f'<small style="opacity: 0.7; padding-left: 0.5em">{escape(meaning)}</small>'
 
 

@@ -150,6 +150,13 @@ class JobsTable(JobStore):
         errors = sa.update(self._jobs).where(self._jobs.c.status == "error", _verbatim(condition))
         return self._execute(errors.values(FRESH))
 
+    def ignore(self, condition: str) -> int:
+        """Leave pending jobs and errors that fulfil a condition in SQL out of all runs; count them."""
+        waiting = self._jobs.c.status.in_(["pending", "error"])
+        return self._execute(
+            sa.update(self._jobs).where(waiting, _verbatim(condition)).values(status="ignore")
+        )
+
     def reserve(self, limit: int) -> list[Job]:
         jobs = self._jobs.c
         due = sa.select(*self._key()).where(*self._due()).order_by(jobs.priority, jobs.scheduled_time)

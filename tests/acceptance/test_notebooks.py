@@ -52,7 +52,7 @@ def test_the_first_run(folder: Path) -> None:
     outputs = outputs_of("1-first-run.ipynb", folder)
     together = "\n".join(outputs)
     assert "{'success_count': 28, 'error_list': []}" in together
-    assert "Jobs of Tuning: 30" in together
+    assert "Tuning: 30 of 30 keys made" in together
     assert together.count("image/png") == 2
     assert "{'success_count': 0, 'error_list': []}" in outputs[-2]
     assert "30 of 30 neurons made, 0 errors left" in outputs[-1]

@@ -17,6 +17,7 @@ import djdist
 import lab as pipelines
 from conftest import unavailable
 from djdist.jobs import Jobs
+from djdist.jobs_html import WIDEST_PIXELS
 from lab.others import ALIVE, DEAD, NATIVE, change
 from lab.watching import SECONDS
 from servers import Server
@@ -41,14 +42,24 @@ class TestJobsInANotebook:
         change(lab.Fragile.jobs, "subject_id = 3 AND session_date > '2026-01-07'", connection_id=NATIVE)
         change(lab.Fragile.jobs, f"connection_id = {DEAD}", reserved_time="2026-01-01")
         html = lab.Fragile.jobs._repr_html_()
-        assert "Jobs of Fragile: 30" in html
-        for status, count in lab.Fragile.jobs.progress().items():
-            assert status == "total" or (f">{status}</td>" in html and f">{count}</td>" in html)
+        assert "Fragile: 16 of 30 keys made" in html
+        counts = lab.Fragile.jobs.progress()
+        for status in ("pending", "reserved", "error", "ignore"):
+            assert f">{status}</td>" in html
+            assert f">{counts[status]}</td>" in html
         assert ">4 ×</td>" in html
         assert "ValueError: bad n …" in html
         assert html.count("anna@rig") == 3
         assert html.count("alive: heard of") == html.count("dead: last heard of") == 1
         assert html.count("plain DataJoint") == 1
+
+    def test_what_was_made_counts_though_its_jobs_are_gone(self, lab: ModuleType) -> None:
+        pipelines.fill(lab)
+        lab.Square.populate(reserve_jobs=True)
+        assert len(lab.Square.jobs) == 0
+        html = lab.Square.jobs._repr_html_()
+        assert "Square: 6 of 6 keys made" in html
+        assert f"width: {WIDEST_PIXELS}px" in html
 
     def test_what_it_shows_is_escaped_and_shortened(self, lab: ModuleType) -> None:
         pipelines.fill(lab, subjects=2, sessions=5)
@@ -76,7 +87,7 @@ class TestJobsInANotebook:
         self, lab: ModuleType, connection: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         jobs = lab.Square.jobs
-        assert "Jobs of Square: 0" in jobs._repr_html_()
+        assert "Square: 0 of 0 keys made" in jobs._repr_html_()
         jobs.drop()
         assert "There is no jobs table" in jobs._repr_html_()
         assert not jobs.is_declared
@@ -162,14 +173,14 @@ class TestReport:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in code])
         nbclient.NotebookClient(notebook, kernel_name="python3", timeout=SECONDS).execute()
         _, jobs, _, report = ([out.get("data", {}) for out in cell.outputs] for cell in notebook.cells)
-        assert ["Jobs of Fragile: 0" in data["text/html"] for data in jobs] == [True]
+        assert ["Fragile: 0 of 6 keys made" in data["text/html"] for data in jobs] == [True]
         assert ["image/png" in data for data in report] == [True]
 
     @pytest.mark.long
     def test_100_000_jobs(self, lab: ModuleType, browser: Any, tmp_path: Path) -> None:
         lab.Square.jobs.insert(many_jobs(100_000))
         html = lab.Square.jobs._repr_html_()
-        assert "Jobs of Square: 100,000" in html
+        assert ">98,000</td>" not in html  # they are in no table
         assert "The last 1,000 errors" in html
         file = djdist.report(lab.Square.jobs & "subject_id > 0", file=tmp_path / "report.html")
         browser.get(file.as_uri())
