@@ -165,6 +165,14 @@ def counts_of(jobs: dj.Job) -> dict[str, int]:
     return dict.fromkeys(STATUSES, 0) | {row["status"]: int(row["number"]) for row in counted}
 
 
+def new_keys(jobs: dj.Job, remaining: int, counts: dict[str, int]) -> int:
+    """Count the keys that are still to be made and have no job yet; ``remaining`` counts with one."""
+    todo, key = jobs.target._jobs_to_do(()), jobs.primary_key
+    if len(todo.primary_key) > len(key):  # several of them may fall on one job
+        remaining = len(dj.U(*key) & (todo - jobs.target.proj()))
+    return max(0, remaining - sum(counts[name] for name in ("pending", "reserved", "error", "ignore")))
+
+
 def runs_seen(jobs: dj.Job) -> Iterator[RunSeen]:
     """Find who holds reservations, those with the most of them first."""
     reservations = dj.U("connection_id", "user").aggr(

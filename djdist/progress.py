@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from djdist.errors import OptionError
-from djdist.history import counts_of, names_of, pace, runs_seen
+from djdist.history import counts_of, names_of, new_keys, pace, runs_seen
 from djdist.jobs import jobs_to_look_at
 from djdist.tables import tables_of
 
@@ -14,8 +14,7 @@ from djdist.tables import tables_of
 def progress(*modules_or_tables: Any) -> pd.DataFrame:
     """Tell how far auto-populated tables are.
 
-    Nothing is written to the database, and the jobs tables are not refreshed: keys that are
-    new since the last refresh count in ``total`` only.
+    Nothing is written to the database, and the jobs tables are not refreshed.
 
     Parameters
     ----------
@@ -25,7 +24,8 @@ def progress(*modules_or_tables: Any) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row for each table (index): the jobs that are ``pending``, ``reserved``, ``error`` and
+        A row for each table (index): the keys that are ``new`` since the last refresh, so that
+        they have no job yet; the jobs that are ``pending``, ``reserved``, ``error`` and
         ``ignore``; how many keys are ``done`` of the ``total`` of the key source; how many
         ``runs`` are alive; ``keys_per_second`` they made in the last ten minutes, and
         ``seconds_left`` at that rate. The last two are NaN unless
@@ -44,7 +44,7 @@ def progress(*modules_or_tables: Any) -> pd.DataFrame:
     return with_time_left(pd.DataFrame([_row(jobs) for jobs in all_jobs], index=index, columns=COLUMNS))
 
 
-COLUMNS = ["pending", "reserved", "error", "ignore", "done", "total", "runs", "keys_per_second"]
+COLUMNS = ["new", "pending", "reserved", "error", "ignore", "done", "total", "runs", "keys_per_second"]
 
 
 def with_time_left(frame: pd.DataFrame) -> pd.DataFrame:
@@ -63,6 +63,8 @@ def _row(jobs: Any) -> dict[str, Any]:
     remaining, total = jobs.target.progress()
     row = {"done": total - remaining, "total": total, "runs": 0, "keys_per_second": float("nan")}
     if not jobs.is_declared:
-        return dict.fromkeys(COLUMNS, 0) | row
+        return dict.fromkeys(COLUMNS, 0) | row | {"new": remaining}
+    counts = counts_of(jobs)
+    row |= counts | {"new": new_keys(jobs, remaining, counts)}
     alive = sum(not run.is_dead for run in runs_seen(jobs))
-    return counts_of(jobs) | row | ({"runs": alive, "keys_per_second": pace(jobs)} if alive else {})
+    return row | ({"runs": alive, "keys_per_second": pace(jobs)} if alive else {})

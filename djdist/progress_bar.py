@@ -1,5 +1,7 @@
 """The progress bar at the caller."""
 
+import logging
+import sys
 from types import TracebackType
 
 from tqdm.auto import tqdm
@@ -40,3 +42,14 @@ class ProgressBar:
         self._bar.set_postfix(errors=status.failed, running=status.running, refresh=False)
         self._bar.update(done - self._bar.n)
         return True
+
+
+class LogAboveBars(logging.Handler):
+    """Writes lines to stderr, above a bar that is drawn there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)

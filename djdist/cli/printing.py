@@ -3,48 +3,75 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table as Rows
 
+from djdist.cli.rates import Rates
 from djdist.drawing import ERROR, STATUSES, lasting
+from djdist.errors import DriverLostError
 from djdist.job import Job
-from djdist.progress import with_time_left
+from djdist.pipeline import is_infrastructure
+from djdist.runs import Run
 
 MOST_KEYS = 10
+WIDE = 200
+NOTHING = ("", "·")
+STYLES = {"done": "success", "%": "success"} | {
+    name: name for name in ("pending", "reserved", "error", "ignore")
+}
+FIRST_TO_GO = ("ignore", "new", "error", "left", "rate", "reserved", "pending")
+NEXT_TO_GO = ("%", "runs")
+
+
+def print_json(value: Any) -> None:
+    """Print JSON."""
+    print(json.dumps(value, indent=2, default=str))
 
 
 def print_progress(frame: pd.DataFrame, *, as_json: bool = False) -> None:
     """Print how far tables are."""
     if as_json:
-        _print_json(_records(frame.reset_index()))
+        print_json(_records(frame.reset_index()))
     else:
-        _console().print(_progress_rows(frame))
+        console = _console()
+        console.print(_progress_rows(frame, console.width))
 
 
 def watch_progress(look: Callable[[], pd.DataFrame], every_seconds: float) -> None:
-    """Show how far tables are until Ctrl-C."""
-    began, first = time.monotonic(), look()
+    """Show how far tables are until Ctrl-C, and what was seen last while the database is away."""
+    rates, console = Rates(), _console()
+    frame, away = rates.fill(look(), time.monotonic()), ""
     try:
-        with Live(_progress_rows(first), console=_console(), auto_refresh=False) as live:
+        with Live(console=console, auto_refresh=False) as live:
             while True:
-                live.refresh()
+                rows = _progress_rows(frame, console.width)
+                live.update(Group(rows, away) if away else rows, refresh=True)
                 time.sleep(every_seconds)
-                live.update(_progress_rows(_measured(look(), first, time.monotonic() - began)))
+                try:
+                    frame, away = rates.fill(look(), time.monotonic()), ""
+                except Exception as error:
+                    if not is_infrastructure(error):
+                        raise
+                    away = away or f"database away since {datetime.now():%H:%M:%S}"
     except KeyboardInterrupt:
         return
 
 
-def print_errors(errors: pd.DataFrame, *, as_json: bool = False) -> None:
+def print_errors(errors: pd.DataFrame, total: int, *, as_json: bool = False) -> None:
     """Print errors by cause, the most frequent first, with the traceback of the last one if given."""
+    if len(errors) < total:
+        output = sys.stderr if as_json else sys.stdout
+        print(f"The last {len(errors):,} of {total:,} errors:", file=output)
     causes = sorted(errors.groupby("cause", sort=False), key=lambda cause: -len(cause[1]))
     if as_json:
-        _print_json([{"cause": cause, "errors": len(rows), "jobs": _records(rows)} for cause, rows in causes])
+        print_json([{"cause": cause, "errors": len(rows), "jobs": _records(rows)} for cause, rows in causes])
         return
     for cause, rows in causes:
         _print_cause(str(cause), rows)
@@ -52,35 +79,65 @@ def print_errors(errors: pd.DataFrame, *, as_json: bool = False) -> None:
         print("No errors.")
 
 
+def print_runs(runs: Sequence[Run], *, as_json: bool = False) -> None:
+    """Print the runs on a cluster."""
+    records = [_run_record(run) for run in runs]
+    if as_json:
+        print_json(records)
+    elif not records:
+        print("No runs.")
+    else:
+        rows = Rows("run", box=None, pad_edge=False)
+        for heading in ("table", "by", "on", "since"):
+            rows.add_column(heading, overflow="fold")
+        for heading in ("made", "failed", "running", "pending"):
+            rows.add_column(heading, justify="right", no_wrap=True)
+        for record in records:
+            rows.add_row(*_run_cells(record))
+        _console().print(rows)
+
+
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
 
 
-def _progress_rows(frame: pd.DataFrame) -> Rows:
-    rows = Rows("table", box=None, pad_edge=False)
-    for heading in ("done", "%"):
-        rows.add_column(heading, justify="right", style=STATUSES["success"])
-    for heading in ("pending", "reserved", "error", "ignore"):
-        rows.add_column(heading, justify="right", style=STATUSES[heading])
-    for heading in ("runs", "rate", "left"):
-        rows.add_column(heading, justify="right")
-    for row in frame.reset_index().to_dict("records"):
-        rows.add_row(*_cells(row))
+def _progress_rows(frame: pd.DataFrame, width: int) -> Rows:
+    cells = [_cells(row) for row in frame.reset_index().to_dict("records")]
+    widths = _widths(cells, width)
+    gap = 2 if sum(widths.values()) + 2 * (len(widths) - 1) <= width else 1
+    rows = Rows(box=None, pad_edge=False, padding=(0, gap, 0, 0), collapse_padding=True)
+    for heading, column_width in widths.items():
+        justify: Any = "left" if heading == "table" else "right"
+        style = STATUSES.get(STYLES.get(heading, ""), "")
+        rows.add_column(heading, justify=justify, style=style, no_wrap=True, width=column_width)
+    for row in cells:
+        rows.add_row(*[escape(row[heading]) for heading in widths])
     return rows
 
 
-def _cells(row: dict[Any, Any]) -> list[str]:
-    share = f"{int(100 * row['done'] / row['total'])} %" if row["total"] else ""
-    counts = [row[name] for name in ("pending", "reserved", "error", "ignore", "runs")]
+def _widths(cells: list[dict[str, str]], width: int) -> dict[str, int]:
+    """Choose the columns that fit: those that say nothing go first, and at last the tables' names are cut."""
+    widths = {heading: max(len(heading), *(len(row[heading]) for row in cells)) for heading in cells[0]}
+    empty = [name for name in FIRST_TO_GO if all(row[name] in NOTHING for row in cells)]
+    for heading in dict.fromkeys([*empty, *NEXT_TO_GO]):
+        if sum(widths.values()) + len(widths) - 1 <= width:
+            break
+        del widths[heading]
+    too_wide = max(0, sum(widths.values()) + len(widths) - 1 - width)
+    return widths | {"table": max(len("table"), widths["table"] - too_wide)}
+
+
+def _cells(row: dict[Any, Any]) -> dict[str, str]:
+    counts = {name: row[name] for name in ("new", "pending", "reserved", "error", "ignore", "runs")}
     rate, left = row["keys_per_second"], row["seconds_left"]
-    return [
-        escape(row["table"]),
-        f"{row['done']:,} of {row['total']:,}",
-        share,
-        *[f"{count:,}" if count else "·" for count in counts],
-        _rate(rate) if rate > 0 else "",
-        lasting(left) if left > 0 else "",
-    ]
+    return {
+        "table": str(row["table"]),
+        "done": f"{row['done']:,} of {row['total']:,}",
+        "%": f"{int(100 * row['done'] / row['total'])} %" if row["total"] else "",
+        **{name: f"{count:,}" if count else "·" for name, count in counts.items()},
+        "rate": _rate(rate) if rate > 0 else "",
+        "left": lasting(left) if left > 0 else "",
+    }
 
 
 def _rate(keys_per_second: float) -> str:
@@ -102,17 +159,40 @@ def _print_cause(cause: str, rows: pd.DataFrame) -> None:
         console.print(f"\n{rows['traceback'].iloc[0]}\n", markup=False, soft_wrap=True)
 
 
+def _run_record(run: Run) -> dict[str, Any]:
+    info = run.info
+    record = {
+        "run": info.id,
+        "table": info.table,
+        "schema": info.schema,
+        "user": info.user,
+        "host": info.host,
+        "pid": info.pid,
+        "detached": info.detached,
+        "since": info.started_at.isoformat(timespec="seconds"),
+    }
+    try:
+        status = run.status()
+    except DriverLostError:  # it has ended meanwhile
+        return record | dict.fromkeys(("made", "failed", "running", "pending"))
+    counts = {name: getattr(status, name) for name in ("made", "failed", "running", "pending")}
+    return record | counts
+
+
+def _run_cells(record: dict[str, Any]) -> list[str]:
+    since = datetime.fromisoformat(record["since"]).astimezone()
+    counts = [record[name] for name in ("made", "failed", "running", "pending")]
+    return [
+        record["run"],
+        escape(f"{record['schema']}.{record['table']}"),
+        escape(record["user"]),
+        escape(record["host"]),
+        f"{since:%m-%d %H:%M}",
+        *["over" if count is None else f"{count:,}" for count in counts],
+    ]
+
+
 def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
     plain = frame.drop(columns="cause", errors="ignore").astype(object)
     records: list[dict[Any, Any]] = plain.where(plain.notna(), None).to_dict("records")
     return records
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
-
-
-def _measured(frame: pd.DataFrame, first: pd.DataFrame, seconds: float) -> pd.DataFrame:
-    """Fill in the rates that the jobs tables don't tell."""
-    made = (frame["done"] - first["done"]).where(lambda number: number > 0)
-    return with_time_left(frame.assign(keys_per_second=frame["keys_per_second"].fillna(made / seconds)))

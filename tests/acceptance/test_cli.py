@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +24,10 @@ import djdist
 import lab as pipelines
 from conftest import TESTS
 from djdist.jobs import Jobs
+from lab import doing
 from lab.others import ALIVE, DEAD, change
-from lab.watching import SECONDS, wait_until
+from lab.relay import relayed
+from lab.watching import SECONDS, counts, meanwhile, wait_until
 from servers import Server
 
 typer_testing = pytest.importorskip("typer.testing", reason="pip install 'djdist[cli]'")
@@ -29,6 +35,7 @@ typer_testing = pytest.importorskip("typer.testing", reason="pip install 'djdist
 Shell = Callable[..., "subprocess.Popen[str]"]
 Djdist = Callable[..., Any]
 
+STYLE = r"\x1b\[[0-9;]*m"
 SCRIPT = "import sys; from djdist.__main__ import main; sys.exit(main())"
 
 
@@ -49,11 +56,11 @@ def shell(server: Server, modules_folder: Path, tmp_path: Path) -> Iterator[Shel
         "PYTHONWARNINGS": "ignore",
     }
 
-    def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(*arguments: str, stdout: int = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, str(command), *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             cwd=modules_folder,
@@ -69,14 +76,19 @@ def shell(server: Server, modules_folder: Path, tmp_path: Path) -> Iterator[Shel
 
 
 @pytest.fixture
-def run() -> Djdist:
+def run() -> Iterator[Djdist]:
     """Runs `djdist` in this process."""
     from djdist.cli.commands import app
 
     def run(*arguments: str) -> Any:
         return typer_testing.CliRunner().invoke(app, arguments, catch_exceptions=False)
 
-    return run
+    loggers = [logging.getLogger(name) for name in ("djdist", "datajoint")]
+    before = [(logger.handlers, logger.level) for logger in loggers]
+    yield run
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers = handlers
+        logger.setLevel(level)
 
 
 @pytest.mark.on("local")
@@ -86,8 +98,11 @@ class TestFromAShell:
         name = lab.__name__
         populate = shell("populate", f"{name}:Fragile", "subject_id = 1", "--watch")
         output, error = populate.communicate(timeout=SECONDS)
-        assert (populate.returncode, output) == (1, "4 made, 1 errors left\n"), error
+        assert (populate.returncode, output) == (1, "4 made, 1 error left\n"), error
         assert "5/5" in error
+        lines = error.replace("\r", "\n").splitlines()
+        assert any(line.endswith("4 made, 1 failed, 0 running, 0 pending") for line in lines)
+        assert all(" INFO djdist.driver: " in line for line in lines if "begins on" in line)
         assert f"See them: djdist errors {name}:Fragile" in error
         status = shell("status", f"{name}:Fragile", f"{name}:Square", "--json")
         output, error = status.communicate(timeout=SECONDS)
@@ -115,6 +130,80 @@ class TestFromAShell:
         _, error = top.communicate(timeout=SECONDS)
         assert top.returncode == 0, error
 
+    def test_top_shows_what_was_last_seen_while_the_database_is_away(
+        self, lab: ModuleType, shell: Shell, server: Server
+    ) -> None:
+        pipelines.fill(lab)
+        with relayed(server.host, server.port) as relay:
+            port, terminal = str(relay.port), {"TTY_COMPATIBLE": "1", "NO_COLOR": "1"}
+            top = shell("top", f"{lab.__name__}:Square", "--every-seconds", "0.1", DJ_PORT=port, **terminal)
+            assert top.stdout is not None
+            shown = iter(top.stdout.readline, "")
+            assert any("0 of 6" in line for line in shown)
+            relay.go_out()
+            before = next(line for line in shown if "0 of 6" in line)
+            assert any("database away since" in line for line in shown)
+            assert any(line == before for line in shown)
+            relay.come_back()
+            lab.Square.populate()
+            assert any("6 of 6" in line for line in shown)
+            top.send_signal(signal.SIGINT)
+            _, error = top.communicate(timeout=SECONDS)
+        assert top.returncode == 0, error
+
+    @pytest.mark.parametrize(
+        ("columns", "headings", "longest", "shortest"),
+        [
+            ("80", "new pending reserved error ignore runs rate left", "· 20 10 · · 1", "30 · · · · ·"),
+            ("72", "new pending reserved runs rate left", "· 20 10 1", "30 · · ·"),
+        ],
+    )
+    def test_a_table_is_one_line_in_a_narrow_terminal(
+        self, lab: ModuleType, shell: Shell, columns: str, headings: str, longest: str, shortest: str
+    ) -> None:
+        pipelines.fill(lab, subjects=3, sessions=10)
+        lab.TripartiteGenerator.jobs.refresh()
+        change(lab.TripartiteGenerator.jobs, "subject_id = 1", status="reserved", connection_id=ALIVE)
+        names = [f"{lab.__name__}:{table}" for table in ("TripartiteGenerator", "Fragile")]
+        terminal, its_end = pty.openpty()
+        status = shell("status", *names, stdout=its_end, COLUMNS=columns, NO_COLOR="1", TERM="xterm")
+        os.close(its_end)
+        assert status.wait(SECONDS) == 0
+        with open(terminal) as output:
+            shown = [" ".join(re.sub(STYLE, "", output.readline()).split()) for _ in range(3)]
+        assert shown == [
+            f"table done % {headings}",
+            f"TripartiteGenerator 0 of 30 0 % {longest}",
+            f"Fragile 0 of 30 0 % {shortest}",
+        ]
+
+    def test_settings_that_make_no_sense_are_one_clear_line(self, shell: Shell) -> None:
+        for name, setting in {"DJDIST_RETRIES": "retries='abc'", "DJ_PORT": "DJ_PORT='abc'"}.items():
+            status = shell("status", "any_pipeline", **{name: "abc"})
+            output, error = status.communicate(timeout=SECONDS)
+            assert (status.returncode, output, error.count("\n")) == (2, "", 1), error
+            assert setting in error
+
+    def test_nobody_is_told_to_write_datajoint_json(self, lab: ModuleType, shell: Shell) -> None:
+        status = shell("status", lab.__name__, PYTHONWARNINGS="default")
+        _, error = status.communicate(timeout=SECONDS)
+        assert status.returncode == 0, error
+        assert "datajoint.json" not in error
+
+    def test_help_and_completion_load_no_datajoint(self, shell: Shell) -> None:
+        words = {"COMP_WORDS": "djdist populate my_pipeline:Table --executor ", "COMP_CWORD": "4"}
+        loading = {"PYTHONPROFILEIMPORTTIME": "1"}
+        for arguments, environment, answer in (
+            ((), {"_DJDIST_COMPLETE": "complete_bash", **words}, "local\nray\ndask"),
+            (("--version",), {}, f"djdist {djdist.__version__}"),
+            (("populate", "--help"), {}, "--num-gpus"),
+        ):
+            output, loaded = shell(*arguments, **environment, **loading).communicate(timeout=SECONDS)
+            assert answer in output
+            assert "djdist.cli.commands" in loaded
+            assert "datajoint" not in loaded
+            assert "pandas" not in loaded
+
     def test_no_database_is_one_clear_line(self, lab: ModuleType, shell: Shell) -> None:
         status = shell("status", lab.__name__, DJ_PORT="1")
         output, error = status.communicate(timeout=SECONDS)
@@ -134,8 +223,77 @@ def test_populate_on_ray(lab: ModuleType, shell: Shell, ray_cluster: Any) -> Non
     detached = shell("populate", f"{lab.__name__}:Reading", "-e", "ray", "--detach", RAY_ADDRESS=address)
     output, error = detached.communicate(timeout=2 * SECONDS)
     assert detached.returncode == 0, error
-    assert f"goes on. Look at it: djdist top {lab.__name__}:Reading" in output
+    assert f"goes on. Look at it, wait for it or stop it:\n  djdist top {lab.__name__}:Reading\n" in output
     wait_until(lambda: len(lab.Reading()) == 6, "the detached run")
+
+
+@pytest.fixture(params=["ray", "dask"])
+def cluster(request: pytest.FixtureRequest) -> tuple[Any, tuple[str, ...]]:
+    """A cluster as this process gives it to djdist, and as the command line names it."""
+    if request.param == "ray":
+        ray = request.getfixturevalue("ray_cluster")
+        return "ray", ("--executor", "ray", "--address", ray.get_runtime_context().gcs_address)
+    client = request.getfixturevalue("dask_client")
+    return client, ("--executor", "dask", "--address", client.scheduler.address)
+
+
+@pytest.mark.long_on("ray")
+def test_runs_are_found_stopped_and_waited_for(
+    lab: ModuleType, shell: Shell, cluster: tuple[Any, tuple[str, ...]], tmp_path: Path
+) -> None:
+    pipelines.fill(lab)
+    executor, flags = cluster
+    make_kwargs = {"do": doing.wait_at_gate, "folder": str(tmp_path)}
+    options = {"reserve_jobs": True, "suppress_errors": True, "make_kwargs": make_kwargs}
+    run = lab.Scripted.populate(executor=executor, detach=True, **options)
+    wait_until(lambda: len(doing.begun(tmp_path)) == 2, "two jobs")
+
+    def told(*arguments: str) -> tuple[int, str]:
+        process = shell(*arguments, *flags)
+        output, error = process.communicate(timeout=SECONDS)
+        assert "Traceback" not in error
+        return process.returncode, output + error
+
+    code, output = told("runs")
+    assert f"{lab.SCHEMA}.Scripted" in output
+    code, output = told("runs", "--json")
+    (listed,) = [record for record in json.loads(output) if record["run"] == run.info.id]
+    assert (listed["table"], listed["schema"], listed["detached"]) == ("Scripted", lab.SCHEMA, True)
+    code, output = told("stop", "no-run")
+    assert code == 2
+    assert "There is no run 'no-run' on the cluster; there are" in output
+    assert told("stop", run.info.id) == (0, f"{run.info} reserves no more keys\n")
+    wait_until(lambda: counts(lab.Scripted) == {"reserved": 2, "pending": 4}, "the rest to be given back")
+    waiting = shell("wait", run.info.id, *flags)
+    doing.open_gate(tmp_path)
+    output, error = waiting.communicate(timeout=SECONDS)
+    assert (waiting.returncode, output) == (0, "2 made, 0 failed\n"), error
+
+
+class TestResources:
+    def test_are_what_the_executor_gets(
+        self, lab: ModuleType, run: Djdist, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given: list[Any] = []
+
+        def executor_class(name: str) -> Any:
+            def executor(*arguments: Any, **options: Any) -> str:
+                given.append((name, arguments, options))
+                return "local"
+
+            return executor
+
+        monkeypatch.setattr("djdist.cli.clusters.executor_class", executor_class)
+        table = f"{lab.__name__}:Square"
+        on_ray = ["--num-cpus", "2", "--num-gpus", "0.5", "--memory", "4GiB", "--resource", "camera=1"]
+        assert run("populate", table, "-e", "ray", *on_ray).exit_code == 0
+        monkeypatch.setattr(djdist.config, "executor", "dask")
+        assert run("populate", table, "--resource", "GPU=1", "--resource", "A=B=2").exit_code == 0
+        needs = {"num_cpus": 2, "num_gpus": 0.5, "memory": 4 * 2**30, "resources": {"camera": 1}}
+        assert given == [
+            ("ray", (None,), needs),
+            ("dask", (None,), {"resources": {"GPU": 1, "A=B": 2}}),
+        ]
 
 
 class TestPutRight:
@@ -152,13 +310,61 @@ class TestPutRight:
         assert (cause["cause"], cause["errors"]) == ("ValueError: bad n …", 2)
         assert {job["key"]["subject_id"] for job in cause["jobs"]} == {2, 3}
         assert all("raise ValueError" in job["traceback"] for job in cause["jobs"])
-        assert run("ignore", name, "subject_id = 1").stdout == "1 jobs are ignored from now on\n"
+        assert run("ignore", name, "subject_id = 1").stdout == "1 job is ignored from now on\n"
         lab.Fix.insert(lab.Session & "subject_id > 1", ignore_extra_fields=True)
         assert run("retry", name, "error_message LIKE 'ValueError%'").stdout.startswith(
             "2 errors are pending"
         )
         populated = run("populate", name)
         assert (populated.exit_code, populated.stdout) == (0, "2 made, 0 errors left\n")
+
+    def test_a_job_that_is_reserved_meanwhile_is_not_ignored(self, lab: ModuleType, server: Server) -> None:
+        pipelines.fill(lab)
+        lab.Square.jobs.refresh()
+        jobs, ignored = lab.Square.jobs, list[int]()
+        with server.connect() as other:
+            other.start_transaction()
+            other.query(f"UPDATE {jobs.full_table_name} SET status = 'reserved' WHERE subject_id = 1")
+            with meanwhile(lambda: ignored.append(jobs.ignore_where("TRUE"))):
+                wait_until(lambda: other.query(LOCK_WAITS[server.backend]).fetchone()[0], "the lock")
+                other.commit_transaction()
+        assert ignored == [3]
+        assert counts(lab.Square) == {"reserved": 3, "ignore": 3}
+        with pytest.raises(djdist.OptionError, match="needs a restriction"):
+            jobs.ignore_where()
+
+    def test_only_the_last_errors_are_listed(
+        self, lab: ModuleType, run: Djdist, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pipelines.fill(lab, subjects=3, sessions=5)
+        lab.Fragile.populate(reserve_jobs=True, suppress_errors=True)
+        monkeypatch.setattr("djdist.history.LAST_ERRORS", 2)
+        name = f"{lab.__name__}:Fragile"
+        assert run("errors", name).stdout.startswith("The last 2 of 3 errors:\n2 × ValueError")
+        listed = run("errors", name, "--json")
+        assert "The last 2 of 3 errors:" in listed.stderr
+        assert json.loads(listed.stdout)[0]["errors"] == 2
+
+    def test_keys_that_are_left_are_told(self, lab: ModuleType, run: Djdist) -> None:
+        pipelines.fill(lab)
+        populated = run("populate", f"{lab.__name__}:Square", "--max-calls", "1")
+        assert (populated.exit_code, populated.stdout) == (0, "1 made, 0 errors left, 5 pending\n")
+        change(lab.Square.jobs, "subject_id = 2", status="reserved", connection_id=ALIVE)
+        populated = run("populate", f"{lab.__name__}:Square", "--json")
+        told = {"table": "Square", "made": 2, "error": 0, "pending": 0, "reserved": 3}
+        assert json.loads(populated.stdout) == told
+
+    def test_what_is_done_is_told_in_json(self, lab: ModuleType, run: Djdist) -> None:
+        pipelines.fill(lab)
+        name = f"{lab.__name__}:Fragile"
+        (refreshed,) = json.loads(run("refresh", name, "--json").stdout)
+        assert (refreshed["table"], refreshed["added"]) == ("Fragile", 6)
+        assert json.loads(run("rescue", name, "--json").stdout) == [{"table": "Fragile", "rescued": 0}]
+        ignored = run("ignore", name, "subject_id = 1", "--json").stdout
+        assert json.loads(ignored) == {"table": "Fragile", "ignored": 3}
+        assert run("populate", name).exit_code == 1
+        retried = run("retry", name, "--json").stdout
+        assert json.loads(retried) == {"table": "Fragile", "retried": 1}
 
     def test_refresh_and_rescue(self, lab: ModuleType, run: Djdist) -> None:
         pipelines.fill(lab)
@@ -187,9 +393,17 @@ class TestPutRight:
 
     @pytest.mark.on("local")
     def test_a_report(self, lab: ModuleType, run: Djdist, tmp_path: Path) -> None:
-        file = tmp_path / "report.html"
-        assert run("report", f"{lab.__name__}:Square", "--output", str(file)).stdout == f"{file}\n"
-        assert "<title>Square: 0 made, 0 failed" in file.read_text()
+        pipelines.fill(lab, subjects=2, sessions=5)
+        with dj.config.override(jobs__keep_completed=True):
+            lab.Fragile.populate(reserve_jobs=True, suppress_errors=True)
+        name, file = f"{lab.__name__}:Fragile", tmp_path / "report.html"
+        assert run("report", name, "subject_id = 1", "--output", str(file)).stdout == f"{file}\n"
+        assert "<title>Fragile: 4 made, 1 failed" in file.read_text()
+        refused = run("report", name, "--output", str(file))
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert f"{file} is there already: give --overwrite" in refused.stderr
+        assert run("report", name, "--output", str(file), "--overwrite").exit_code == 0
+        assert "<title>Fragile: 8 made, 2 failed" in file.read_text()
 
 
 class TestProgress:
@@ -206,23 +420,54 @@ class TestProgress:
         square, fragile = (row for _, row in djdist.progress(lab.Square, lab.Fragile()).iterrows())
         assert (square["done"], square["total"], square["runs"]) == (10, 30, 0)
         assert pd.isna(square["seconds_left"])
-        statuses = ["pending", "reserved", "error", "ignore", "done", "total", "runs"]
-        assert list(fragile[statuses]) == [0, 9, 2, 3, 16, 30, 1]
+        statuses = ["new", "pending", "reserved", "error", "ignore", "done", "total", "runs"]
+        assert list(fragile[statuses]) == [0, 0, 9, 2, 3, 16, 30, 1]
+        assert list(square[statuses]) == [20, 0, 0, 0, 0, 10, 30, 0]
         assert fragile["seconds_left"] == pytest.approx(9 / fragile["keys_per_second"])
         assert not Jobs(lab.Square()).is_declared
         heading, line = run("status", f"{lab.__name__}:Fragile").stdout.splitlines()
-        assert heading.split()[:5] == ["table", "done", "%", "pending", "reserved"]
-        assert line.split()[:10] == ["Fragile", "16", "of", "30", "53", "%", "·", "9", "2", "3"]
+        assert heading.split()[:6] == ["table", "done", "%", "new", "pending", "reserved"]
+        assert line.split()[:11] == ["Fragile", "16", "of", "30", "53", "%", "·", "·", "9", "2", "3"]
 
-    def test_a_rate_that_no_job_tells_is_measured(self) -> None:
-        from djdist.cli.printing import _measured
+    def test_keys_without_a_job_are_new(self, lab: ModuleType) -> None:
+        pipelines.fill(lab)
+        assert list(djdist.progress(lab.Square)["new"]) == [6]
+        lab.Square.jobs.refresh("subject_id = 1")
+        assert list(djdist.progress(lab.Square)["new"]) == [3]
+        lab.Square.populate(reserve_jobs=True)
+        assert list(djdist.progress(lab.Square)["new"]) == [0]
 
-        first = pd.DataFrame(
-            {"done": [1, 1], "pending": [9, 9], "reserved": 1, "keys_per_second": [None, 5.0]}
-        )
-        later = _measured(first.assign(done=[11, 1]), first, seconds=5)
-        assert list(later["keys_per_second"]) == [2, 5]
-        assert list(later["seconds_left"]) == [5, 2]
+
+class TestRates:
+    """What `top` measures where no job tells it; it looks every two seconds."""
+
+    def rates(self, looks: list[dict[str, int]]) -> list[float]:
+        from djdist.cli.rates import Rates
+
+        rates, unknown = Rates(), {"pending": 9, "reserved": 1, "keys_per_second": float("nan")}
+        shown = [
+            rates.fill(pd.DataFrame([unknown | look], index=["Square"]), now=2.0 * number)
+            for number, look in enumerate(looks)
+        ]
+        return [float(frame["keys_per_second"].iloc[0]) for frame in shown]
+
+    def test_are_those_of_the_last_minute(self) -> None:
+        looks = [{"done": 2 * n if n < 50 else 100 + 20 * (n - 50), "runs": 1} for n in range(100)]
+        rates = self.rates(looks)
+        assert math.isnan(rates[0])
+        assert [rates[look] for look in (1, 49, -1)] == [1, 1, 10]
+
+    def test_are_unknown_where_nobody_populates(self) -> None:
+        rates = self.rates([{"done": done, "runs": runs} for done, runs in ((0, 1), (4, 1), (6, 0), (6, 0))])
+        assert rates[1] == 2
+        assert all(map(math.isnan, rates[2:]))
+
+    def test_begin_anew_with_a_run(self) -> None:
+        looks = [{"done": 0, "runs": 0}] * 20 + [{"done": 8, "runs": 1}]
+        assert self.rates(looks)[-1] == 4
+
+    def test_leave_alone_what_jobs_tell(self) -> None:
+        assert self.rates([{"done": done, "runs": 1, "keys_per_second": 5} for done in (0, 2)]) == [5, 5]
 
 
 @pytest.mark.on("local")
@@ -255,7 +500,16 @@ class TestMistakes:
         with pytest.raises(ZeroDivisionError):
             run("report", lab.__name__)
 
+    def test_an_executor_that_there_is_not(self, run: Djdist) -> None:
+        refused = run("populate", "my_pipeline:Table", "--executor", "slurm")
+        assert refused.exit_code == 2
+        assert all(name in refused.stderr for name in ("slurm", "local", "ray", "dask"))
 
+
+LOCK_WAITS = {
+    "mysql": "SELECT count(*) FROM information_schema.processlist WHERE LEFT(info, 6) = 'UPDATE'",
+    "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted",
+}
 MODULES = {"without_tables": "import datajoint", "broken": "1 / 0", "in_need": "import no_such_library"}
 MISTAKES = {
     "status|no_such_module": "There is no module 'no_such_module' in this folder or installed",
@@ -271,8 +525,13 @@ MISTAKES = {
     "populate|LAB:Square|nonsense = 3": "'nonsense = 3' is no restriction: ",
     "populate|LAB:Square|n = 1|subject_id =": "'n = 1 AND subject_id =' is no restriction: ",
     "refresh|LAB:Square|nonsense": "'nonsense' is no restriction: ",
-    "populate|LAB:Square|--executor|slurm": "There is no executor 'slurm'",
-    "populate|LAB:Square|--address|head:8786": "--address goes with --executor ray or --executor dask",
+    "populate|LAB:Square|--address|head:8786": "--address goes with --executor ray or --executor dask, not",
+    "populate|LAB:Square|--num-gpus|1": "--num-gpus goes with --executor ray, not with 'local'",
+    "populate|LAB:Square|-e|dask|--memory|4G": "--memory goes with --executor ray, not with 'dask'",
+    "populate|LAB:Square|-e|ray|--memory|4X": "--memory '4X' must be a number of bytes, or one such as",
+    "populate|LAB:Square|-e|ray|--resource|camera": "--resource 'camera' must be NAME=N, such as camera=1",
+    "runs": "is no cluster that lives longer than this call",
+    "wait|396303eb|-e|local": "is no cluster that lives longer than this call",
     "populate|LAB:Square|--max-calls|-1": "max_calls=-1 must be a whole number from 0",
     "populate|LAB:Square|--detach": "is no cluster that lives longer than this call",
     "report|LAB|--output|report.pdf": "must end in .html or .png",

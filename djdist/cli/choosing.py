@@ -1,0 +1,87 @@
+"""Tables and jobs as the command line names them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import datajoint as dj
+
+from djdist.errors import OptionError
+from djdist.jobs import jobs_to_look_at
+from djdist.pipeline import connect_anew, is_infrastructure
+from djdist.shipping import is_alive
+from djdist.tables import tables_named
+
+
+def all_tables(names: Sequence[str]) -> list[Any]:
+    """Give the tables of some names, each once."""
+    return list(dict.fromkeys(table for name in names for table in tables_named(name)))
+
+
+def one_table(name: str) -> Any:
+    """Give the table of a name.
+
+    Raises
+    ------
+    OptionError
+        It names a module only, or no such table.
+    """
+    if ":" not in name:
+        names = ", ".join(f"{name}:{table.__name__}" for table in tables_named(name))
+        raise OptionError(f"Which table of {name}? There are: {names}.")
+    return tables_named(name)[0]
+
+
+def reconnected(tables: list[Any]) -> list[Any]:
+    """Give tables, with new connections for those that were lost."""
+    for table in tables:
+        if not is_alive(table.connection):
+            connect_anew(table.connection)
+    return tables
+
+
+def check(table: Any, restrictions: Sequence[str] | None) -> None:
+    """Let the database refuse a restriction of keys before anything is changed."""
+    _tried(lambda: _todo(table, restrictions), restrictions)
+
+
+def jobs_of_keys(table: Any, restrictions: Sequence[str] | None) -> Any:
+    """Give the jobs of the keys that a call of populate() was about."""
+    jobs = table.jobs
+    return jobs.restrict(_todo(table, restrictions).proj(), semantic_check=False) if restrictions else jobs
+
+
+def jobs_seen(table: Any, restrictions: Sequence[str] | None) -> Any:
+    """Give jobs to look at; there are none to restrict before the jobs table is declared."""
+    jobs = jobs_to_look_at(table)
+    return restricted(jobs, restrictions) if jobs.is_declared else jobs
+
+
+def restricted(jobs: Any, restrictions: Sequence[str] | None) -> Any:
+    """Choose some of a table's jobs.
+
+    Raises
+    ------
+    OptionError
+        The database refuses the restriction.
+    """
+    return _tried(lambda: jobs & dj.AndList(restrictions), restrictions) if restrictions else jobs
+
+
+def line_of(error: Exception) -> str:
+    """Write an error in one line."""
+    text = error.args[0] if isinstance(error, dj.DataJointError) and error.args else error
+    return " ".join(str(text).split())
+
+
+def _tried(query: Callable[[], Any], restrictions: Sequence[str] | None) -> Any:
+    try:
+        bool(query() & dj.Top(limit=1))
+    except Exception as error:
+        if not restrictions or is_infrastructure(error):
+            raise
+        raise OptionError(f"{' AND '.join(restrictions)!r} is no restriction: {line_of(error)}") from error
+    return query()
+
+
+def _todo(table: Any, restrictions: Sequence[str] | None) -> Any:
+    return table().key_source & dj.AndList(restrictions or ())
