@@ -167,9 +167,11 @@ def counts_of(jobs: dj.Job) -> dict[str, int]:
 
 def new_keys(jobs: dj.Job, remaining: int, counts: dict[str, int]) -> int:
     """Count the keys that are still to be made and have no job yet; ``remaining`` counts with one."""
+    if not counts:
+        return remaining
     todo, key = jobs.target._jobs_to_do(()), jobs.primary_key
     if len(todo.primary_key) > len(key):  # several of them may fall on one job
-        remaining = len(dj.U(*key) & (todo - jobs.target.proj()))
+        remaining = len(dj.U(*key) & todo.restrict(dj.Not(jobs.target.proj()), semantic_check=False))
     return max(0, remaining - sum(counts[name] for name in ("pending", "reserved", "error", "ignore")))
 
 

@@ -437,6 +437,31 @@ class TestProgress:
         lab.Square.populate(reserve_jobs=True)
         assert list(djdist.progress(lab.Square)["new"]) == [0]
 
+    def test_keys_that_share_a_job_are_new_together(self, lab: ModuleType) -> None:
+        class Choice(dj.Lookup):
+            definition = "choice : int32"
+            contents = ((1,), (2,))
+
+        class Chosen(dj.Computed):
+            definition = """
+            -> Session
+            choice : int32
+            """
+
+            @property
+            def key_source(self) -> Any:
+                return lab.Session * Choice
+
+            def make(self, key: dict[str, Any]) -> None:
+                self.insert1(key)
+
+        pipelines.fill(lab)
+        schema = dj.Schema(lab.SCHEMA)
+        schema(Choice)
+        schema(Chosen, context={"Session": lab.Session})
+        Jobs(Chosen()).refresh("subject_id = 1")
+        assert list(djdist.progress(Chosen)["new"]) == [3]
+
 
 class TestRates:
     """What `top` measures where no job tells it; it looks every two seconds."""
