@@ -79,13 +79,30 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _modules_here(incomplete: str) -> list[str]:
+    """Complete the module only: to know its tables takes its import, and shells part words at the colon."""
+    return sorted(file.stem for file in Path().glob("*.py") if file.stem.startswith(incomplete))
+
+
 TABLE = "my_pipeline:Table"
-Name = Annotated[str, typer.Argument(metavar="MODULE:TABLE", help="A Computed or Imported table.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:TABLE", help="A Computed or Imported table.", autocompletion=_modules_here
+    ),
+]
 NameOrModule = Annotated[
-    str, typer.Argument(metavar="MODULE[:TABLE]", help="A table, or all those of a module.")
+    str,
+    typer.Argument(
+        metavar="MODULE[:TABLE]", help="A table, or all those of a module.", autocompletion=_modules_here
+    ),
 ]
 Names = Annotated[
-    list[str], typer.Argument(metavar="MODULE[:TABLE]", help="Tables, or modules for all of theirs.")
+    list[str],
+    typer.Argument(
+        metavar="MODULE[:TABLE]", help="Tables, or modules for all of theirs.", autocompletion=_modules_here
+    ),
 ]
 Restrictions = Annotated[
     list[str] | None,

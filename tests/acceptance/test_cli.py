@@ -190,11 +190,13 @@ class TestFromAShell:
         assert status.returncode == 0, error
         assert "datajoint.json" not in error
 
-    def test_help_and_completion_load_no_datajoint(self, shell: Shell) -> None:
-        words = {"COMP_WORDS": "djdist populate my_pipeline:Table --executor ", "COMP_CWORD": "4"}
-        loading = {"PYTHONPROFILEIMPORTTIME": "1"}
+    def test_help_and_completion_load_no_datajoint(self, lab: ModuleType, shell: Shell) -> None:
+        bash, loading = {"_DJDIST_COMPLETE": "complete_bash"}, {"PYTHONPROFILEIMPORTTIME": "1"}
+        executor = {"COMP_WORDS": "djdist populate my_pipeline:Table --executor ", "COMP_CWORD": "4"}
+        module = {"COMP_WORDS": f"djdist status {lab.__name__[:-1]}", "COMP_CWORD": "2"}
         for arguments, environment, answer in (
-            ((), {"_DJDIST_COMPLETE": "complete_bash", **words}, "local\nray\ndask"),
+            ((), bash | executor, "local\nray\ndask"),
+            ((), bash | module, lab.__name__),
             (("--version",), {}, f"djdist {djdist.__version__}"),
             (("populate", "--help"), {}, "--num-gpus"),
         ):
