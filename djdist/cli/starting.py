@@ -8,7 +8,7 @@ from typing import Any
 
 import djdist
 from djdist.errors import OptionError
-from djdist.logs import LINE
+from djdist.driver.logs import LINE
 
 
 def start() -> None:
