@@ -7,8 +7,8 @@ import warnings
 from typing import Any
 
 import djdist
-from djdist.errors import OptionError
 from djdist.driver.logs import LINE
+from djdist.errors import OptionError
 
 
 def start() -> None:
