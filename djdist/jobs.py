@@ -182,7 +182,6 @@ def refreshing(
         delay_seconds=delay,
         stale_seconds=settings.stale_timeout if stale_timeout is None else stale_timeout,
         orphan_seconds=orphan_timeout or 0,
-        keep_completed=settings.keep_completed,
     )
 
 

@@ -46,7 +46,8 @@ class JobsTableSource:
     """Where a jobs table is and the queries that say which keys it should hold.
 
     ``restricted_sql`` is None where a call has no restrictions; ``finer_source`` tells
-    that several keys of the key source may fall on one job.
+    that several keys of the key source may fall on one job, ``keep_completed`` that jobs
+    stay as successes.
     """
 
     settings: ConnectionSettings
@@ -59,6 +60,7 @@ class JobsTableSource:
     target_key: tuple[str, ...]
     key_source_sql: str
     restricted_sql: str | None
+    keep_completed: bool = False
 
 
 def check_populates(table: Any) -> None:
@@ -138,6 +140,7 @@ def jobs_table_source(
         target_key=tuple(name for name in todo.primary_key if name in table.primary_key),
         key_source_sql=plain_sql(todo),
         restricted_sql=plain_sql(table._jobs_to_do(restrictions)) if restrictions else None,
+        keep_completed=table.connection._config.jobs.keep_completed,
     )
 
 

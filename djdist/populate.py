@@ -164,7 +164,7 @@ def _jobs_table(
     store = JobsTable(
         source, owner, priority, options if refreshes else None, config.database_patience_seconds
     )
-    return store, store.fence(keep_completed=settings.keep_completed)
+    return store, store.fence()
 
 
 def _info(table: Any, policy: Policy, *, detached: bool, return_exception_objects: bool) -> RunInfo:

@@ -86,7 +86,6 @@ class Refreshing:
     delay_seconds: float = 0
     stale_seconds: float = 0
     orphan_seconds: float = 0
-    keep_completed: bool = False
 
 
 @dataclass(eq=False)
@@ -141,7 +140,7 @@ class JobsTable(JobStore):
         return {
             "orphaned": orphaned + self._free_orphans(options.orphan_seconds),
             "added": self._add(options.priority, options.delay_seconds),
-            "re_pended": self._repend_completed(options.priority) if options.keep_completed else 0,
+            "re_pended": self._repend_completed(options.priority) if self.source.keep_completed else 0,
             "removed": self._remove_vanished() + self._remove_stale(options.stale_seconds),
         }
 
@@ -255,7 +254,7 @@ class JobsTable(JobStore):
             self._open_engine.dispose()
             self._open_engine = None
 
-    def fence(self, *, keep_completed: bool) -> Fence:
+    def fence(self) -> Fence:
         """Give the workers their statements."""
         jobs = self._jobs.c
         key = sa.and_(*[jobs[name] == sa.bindparam(key_name(name)) for name in self.source.key])
@@ -270,7 +269,9 @@ class JobsTable(JobStore):
             "completed_time": this_moment(),
             "duration": sa.bindparam("seconds"),
         }
-        finish = sa.update(self._jobs).values(success) if keep_completed else sa.delete(self._jobs)
+        finish = (
+            sa.update(self._jobs).values(success) if self.source.keep_completed else sa.delete(self._jobs)
+        )
         nobody: dict[str, Any] = {"host": sa.literal_column("''"), "pid": sa.literal_column("0")}
         not_begun = jobs.pid == sa.literal_column("0")
         held: sa.Select[Any] = sa.select(sa.literal_column("1")).where(*mine, *begun_here)
@@ -307,11 +308,12 @@ class JobsTable(JobStore):
         """Finish jobs whose key somebody has made without them."""
         if self.source.finer_source:  # some of a job's keys may be missing
             return
-        keeps = self.refreshing is not None and self.refreshing.keep_completed
         success = sa.update(self._jobs).values(status="success", completed_time=NOW)
         made = [*conditions, self._in_target(self._jobs)]
         for batch in _batches(jobs):
-            self._change_unlocked(batch, made, success if keeps else sa.delete(self._jobs))
+            self._change_unlocked(
+                batch, made, success if self.source.keep_completed else sa.delete(self._jobs)
+            )
 
     def _check_hits(self, hits: int, jobs: Sequence[Job]) -> None:
         if hits != len(jobs):

@@ -79,7 +79,7 @@ def test_a_refresh_reads_each_table_once(store: JobsTable, jobs: Jobs) -> None:
 
 def use(store: JobsTable, jobs: Jobs, connection: Explaining) -> None:
     """Ask all that a run asks, for one job and for many."""
-    fence = store.fence(keep_completed=False)
+    fence = store.fence()
     for count in (1, MANY):
         reserved = store.reserve(count)
         assert len(store.renew(reserved)) == count

@@ -81,7 +81,7 @@ def saturate(source: JobsTableSource, places: int, drivers: int) -> tuple[float,
 def drive(source: JobsTableSource, cluster: Cluster) -> dict[str, Any]:
     """Do one driver's run in a process of its own."""
     store = JobsTable(source, Owner(new_token(60)))
-    executor = SimulatedExecutor(cluster, store.fence(keep_completed=False), source.settings)
+    executor = SimulatedExecutor(cluster, store.fence(), source.settings)
     statements: Counter[str] = Counter()
     sa.event.listen(
         sa.Engine, "before_cursor_execute", lambda *_: statements.update([threading.current_thread().name])

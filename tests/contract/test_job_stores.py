@@ -151,6 +151,11 @@ class TestMemoryStore(JobStoreContract):
         assert store.pending() == 4
 
 
+def keeping(store: JobsTable) -> JobsTable:
+    """Give a run's store as it is where completed jobs are kept."""
+    return replace(store, source=replace(store.source, keep_completed=True))
+
+
 @pytest.fixture
 def open_store() -> Iterator[OpenStore]:
     """Opens stores of a table, each with a token of its own; closes them at the end."""
@@ -434,7 +439,7 @@ class TestGivingBack:
     ) -> None:
         for each in (other, store):
             begun, _ = each.reserve(2)
-            each.fence(keep_completed=False).begins(connection, [fence_values(each, begun)])
+            each.fence().begins(connection, [fence_values(each, begun)])
         assert store.begun_by("a worker", 77) == [begun]
         assert store.begun_by("a worker", 78) == store.begun_by("another", 77) == []
 
@@ -447,7 +452,7 @@ class TestGivingBack:
         self, store: JobsTable, jobs: Jobs, connection: Any
     ) -> None:
         begun, waiting = store.reserve(2)
-        assert store.fence(keep_completed=False).begins(connection, [fence_values(store, begun)]) == [True]
+        assert store.fence().begins(connection, [fence_values(store, begun)]) == [True]
         assert store.release_waiting([begun, waiting]) == [waiting]
         assert row(jobs, begun.key)["status"] == "reserved"
         assert row(jobs, waiting.key)["status"] == "pending"
@@ -456,7 +461,7 @@ class TestGivingBack:
         self, store: JobsTable, jobs: Jobs, connection: Any
     ) -> None:
         (job,) = store.reserve(1)
-        fence, values = store.fence(keep_completed=False), fence_values(store, job)
+        fence, values = store.fence(), fence_values(store, job)
         before = row(jobs, job.key)
         assert fence.begins(connection, [values]) == [True]
         fence.forgo_begun(connection, [{**values, "worker_pid": -1}])
@@ -560,8 +565,9 @@ class TestLease:
         assert keys_of(store.reserve(6)) == keys
 
     @pytest.mark.parametrize("keep_completed", [False, True])
+    @pytest.mark.parametrize("refreshes", [False, True])
     def test_a_dead_runs_job_whose_result_is_there_is_finished(
-        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, keep_completed: bool
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, keep_completed: bool, refreshes: bool
     ) -> None:
         dead = open_store(lab.Square, lease_seconds=1)
         dead.refresh()
@@ -569,7 +575,7 @@ class TestLease:
         lab.Square.insert1({**made.key, "result": 1}, allow_direct_insert=True)
         age(jobs, "reserved_time", 10, f"connection_id = {dead.owner.token}")
         with dj.config.override(jobs__keep_completed=keep_completed):
-            store = open_store(lab.Square)
+            store = open_store(lab.Square, refreshes=refreshes)
         assert store.rescue() == 1
         assert row(jobs, left.key)["status"] == "pending"
         finished = (jobs & made.key).to_dicts()
@@ -595,7 +601,7 @@ class TestLease:
         age(jobs, "reserved_time", 10, f"connection_id = {dead.owner.token}")
         connection = server.connect()
         connection.start_transaction()
-        fence = dead.fence(keep_completed=False)
+        fence = dead.fence()
         assert fence.begins(connection, [fence_values(dead, frozen)]) == [True]
         assert store.rescue() == 1
         connection.close()
@@ -663,7 +669,7 @@ class TestLease:
 class TestFence:
     def test_a_worker_notes_where_it_works(self, store: JobsTable, jobs: Jobs, connection: Any) -> None:
         (job,) = store.reserve(1)
-        assert store.fence(keep_completed=False).begins(connection, [fence_values(store, job)]) == [True]
+        assert store.fence().begins(connection, [fence_values(store, job)]) == [True]
         assert store.begun([job]) == [job]
         begun = row(jobs, job.key)
         assert (begun["host"], begun["pid"], begun["status"]) == ("a worker", 77, "reserved")
@@ -671,7 +677,7 @@ class TestFence:
     def test_a_job_begins_once(self, store: JobsTable, connection: Any) -> None:
         """A cluster may run a task again whose first worker it takes for dead."""
         (job,) = store.reserve(1)
-        fence, values = store.fence(keep_completed=False), fence_values(store, job)
+        fence, values = store.fence(), fence_values(store, job)
         assert fence.begins(connection, [values]) == [True]
         assert fence.begins(connection, [{**values, "worker_pid": 78}]) == [False]
         with pytest.raises(LeaseLostError):
@@ -682,7 +688,7 @@ class TestFence:
         self, store: JobsTable, connection: Any, lab: ModuleType
     ) -> None:
         jobs = store.reserve(3)
-        fence, values = store.fence(keep_completed=False), [fence_values(store, job) for job in jobs]
+        fence, values = store.fence(), [fence_values(store, job) for job in jobs]
         assert fence.begins(connection, values) == [True] * 3
         assert not fence.any_made(connection, values)
         lab.Square.insert1({**jobs[1].key, "result": 1}, allow_direct_insert=True)
@@ -692,7 +698,7 @@ class TestFence:
         self, store: JobsTable, connection: Any
     ) -> None:
         (job,) = store.reserve(1)
-        fence, values = store.fence(keep_completed=False), fence_values(store, job)
+        fence, values = store.fence(), fence_values(store, job)
         assert fence.begins(connection, [values]) == [True]
         store.release([job])
         assert store.reserve(1) == [job]
@@ -701,7 +707,7 @@ class TestFence:
 
     def test_finishing_removes_the_job(self, store: JobsTable, jobs: Jobs, connection: Any) -> None:
         (job,) = store.reserve(1)
-        fence, values = store.fence(keep_completed=False), fence_values(store, job)
+        fence, values = store.fence(), fence_values(store, job)
         assert fence.begins(connection, [values]) == [True]
         fence.finish_or_undo(connection, values)
         assert not jobs & job.key
@@ -711,7 +717,7 @@ class TestFence:
         self, store: JobsTable, jobs: Jobs, connection: Any
     ) -> None:
         (job,) = store.reserve(1)
-        fence, values = store.fence(keep_completed=True), fence_values(store, job)
+        fence, values = keeping(store).fence(), fence_values(store, job)
         assert fence.begins(connection, [values]) == [True]
         fence.finish_or_undo(connection, values)
         finished = row(jobs, job.key)
@@ -725,7 +731,7 @@ class TestFence:
     ) -> None:
         (job,) = other.reserve(1)
         before = rows(jobs)
-        fence = store.fence(keep_completed=keep_completed)
+        fence = (keeping(store) if keep_completed else store).fence()
         assert fence.begins(connection, [fence_values(store, job)]) == [False]
         with pytest.raises(LeaseLostError):
             fence.finish_or_undo(connection, fence_values(store, job))
@@ -738,7 +744,7 @@ class TestFence:
         (job,) = store.reserve(1)
         jobs.update1({**job.key, "status": status})
         before = rows(jobs)
-        fence = store.fence(keep_completed=False)
+        fence = store.fence()
         assert fence.begins(connection, [fence_values(store, job)]) == [False]
         with pytest.raises(LeaseLostError):
             fence.finish_or_undo(connection, fence_values(store, job))
@@ -1039,7 +1045,7 @@ class TestKeysAndRestrictions:
         assert statuses(jobs) == {"pending": 2}
         finished, failed = store.reserve(5)
         assert statuses(jobs) == {"reserved": 2}
-        fence = store.fence(keep_completed=False)
+        fence = store.fence()
         assert fence.begins(connection, [fence_values(store, finished)]) == [True]
         fence.finish_or_undo(connection, fence_values(store, finished))
         store.fail(failed, FAILURE)
@@ -1108,7 +1114,7 @@ class TestHostileValues:
             reserved = {job.key["word"]: job for job in store.reserve(10)}
             job = reserved[HOSTILE]
             store.renew([job])
-            fence = store.fence(keep_completed=False)
+            fence = store.fence()
             assert fence.begins(connection, [{**fence_values(store, job), "worker_host": WORSE}]) == [True]
             assert store.begun([job]) == [job]
             store.fail(job, Failure(WORSE, WORSE), WORSE, 7)
@@ -1127,7 +1133,7 @@ class TestHostileValues:
             wait_until(store.pending, "the delay to end")
             assert store.reserve(10) == [job]
             values = fence_values(store, job)
-            fence = store.fence(keep_completed=True)
+            fence = keeping(store).fence()
             assert fence.begins(connection, [values]) == [True]
             fence.finish_or_undo(connection, values)
             store.release_all()
