@@ -7,10 +7,11 @@ import signal
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypedDict, overload
 from uuid import uuid4
 
 import cloudpickle
+from typing_extensions import Unpack
 
 from djdist import executors
 from djdist.driver import drive
@@ -34,6 +35,34 @@ from djdist.worker import Parcel, Workplace
 logger = logging.getLogger(__name__)
 
 
+class Options(TypedDict, total=False):
+    """What :func:`populate` takes beside ``detach``, which decides what it gives."""
+
+    suppress_errors: bool
+    return_exception_objects: bool
+    reserve_jobs: bool
+    max_calls: int | None
+    display_progress: bool
+    processes: int | None
+    make_kwargs: dict[str, Any] | None
+    priority: int | None
+    refresh: bool | None
+    executor: Choice | None
+    timeout_seconds: float | None
+    retries: int | None
+    retry_on: ExceptionClasses | None
+
+
+@overload
+def populate(
+    table: Any, *restrictions: Any, detach: Literal[False] = False, **options: Unpack[Options]
+) -> dict[str, Any]: ...
+@overload
+def populate(table: Any, *restrictions: Any, detach: Literal[True], **options: Unpack[Options]) -> Run: ...
+@overload
+def populate(
+    table: Any, *restrictions: Any, detach: bool, **options: Unpack[Options]
+) -> dict[str, Any] | Run: ...
 def populate(
     table: Any,
     *restrictions: Any,
@@ -51,7 +80,7 @@ def populate(
     retries: int | None = None,
     retry_on: ExceptionClasses | None = None,
     detach: bool = False,
-) -> Any:
+) -> dict[str, Any] | Run:
     """Make the missing keys of a Computed or Imported table, here or on a cluster.
 
     After :func:`djdist.enable` it is the method ``populate`` of every such table. It takes all

@@ -80,7 +80,7 @@ class TestOptions:
 
     def test_a_wrong_name_is_seen_by_editors_too(self, untouched: Any) -> None:
         with pytest.raises(djdist.OptionError, match="no executor 'slurm'"):
-            djdist.populate(untouched, reserve_jobs=True, executor="slurm")  # type: ignore[arg-type]
+            djdist.populate(untouched, reserve_jobs=True, executor="slurm")  # type: ignore[call-overload]
 
     def test_make_kwargs_that_can_not_be_pickled_are_named(
         self, untouched: Any, remote_executor: Any

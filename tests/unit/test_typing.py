@@ -5,14 +5,24 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from importlib.resources import files
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import datajoint as dj
 import pytest
 from IPython.core.completer import IPCompleter, provisionalcompleter
+from typing_extensions import assert_type
 
 import djdist
 from djdist.executors import ExecutorName
+from djdist.populate import Options
+
+if TYPE_CHECKING:  # mypy checks it
+
+    def what_populate_gives(detach: bool) -> None:
+        assert_type(djdist.populate(Undeclared, "n = 1", executor="ray"), dict[str, Any])
+        assert_type(djdist.populate(Undeclared, executor="ray", detach=True), djdist.Run)
+        assert_type(djdist.populate(Undeclared, detach=detach), dict[str, Any] | djdist.Run)
+        djdist.populate(Undeclared, executor="slurm")  # type: ignore[call-overload]
 
 
 class Undeclared(dj.Computed):
@@ -37,11 +47,22 @@ def test_the_method_shows_executor_and_its_choices(method: Any) -> None:
     assert method.__doc__ == djdist.populate.__doc__
 
 
+def test_checkers_know_the_options_that_there_are() -> None:
+    hints = get_type_hints(djdist.populate)
+    for name in ("table", "restrictions", "detach", "return"):
+        del hints[name]
+    assert get_type_hints(Options) == hints
+
+
 def test_jupyter_completes_executor(method: Any) -> None:
     completer = IPCompleter(namespace={"method": method})  # type: ignore[no-untyped-call]
     line = "method(exec"
     with provisionalcompleter():
         assert "executor=" in {completion.text for completion in completer.completions(line, len(line))}
+
+
+def test_the_executors_classes_are_listed_though_they_load_late() -> None:
+    assert {"DaskExecutor", "FuturesExecutor", "LocalExecutor", "RayExecutor"} <= {*dir(djdist)}
 
 
 def test_the_choices_are_the_executors_that_there_are() -> None:
