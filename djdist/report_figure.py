@@ -31,7 +31,9 @@ DECORATION_INCHES = 0.75
 MOST_BARS = 2000
 """So many jobs are drawn one by one; more of them as how busy each process was."""
 MOST_CROSSES = 500
-BUSY_COLUMNS = 1500
+BUSY_COLUMNS = 300
+"""Wide enough to hold several jobs: were it one each, tables that run together would look like noise."""
+DOTS = 1500
 FAINTEST = 0.25
 MOST_GAPS, ROWS_PER_LANE = 60, 10
 LABEL_INCHES = 0.17
@@ -148,7 +150,7 @@ def _draw_timeline(axis: Axes, jobs: pd.DataFrame, colours: Colours) -> None:
     for colour, width in (("white", size / 2), (ERROR, size / 4)):
         axis.plot(errors["right"], errors["lane"], "x", color=colour, markersize=size, markeredgewidth=width)
     axis.set(xlim=(left, right), ylim=(jobs["lane"].max() + 0.5, -0.5))
-    axis.set_title(_span(jobs) + ("" if few else "; the darker, the busier"), loc="left", fontsize=11)
+    axis.set_title(_span(jobs) + ("" if few else _reading(made)), loc="left", fontsize=11)
     _label_hosts(axis, jobs)
     _mark_time(axis)
     axis.tick_params(labelbottom=False)
@@ -157,7 +159,7 @@ def _draw_timeline(axis: Axes, jobs: pd.DataFrame, colours: Colours) -> None:
 
 def _draw_bars(axis: Axes, made: pd.DataFrame, colours: Colours, left: float, right: float) -> None:
     """Draw each job as a bar, with a gap to the next one where there is room for it."""
-    dot = (right - left) / BUSY_COLUMNS
+    dot = (right - left) / DOTS
     widths = (made["right"] - made["left"]).clip(lower=dot)
     edges = np.where(widths > 5 * dot, 0.5, 0)
     shades = [colours[table] for table in made["table"]]
@@ -167,17 +169,22 @@ def _draw_bars(axis: Axes, made: pd.DataFrame, colours: Colours, left: float, ri
 
 
 def _draw_busy(axis: Axes, made: pd.DataFrame, colours: Colours, left: float, right: float) -> None:
-    """Draw which part of the time each process made keys: a picture, as bars would be thinner than a dot."""
+    """Draw how busy each process was, and with which table most: bars would be thinner than a dot."""
     lanes = int(made["lane"].max()) + 1
-    shares = {str(table): _busy(rows, lanes, left, right) for table, rows in made.groupby("table")}
-    total = np.sum([*shares.values()], axis=0)
-    emphasis = np.where(total > 0, FAINTEST + (1 - FAINTEST) * np.minimum(total, 1), 0)
-    ink = np.sum([np.multiply.outer(shares[t], 1 - np.array(to_rgb(colours[t]))) for t in shares], axis=0)
-    picture = (1 - ink * (emphasis / np.maximum(total, 1e-12))[..., None]).clip(0, 1)
+    tables, parts = zip(*made.groupby("table"), strict=True)
+    shares = np.array([_busy(rows, lanes, left, right) for rows in parts])
+    ink = 1 - np.array([to_rgb(colours[table]) for table in tables])[shares.argmax(axis=0)]
+    total = shares.sum(axis=0).clip(0, 1)
+    emphasis = np.where(total > 0, FAINTEST + (1 - FAINTEST) * total, 0)
+    picture = 1 - ink * emphasis[..., None]
     if lanes <= MOST_GAPS:
         picture = picture.repeat(ROWS_PER_LANE, axis=0)
         picture[::ROWS_PER_LANE] = 1
     axis.imshow(picture, aspect="auto", extent=(left, right, lanes - 0.5, -0.5))
+
+
+def _reading(made: pd.DataFrame) -> str:
+    return "; pale: idle" + ", colour: main table" * (made["table"].nunique() > 1)
 
 
 def _busy(jobs: pd.DataFrame, lanes: int, left: float, right: float) -> Floats:

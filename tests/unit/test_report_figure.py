@@ -66,11 +66,24 @@ def test_many_jobs_become_a_picture_of_how_busy_each_process_was() -> None:
     half = [(tick, tick + ticks[1] / 2, "b", 1) for tick in ticks if tick < 500]
     (image,) = timeline(history(jobs(*dense), jobs(*half))).images
     picture = np.asarray(image.get_array())
-    inner = picture[[len(picture) // 4, 3 * len(picture) // 4], 50:-50]
+    columns = picture.shape[1]
+    inner = picture[[len(picture) // 4, 3 * len(picture) // 4], columns // 30 : -columns // 30]
     ink = (1 - inner) / (1 - np.array(to_rgb(TABLES[0])))
     assert ink[0].min() > 0.98
-    assert ink[1, :600].mean() == pytest.approx(0.25 + 0.75 / 2, abs=0.02)
-    assert ink[1, 750:].max() == 0
+    assert ink[1, : 4 * columns // 10].mean() == pytest.approx(0.25 + 0.75 / 2, abs=0.02)
+    assert ink[1, 6 * columns // 10 :].max() == 0
+
+
+def test_the_picture_of_many_jobs_has_the_colour_of_the_table_that_took_most() -> None:
+    ticks = range(MOST_BARS)
+    long = jobs(*[(tick, tick + 0.6, "a", 1) for tick in ticks], table="Long")
+    short = jobs(*[(tick + 0.6, tick + 1, "a", 1) for tick in ticks], table="Short")
+    axis = timeline(history(long, short))
+    (image,) = axis.images
+    picture = np.asarray(image.get_array())
+    middle = picture[len(picture) // 2, picture.shape[1] // 10 : -picture.shape[1] // 10]
+    assert np.abs(middle - to_rgb(TABLES[0])).max() < 0.02
+    assert "pale: idle, colour: main table" in axis.get_title("left")
 
 
 @pytest.mark.parametrize("number", [1, 10, MOST_BARS, MOST_BARS + 1])
