@@ -62,7 +62,9 @@ def test_the_first_run(folder: Path) -> None:
 def test_on_ray(folder: Path) -> None:
     outputs = outputs_of("2-ray.ipynb", folder)
     together = "\n".join(outputs)
+    assert "3 ×</td>" in together
     assert "ValueError: lam < 0" in together
+    assert "keys_per_second" in together
     assert "3 keys are pending again" in together
     assert "{'success_count': 3, 'error_list': []}" in together
     assert "60 of 60 neurons made, 0 errors left" in outputs[-1]
@@ -72,6 +74,7 @@ def test_on_ray(folder: Path) -> None:
 def test_on_dask(folder: Path) -> None:
     outputs = outputs_of("3-dask.ipynb", folder)
     together = "\n".join(outputs)
+    assert "Dask's pages: http://127.0.0.1:" in together
     assert "{'success_count': 5, 'error_list': []}" in together
     assert "{'success_count': 45, 'error_list': []}" in together
     assert "50 of 50 neurons made, 0 errors left" in outputs[-1]
@@ -83,6 +86,10 @@ def test_a_cluster_session(folder: Path) -> None:
     (look,) = [output for output in outputs if "success_count" in output]
     assert "<Tuning of cluster_session by postgres" in look
     assert "(detached)" in look
+    (begun,) = [output for output in outputs if "(detached)" in output and output != look]
+    assert "running" in begun
+    assert "0 running" not in begun
+    assert "keys_per_second" in "\n".join(outputs)
     assert "{'success_count': 40, 'error_list': []}" in look
     assert (folder / "report.html").stat().st_size > LARGEST_IMAGE_BYTES
     assert "40 of 40 neurons made, 0 errors left" in outputs[-1]
