@@ -101,6 +101,13 @@ class TestKubernetes:
         tags = {spec["containers"][0]["image"].rpartition("-ray")[2] for spec in _pods([cluster])}
         assert tags == {cluster["spec"]["rayVersion"]}
 
+    def test_a_call_in_the_scheduler_s_pod_finds_the_dask_cluster(self) -> None:
+        cluster, _ = documents(KUBERNETES[2])
+        (container,) = cluster["spec"]["scheduler"]["spec"]["containers"]
+        (port,) = [port["containerPort"] for port in container["ports"] if port["name"] == "tcp-comm"]
+        given = {env["name"]: env.get("value") for env in container["env"]}
+        assert given["DASK_SCHEDULER_ADDRESS"] == f"tcp://localhost:{port}"
+
     def test_the_autoscaler_is_the_dask_cluster_s(self) -> None:
         cluster, autoscaler = documents(KUBERNETES[2])
         assert autoscaler["spec"]["cluster"] == cluster["metadata"]["name"]
