@@ -1,6 +1,5 @@
 """Contract of what runs tasks, on this machine or on a cluster."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -28,8 +27,10 @@ def window(places: int) -> int:
 
 
 def default_places() -> int:
-    """Give the number of processors of this machine."""
-    return os.cpu_count() or 1
+    """Give the number of processors that this process may use, by its affinity and its container's limit."""
+    import loky
+
+    return int(loky.cpu_count())
 
 
 def task_name(table: str, jobs: Sequence[Job]) -> str:

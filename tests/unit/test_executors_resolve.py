@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import concurrent.futures as cf
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,16 @@ def test_no_number_means_all_processors(processes: int | None) -> None:
     everywhere = resolve("local", processes)
     assert isinstance(everywhere, LocalExecutor)
     assert everywhere.processes == default_places()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system ties no process to processors")
+def test_all_processors_are_those_that_this_process_may_use() -> None:
+    code = (
+        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); import djdist; "
+        "print(djdist.LocalExecutor(processes=None).processes)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "1\n"
 
 
 @pytest.mark.parametrize("processes", [-1, -100])
