@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -15,6 +18,7 @@ FOLDER = Path(__file__).parents[2] / "cluster-configs"
 FILES = [file for engine in ("dask", "ray") for file in sorted((FOLDER / engine).iterdir()) if file.is_file()]
 CLOUDS = ["aws", "gcp"]
 KUBERNETES = ["ray/kuberay-cluster.yaml", "ray/kuberay-job.yaml", "dask/kubernetes.yaml"]
+KUBERAY = Path(__file__).with_name("kuberay-rayjob.json")
 CREDENTIALS = {"DJ_USER", "DJ_PASS"}
 
 
@@ -26,6 +30,13 @@ def documents(name: str) -> list[dict[str, Any]]:
 def test_three_commands_are_at_its_top(file: Path) -> None:
     top = file.read_text().split("\n# Before")[0].splitlines()[:8]
     assert len([line for line in top if re.match(r"#   \w+ \S", line)]) == 3
+
+
+def test_djdist_comes_from_pypi_or_a_wheel_beside_the_pipeline() -> None:
+    texts = [file.read_text() for file in [*FILES, FOLDER / "Dockerfile"]]
+    asked = [text.count('"djdist[') for text in texts]
+    assert asked == [len(re.findall("--find-links [~.]/my_pipeline", text)) for text in texts]
+    assert sum(asked) == 8
 
 
 def test_all_files_name_the_same_versions() -> None:
@@ -61,6 +72,11 @@ class TestRayUp:
         subprocess.run(["bash", "-n", "-c", start], check=True)
         assert 'DJ_PASS="$(' in start or ". ~/.datajoint.env" in start
 
+    def test_no_node_of_aws_has_ray_s_own_old_image(self) -> None:
+        (config,) = documents("ray/aws.yaml")
+        images = {kind["node_config"]["ImageId"] for kind in config["available_node_types"].values()}
+        assert [image.partition("/latest/")[0][-12:] for image in images] == ["ubuntu-24.04"]
+
     @pytest.mark.parametrize("cloud", CLOUDS)
     def test_keys_are_made_on_workers_of_each_kind(self, cloud: str) -> None:
         (config,) = documents(f"ray/{cloud}.yaml")
@@ -85,6 +101,25 @@ class TestKubernetes:
         for spec in pods:
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
             kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+
+    @pytest.mark.parametrize("name", KUBERNETES[:2])
+    def test_kuberay_takes_it(self, name: str) -> None:
+        (given,) = documents(name)
+        validate(given, kuberay_schema(given["kind"]))
+
+    def test_dask_s_operator_takes_it(self) -> None:
+        files = importlib.metadata.files("dask-kubernetes") or []
+        for given in documents(KUBERNETES[2]):
+            (file,) = (file for file in files if file.match(f"crds/{given['kind'].lower()}.yaml"))
+            definition = yaml.safe_load(file.read_text())
+            (version,) = definition["spec"]["versions"]
+            validate(given, version["schema"]["openAPIV3Schema"])
+
+    def test_a_misspelt_field_is_found(self) -> None:
+        (given,) = documents(KUBERNETES[0])
+        given["spec"]["workerGroupSpecs"][0]["maxReplica"] = 8
+        with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
+            validate(given, kuberay_schema("RayCluster"))
 
     def test_every_pod_has_limits_and_the_credentials_of_a_secret(self, pods: list[dict[str, Any]]) -> None:
         for (container,) in (spec["containers"] for spec in pods):
@@ -112,6 +147,30 @@ class TestKubernetes:
         cluster, autoscaler = documents(KUBERNETES[2])
         assert autoscaler["spec"]["cluster"] == cluster["metadata"]["name"]
         assert cluster["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] == "djdist"
+
+
+def kuberay_schema(kind: str) -> dict[str, Any]:
+    """Give KubeRay's own schema; that of a job holds that of a cluster."""
+    job: dict[str, Any] = json.loads(KUBERAY.read_text())
+    cluster = {"properties": {"spec": job["properties"]["spec"]["properties"]["rayClusterSpec"]}}
+    return {"RayCluster": cluster, "RayJob": job}[kind]
+
+
+def validate(given: Any, schema: dict[str, Any]) -> None:
+    """Check a document as the API server does, to which an unknown field is a mistake."""
+    everywhere: dict[str, Any] = {"apiVersion": {}, "kind": {}, "metadata": {}}
+    properties = {**schema["properties"], **everywhere}
+    jsonschema.validate(given, _strict({**schema, "properties": properties}))
+
+
+def _strict(schema: Any) -> Any:
+    """Forbid fields that a schema doesn't name, where it names some."""
+    if isinstance(schema, list):
+        return [_strict(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {"additionalProperties": False} if isinstance(schema.get("properties"), dict) else {}
+    return {**closed, **{name: _strict(inner) for name, inner in schema.items()}}
 
 
 def _pods(part: Any) -> Iterator[dict[str, Any]]:
@@ -143,6 +202,7 @@ class TestBatchSystems:
         assert set(asks) <= set(job.splitlines())
         assert "--nthreads 1 " in job
         assert "--nworkers 8 " in job
+        assert "--lifetime 225m --lifetime-stagger 10m" in job
         assert job.index("source ~/.datajoint.env") < job.index("distributed.cli.dask_worker")
         subprocess.run(["bash", "-n"], input=job, text=True, check=True)
 
