@@ -1,4 +1,7 @@
-"""The job of a cluster: populate one table where DJDIST_EXECUTOR says."""
+"""The job of a cluster: populate one table where DJDIST_EXECUTOR says.
+
+On Ray its arguments say what each key needs, if that is not one CPU: python populate.py num_gpus=1 num_cpus=4
+"""
 
 import sys
 
@@ -6,7 +9,10 @@ from my_pipeline import ProcessedData
 
 import djdist
 
+needs = dict(argument.split("=") for argument in sys.argv[1:])
+executor = djdist.RayExecutor(**{name: float(amount) for name, amount in needs.items()}) if needs else None
+
 djdist.enable()
-result = ProcessedData.populate(reserve_jobs=True, suppress_errors=True)
+result = ProcessedData.populate(reserve_jobs=True, suppress_errors=True, executor=executor)
 print(f"{result['success_count']} made, {len(result['error_list'])} failed")
 sys.exit(1 if result["error_list"] else 0)

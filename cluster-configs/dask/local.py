@@ -1,6 +1,6 @@
 # Dask on this machine.
 #
-#   pip install "djdist[dask]" ~/my_pipeline
+#   pip install --find-links ~/my_pipeline "djdist[dask]" ~/my_pipeline
 #   export DJ_HOST=database.example.org DJ_BACKEND=postgresql DJ_USER=me DJ_PASS=...
 #   python local.py
 

@@ -1,6 +1,6 @@
 # Dask on the lab's own machines, over SSH; the scheduler is on the first, workers are on the others.
 #
-#   pip install "djdist[dask]" asyncssh ~/my_pipeline
+#   pip install --find-links ~/my_pipeline "djdist[dask]" asyncssh ~/my_pipeline
 #   export DJ_HOST=database.example.org DJ_BACKEND=postgresql DJ_USER=me DJ_PASS=...
 #   python ssh.py node1 node1 node2 node3
 

@@ -7,7 +7,8 @@
 #   scancel --batch --signal=TERM JOB_ID   # lets djdist end what runs, and Ray after it
 #
 # Before the first time, on the login node:
-#   python3.11 -m venv ~/env && ~/env/bin/pip install "ray[default]==2.60.0" "djdist[ray,postgres]" ~/my_pipeline
+#   python3.11 -m venv ~/env
+#   ~/env/bin/pip install --find-links ~/my_pipeline "ray[default]==2.60.0" "djdist[ray,postgres]" ~/my_pipeline
 #   (umask 077; echo 'export DJ_USER=worker DJ_PASS=...' > ~/.datajoint.env)
 
 #SBATCH --job-name=djdist

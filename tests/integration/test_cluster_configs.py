@@ -211,3 +211,20 @@ class TestBatchSystems:
         subprocess.run(["bash", "-n", script], check=True)
         options = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
         assert "#SBATCH --ntasks-per-node=1" in options
+
+
+def test_the_board_is_built_as_ray_s_own_are() -> None:
+    from ray.dashboard.modules.metrics.dashboards import common
+
+    templates = [value for name, value in vars(common).items() if name.endswith("_TEMPLATE")]
+    base = json.loads(Path(common.__file__).with_name("default_grafana_dashboard_base.json").read_text())
+    board = json.loads((FOLDER / "grafana" / "djdist.json").read_text())
+    assert board.keys() <= base.keys()
+    variables = {name for variable in base["templating"]["list"] for name in variable}
+    assert {name for variable in board["templating"]["list"] for name in variable} <= variables
+    fields = {name for template in templates for name in template} | {"gridPos", "type"}
+    for panel in board["panels"]:
+        assert panel.keys() <= fields
+        assert all(target.keys() <= fields for target in panel["targets"])
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]}) == 6
