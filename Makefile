@@ -54,6 +54,13 @@ browser:  # it opens the pages of djdist.report()
 		|| { $(call apt_install,chromium chromium-driver); } \
 		|| echo 'No Chromium with its driver here, and none could be installed: its tests are skipped.' >&2
 
+.PHONY: ssh-server
+ssh-server:  # hosts of the tests are reached by it, as by ray up
+	@PATH="$$PATH:/usr/sbin:/sbin"; \
+	{ command -v sshd && command -v ssh && command -v rsync && command -v ip; } >/dev/null \
+		|| { $(call apt_install,openssh-server openssh-client rsync iproute2); } \
+		|| echo 'No SSH server here, and none could be installed: tests of hosts with SSH are skipped.' >&2
+
 .PHONY: real-mysql
 real-mysql:  # Debian has MySQL itself in its unstable suite only
 	@[ -n "$$DJDIST_TEST_REAL_MYSQL_URL" ] || [ -e $(VENV)/mysql/usr/sbin/mysqld ] || { \
@@ -63,7 +70,7 @@ real-mysql:  # Debian has MySQL itself in its unstable suite only
 		&& mv $(VENV)/mysql.part $(VENV)/mysql; \
 	} || echo 'No real MySQL server can be had here: its tests are skipped.' >&2
 
-test: $(BIN)/all-ready mysql-server real-mysql browser  ## all tests, on servers of their own
+test: $(BIN)/all-ready mysql-server real-mysql browser ssh-server  ## all tests, on servers of their own
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(BIN)/all-ready  ## lint, formatting, types, direction of imports

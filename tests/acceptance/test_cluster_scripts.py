@@ -7,12 +7,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import datajoint as dj
 import pytest
 
 import lab as pipelines
+from conftest import unavailable
+from lab.hosts import hosts, what_hosts_lack
+from lab.relay import relayed
 from lab.watching import counts
 from servers import Server
 
@@ -22,12 +27,13 @@ SLURM = {
     "scontrol": "hostname --ip-address | cut -d ' ' -f 1",
 }
 
+JOBS_OF_SLURM = {
+    "sbatch": 'cp "$1" "$1.job"\nsetsid bash "$1.job" &> /dev/null &\necho "Submitted batch job $!"',
+    "scancel": 'for job; do kill -- "-$job"; done',
+}
 
-@pytest.fixture
-def environment(server: Server, lab: ModuleType, modules_folder: Path, tmp_path: Path) -> dict[str, str]:
-    """What a lab has set up before: a Python, a pipeline, and a file with the credentials."""
-    pipelines.fill(lab)
-    (modules_folder / "my_pipeline.py").write_text(f"from {lab.__name__} import Square as ProcessedData\n")
+
+def credentials(server: Server) -> dict[str, str]:
     database = {
         "DJ_BACKEND": server.backend,
         "DJ_DATABASE_NAME": server.database_name or "",
@@ -37,12 +43,97 @@ def environment(server: Server, lab: ModuleType, modules_folder: Path, tmp_path:
         "DJ_USER": server.user,
         "DJ_USE_TLS": "false",
     }
-    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in database.items() if value)
+    return {name: value for name, value in database.items() if value}
+
+
+NEEDS_TWO_HOSTS = """
+import socket
+from pathlib import Path
+
+import datajoint as dj
+
+from {lab} import Session, schema
+from lab.watching import wait_until
+
+
+@schema
+class ProcessedData(dj.Computed):
+    definition = '''
+    -> Session
+    ---
+    host : varchar(255)
+    '''
+
+    def make(self, key):
+        begun, host = Path({folder!r}), socket.gethostname()
+        (begun / host).touch()
+        wait_until(lambda: len(list(begun.iterdir())) == 2, "another host")
+        self.insert1({{**key, "host": host}})
+"""
+
+
+@pytest.fixture
+def environment(server: Server, lab: ModuleType, modules_folder: Path, tmp_path: Path) -> dict[str, str]:
+    """What a lab has set up before: a Python, a pipeline, and a file with the credentials."""
+    pipelines.fill(lab)
+    (modules_folder / "my_pipeline.py").write_text(f"from {lab.__name__} import Square as ProcessedData\n")
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in credentials(server).items())
     (tmp_path / ".datajoint.env").write_text(exports)
     activate = tmp_path / "env" / "bin" / "activate"
     activate.parent.mkdir(parents=True)
     activate.write_text(f"PATH={Path(sys.executable).parent}:$PATH\n")
     return {**os.environ, "HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture
+def two_hosts(
+    server: Server, lab: ModuleType, modules_folder: Path, environment: dict[str, str], tmp_path: Path
+) -> Iterator[list[str]]:
+    """The addresses of two hosts, a way from them to the database, and a pipeline that needs both."""
+    if lacks := what_hosts_lack():
+        unavailable(lacks)
+    (tmp_path / "begun").mkdir()
+    pipeline = NEEDS_TWO_HOSTS.format(lab=lab.__name__, folder=str(tmp_path / "begun"))
+    (modules_folder / "my_pipeline.py").write_text(pipeline)
+    with (
+        hosts(tmp_path, 2, {"PYTHONPATH": os.environ["PYTHONPATH"]}) as (gateway, addresses),
+        relayed(server.host, server.port, at=gateway) as relay,
+    ):
+        with (tmp_path / ".datajoint.env").open("a") as file:
+            file.write(f"export DJ_HOST={gateway} DJ_PORT={relay.port}\n")
+        yield addresses
+
+
+def copied(folder: Path, name: str, **replacements: str) -> Path:
+    """Copy one of the files with its neighbours and replace what a lab has to replace."""
+    shutil.copytree(FOLDER, folder / "cluster-configs")
+    file = folder / "cluster-configs" / name
+    text = file.read_text()
+    for old, new in replacements.items():
+        assert old in text
+        text = text.replace(old, new)
+    file.write_text(text)
+    return file
+
+
+def commands(file: Path) -> list[str]:
+    """Give the commands at the top of a file."""
+    lines = file.read_text().split("\n# Before")[0].splitlines()
+    return [line.removeprefix("#   ") for line in lines if line.startswith("#   ")]
+
+
+def shell(command: str, environment: dict[str, str], folder: Path) -> str:
+    done = subprocess.run(
+        ["bash", "-c", f". ~/env/bin/activate && . ~/.datajoint.env && {command}"],
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 @pytest.fixture
@@ -83,3 +174,32 @@ def test_dask_starts_on_this_machine(lab: ModuleType, environment: dict[str, str
     assert done.returncode == 0, done.stderr
     assert len(lab.Square()) == 6
     assert counts(lab.Square) == {}
+
+
+@pytest.mark.long
+@pytest.mark.on("dask")
+def test_dask_starts_its_workers_as_jobs_of_slurm(
+    lab: ModuleType, environment: dict[str, str], tmp_path: Path
+) -> None:
+    for name, script in JOBS_OF_SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o700)
+    smaller = {"cores: 8": "cores: 1", "processes: 8": "processes: 1", "32GiB": "1GiB"}
+    file = copied(tmp_path, "dask/jobqueue.yaml", **smaller)
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    shell(" && ".join(commands(file)), environment, file.parent)
+    assert len(lab.Square()) == 6
+    assert counts(lab.Square) == {}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("server", ["mysql"], indirect=True)
+def test_dask_starts_on_hosts_with_ssh(
+    lab: ModuleType, environment: dict[str, str], two_hosts: list[str], tmp_path: Path
+) -> None:
+    head, worker = two_hosts
+    file = copied(tmp_path, "dask/ssh.py", **{'"n_workers": 8': '"n_workers": 1'})
+    shell(f"python {file.name} {head} {head} {worker}", environment, file.parent)
+    made = dj.VirtualModule("made", lab.SCHEMA).ProcessedData
+    assert set(made().to_arrays("host")) == {"host1", "host2"}
+    assert counts(made) == {}

@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 class Relay:
     """Passes connections on to a server until it is cut."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, at: str = "127.0.0.1") -> None:
         self._server = (host, port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((at, 0))
         self.port: int = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
         self._out = False
@@ -69,8 +69,8 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 @contextmanager
-def relayed(host: str, port: int) -> Iterator[Relay]:
-    relay = Relay(host, port)
+def relayed(host: str, port: int, at: str = "127.0.0.1") -> Iterator[Relay]:
+    relay = Relay(host, port, at)
     try:
         yield relay
     finally:
