@@ -8,7 +8,7 @@ TASK_SECONDS = 0.5
 """A task that takes so long hides what it costs to send one."""
 
 CLOCKS_DIFFER_SECONDS = 2.0
-LARGEST = 250
+LARGEST = 500
 GROWTH = 8
 
 
