@@ -70,7 +70,7 @@ real-mysql:  # Debian has MySQL itself in its unstable suite only
 		&& mv $(VENV)/mysql.part $(VENV)/mysql; \
 	} || echo 'No real MySQL server can be had here: its tests are skipped.' >&2
 
-test: $(BIN)/all-ready mysql-server real-mysql browser ssh-server  ## all tests, on servers of their own
+test: $(BIN)/all-ready mysql-server real-mysql browser $(if $(findstring --thorough,$(ARGS)),ssh-server)  ## all tests, on servers of their own
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(BIN)/all-ready  ## lint, formatting, types, direction of imports

@@ -83,7 +83,7 @@ class RayExecutor(Executor):
             return
         try:
             ray.init(self._address, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        except Exception as error:  # Ray raises this class itself where a node takes too long to start
             raise ClusterError(
                 f"Can't join the Ray cluster at {self._address or 'RAY_ADDRESS or this machine'}: {error}. "
                 "Check the address with `ray status`, or leave it out to start a cluster on this machine. "
