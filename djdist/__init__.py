@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,8 @@ _MODULES = {
     "report": "report",
     "runs": "runs",
 }
-_EXECUTORS = {"DaskExecutor": "dask", "LocalExecutor": "local", "RayExecutor": "ray"}
+_EXECUTORS = {"DaskExecutor": "distributed", "LocalExecutor": "loky", "RayExecutor": "ray"}
+"""The executors' classes, and the libraries without which they can't be had."""
 
 
 class _Package(ModuleType):
@@ -71,12 +73,14 @@ class _Package(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name in _EXECUTORS:
-            return import_module("djdist.executors").executor_class(_EXECUTORS[name])
-        if name not in __all__:
+            return import_module("djdist.executors").executor_class(name.removesuffix("Executor").lower())
+        if name in __all__:
+            value = getattr(import_module(f"djdist.{_MODULES.get(name, 'errors')}"), name)
+            super().__setattr__(name, value)
+            return value
+        if name.startswith("_") or find_spec(f"djdist.{name}") is None:
             raise AttributeError(f"module 'djdist' has no attribute {name!r}")
-        value = getattr(import_module(f"djdist.{_MODULES.get(name, 'errors')}"), name)
-        super().__setattr__(name, value)
-        return value
+        return import_module(f"djdist.{name}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Keep ``djdist.populate`` a function when Python loads the module of that name."""
@@ -84,7 +88,12 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__, *_EXECUTORS})
+        executors = {name for name, library in _EXECUTORS.items() if find_spec(library)}
+        return sorted({*super().__dir__(), *__all__, *executors})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel by name, as any module does."""
+        return import_module, (__name__,)
 
 
 sys.modules[__name__].__class__ = _Package

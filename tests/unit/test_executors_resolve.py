@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import concurrent.futures as cf
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
 
+import cloudpickle
 import loky
 import pytest
 
 import djdist
 from djdist.errors import DjdistError, MissingLibraryError, OptionError
 from djdist.executor import default_places
-from djdist.executors import executor_class, resolve
+from djdist.executors import NAMES, executor_class, resolve
 from djdist.executors.futures import FuturesExecutor
 from djdist.executors.local import LocalExecutor
 
@@ -134,3 +136,27 @@ def test_djdist_names_what_it_offers() -> None:
         assert getattr(djdist, name).__name__ == name
     assert {*djdist.__all__, "LocalExecutor"} <= {*dir(djdist)}
     assert issubclass(djdist.OptionError, DjdistError)
+
+
+def test_djdist_travels_by_name_as_modules_do() -> None:
+    function = eval("lambda: djdist.OptionError", {"djdist": djdist, "__name__": "__main__"})
+    assert pickle.loads(cloudpickle.dumps(function))() is OptionError
+    assert pickle.loads(cloudpickle.dumps(djdist)) is djdist
+
+
+def test_djdist_has_its_modules() -> None:
+    code = "import djdist; print(djdist.errors.OptionError is djdist.OptionError, callable(djdist.populate))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True True\n"
+
+
+def test_what_is_listed_can_be_had() -> None:
+    hidden = "import sys; sys.modules.update(ray=None, distributed=None); import djdist, inspect"
+    code = f"{hidden}; print({{'RayExecutor', 'populate'}} & {{*dict(inspect.getmembers(djdist))}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "{'populate'}\n"
+
+
+def test_djdist_offers_the_class_of_each_name() -> None:
+    classes = {name.removesuffix("Executor").lower() for name in djdist._EXECUTORS}
+    assert classes == {*NAMES}
