@@ -94,13 +94,14 @@ def make_group(group: Group, limit: Callable[[], AbstractContextManager[None]] =
     """Make jobs one after the other until one is not made, or they take long; what is left has not begun."""
     jobs, outcomes, received = group.jobs, list[Outcome](), None
     started = time.monotonic()
-    with catching(signal.SIGINT, signal.SIGTERM) as signals, group.making() as making:
+    with catching(signal.SIGINT, signal.SIGTERM) as signals:
         try:
-            for job in jobs:
-                with limit():
-                    outcomes.append(make_job(group, job, making, signals))
-                if outcomes[-1].ending not in MADE or time.monotonic() - started > GROUP_SECONDS:
-                    break
+            with group.making() as making:
+                for job in jobs:
+                    with limit():
+                        outcomes.append(make_job(group, job, making, signals))
+                    if outcomes[-1].ending not in MADE or time.monotonic() - started > GROUP_SECONDS:
+                        break
         except KeyboardInterrupt as error:  # between two keys
             received, failure = signal.SIGINT, failure_of(error)
         except Terminated as error:

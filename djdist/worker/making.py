@@ -50,7 +50,7 @@ class Making:
         self._version = version
         self._chains = count > 1 and not _does_more_than_its_transaction(table)
         self._chained = False
-        plans = count >= WORTH_PLANNING and table.connection.adapter.backend == "postgresql"
+        plans = self._chains and count >= WORTH_PLANNING and table.connection.adapter.backend == "postgresql"
         self._session_kind = PlannedSession if plans else Session
         self._session: Session | None = None
         self._missing: Key | None = None
@@ -91,7 +91,7 @@ class Making:
             with suppress(dj.errors.LostConnectionError):
                 self._table.connection.cancel_transaction()
         if self._session:
-            self._session.close()
+            self._session.forget_plans()
 
     def __call__(self, key: Key, finish: Callable[[], None], *, is_missing: bool = False) -> bool:
         """Make one key, with ``finish`` called just before COMMIT.

@@ -35,12 +35,12 @@ class Session:
             raise self._translated(error, sql) from error
         return cursor
 
-    def query(self, query: str, args: Any = None) -> Any:
+    def query(self, query: str, args: Any = ()) -> Any:
         """Execute what may be executed again for other keys."""
         return self.execute(query, args)
 
-    def close(self) -> None:
-        """Leave nothing behind on the connection."""
+    def forget_plans(self) -> None:
+        """Leave no plan behind on the connection."""
 
 
 class PlannedSession(Session):
@@ -50,19 +50,19 @@ class PlannedSession(Session):
         super().__init__(connection, translated)
         self._names: dict[str, str] = {}
 
-    def query(self, query: str, args: Any = None) -> Any:
+    def query(self, query: str, args: Any = ()) -> Any:
         if query not in self._names:
             self._names[query] = self._prepare(query)
         places = ", ".join(["%s"] * len(args))
         return self.execute(f"EXECUTE {self._names[query]} ({places})", args)
 
-    def close(self) -> None:
+    def forget_plans(self) -> None:
         with suppress(Exception):  # a connection that is gone took them along
             for name in self._names.values():
                 self.execute(f"DEALLOCATE {name}")
 
     def _prepare(self, query: str) -> str:
         name, number = f"djdist_{uuid4().hex}", count(1)
-        numbered = sub("%s", lambda _: f"${next(number)}", query)
+        numbered = sub("%s", lambda _: f"${next(number)}", query).replace("%%", "%")
         self.execute(f"PREPARE {name} AS {numbered}")
         return name

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 import lab as pipelines
+from djdist.driver import grouping
 from djdist.driver.grouping import CLOCKS_DIFFER_SECONDS
 from djdist.job import GROUP_SECONDS
+from djdist.worker.session import PlannedSession
 from servers import Server
 
 SLOW_SECONDS = 2 * (GROUP_SECONDS + CLOCKS_DIFFER_SECONDS)
@@ -28,9 +30,21 @@ def test_a_slow_key_holds_back_none_of_its_group(lab: ModuleType) -> None:
     assert max((lab.Logged - is_slow).to_arrays("monotonic_ns")) < slow_ends_at
 
 
-def test_nothing_stays_on_the_callers_connection(server: Server, lab: ModuleType, connection: Any) -> None:
+def test_no_plan_stays_on_the_callers_connection(
+    server: Server, lab: ModuleType, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if server.backend != "postgresql":
         pytest.skip("on PostgreSQL only are statements planned once for a group")
-    pipelines.fill(lab, subjects=1, sessions=50)
-    assert lab.Square.populate(reserve_jobs=True)["success_count"] == 50
+    monkeypatch.setattr(grouping, "TASK_SECONDS", 60.0)  # or a slow machine has no large groups
+    planned = []
+    prepare = PlannedSession._prepare
+
+    def note(session: PlannedSession, query: str) -> str:
+        planned.append(query)
+        return prepare(session, query)
+
+    monkeypatch.setattr(PlannedSession, "_prepare", note)
+    pipelines.fill(lab, subjects=1, sessions=100)
+    assert lab.Square.populate(reserve_jobs=True)["success_count"] == 100
+    assert planned
     assert connection.query("SELECT name FROM pg_prepared_statements").fetchall() == []

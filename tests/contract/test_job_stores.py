@@ -28,6 +28,7 @@ from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.jobs import Jobs, jobs_of, refreshing
 from djdist.pipeline import job_columns, jobs_table_source
+from djdist.worker.session import PlannedSession
 from lab.relay import relayed
 from lab.watching import meanwhile, wait_until
 
@@ -1051,6 +1052,26 @@ class TestKeysAndRestrictions:
         store.fail(failed, FAILURE)
         assert statuses(jobs) == {"error": 1}
         assert jobs.to_arrays("tiny").tolist() == [failed.key["tiny"]]
+
+    @pytest.mark.parametrize("server", ["postgresql"], indirect=True)
+    @pytest.mark.parametrize("keep_completed", [False, True])
+    def test_are_finished_by_a_plan_that_is_made_once(
+        self, lab: ModuleType, open_store: OpenStore, connection: Any, keep_completed: bool
+    ) -> None:
+        lab.AnyKey.insert(lab.AnyKey.rows)
+        store = open_store(lab.FromAnyKey)
+        store = keeping(store) if keep_completed else store
+        store.refresh()
+        mine, lost = store.reserve(2)
+        fence, session = store.fence(), PlannedSession(connection._conn, connection.adapter.translate_error)
+        assert fence.begins(connection, [fence_values(store, job) for job in (mine, lost)]) == [True, True]
+        store.release([lost])
+        fence.finish_or_undo(session, fence_values(store, mine))
+        with pytest.raises(LeaseLostError):
+            fence.finish_or_undo(session, fence_values(store, lost))
+        session.forget_plans()
+        expected = {"pending": 1, "success": 1} if keep_completed else {"pending": 1}
+        assert statuses(jobs_of(lab.FromAnyKey())) == expected
 
     def test_keys_that_do_not_find_their_rows_are_a_clear_error(
         self, lab: ModuleType, open_store: OpenStore

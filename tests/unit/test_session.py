@@ -31,7 +31,7 @@ def test_a_session_executes_what_it_is_given() -> None:
     connection = Connection()
     session = Session(connection)
     session.query("DELETE FROM jobs WHERE id=%s", [3])
-    session.close()
+    session.forget_plans()
     assert connection.executed == [("DELETE FROM jobs WHERE id=%s", [3])]
 
 
@@ -45,7 +45,7 @@ def test_a_plan_is_made_once_and_removed_at_the_end() -> None:
     session = PlannedSession(connection, translated)
     for key in (3, 4):
         session.query("DELETE FROM jobs WHERE token=%s AND id=%s", [7, key])
-    session.close()
+    session.forget_plans()
     (prepare, _), *executions, (deallocate, _) = connection.executed
     name = prepare.split()[1]
     assert prepare == f"PREPARE {name} AS DELETE FROM jobs WHERE token=$1 AND id=$2"
@@ -56,11 +56,11 @@ def test_a_plan_is_made_once_and_removed_at_the_end() -> None:
 def test_a_connection_that_is_gone_hinders_no_end() -> None:
     session = PlannedSession(Connection(refused="DEALLOCATE"), translated)
     session.query("DELETE FROM jobs WHERE id=%s", [3])
-    session.close()
+    session.forget_plans()
 
 
 def test_sessions_of_one_connection_keep_apart() -> None:
     connection = Connection()
     for _ in range(2):
-        PlannedSession(connection, translated).query("DELETE", [])
+        PlannedSession(connection, translated).query("DELETE")
     assert connection.executed[0] != connection.executed[2]
