@@ -186,8 +186,11 @@ class Status:
         return self.made + self.failed, sum(losses for _, losses in self.handover.losses)
 
     def __str__(self) -> str:
-        if not self.begun:
-            return "starting"
+        return self.counts if self.begun else "starting"
+
+    @property
+    def counts(self) -> str:
+        """All counts in words."""
         return f"{self.made} made, {self.failed} failed, {self.running} running, {self.pending} pending"
 
 

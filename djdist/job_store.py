@@ -34,7 +34,7 @@ class JobStore(ABC):
 
     @abstractmethod
     def release_waiting(self, jobs: Sequence[Job]) -> list[Job]:
-        """Put reserved jobs back to pending that no worker is known to have begun; give them."""
+        """Put reserved jobs back to pending that are known not to have begun; give them."""
 
     @abstractmethod
     def release_all(self) -> None:

@@ -44,6 +44,6 @@ def _logged(info: RunInfo, executor: Executor, driver: Driver) -> Iterator[None]
     try:
         yield
     except BaseException as error:
-        logger.warning("%s was ended by %r: %s", info, error, driver.last_status)
+        logger.warning("%s was ended by %r: %s", info, error, driver.last_status.counts)
         raise
     logger.info("%s is over: %s", info, driver.last_status)

@@ -66,7 +66,8 @@ class Flight:
         """Give back what has not begun."""
         cancelled = [ticket for ticket in self._tasks if self._executor.cancel(ticket)]
         self._store.release([job for ticket in cancelled for job in self._tasks.pop(ticket)])
-        self._leave_out({job.identity for job in self._store.release_waiting(self.jobs())})
+        with self.lease.held_off():  # what is locked would be taken for begun
+            self._leave_out({job.identity for job in self._store.release_waiting(self.jobs())})
 
     def too_long(self) -> dict[int, Job]:
         """Give, when it is time to look, the tasks that run a job that takes too long."""

@@ -2,13 +2,16 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 from djdist.job import Job
 from djdist.job_store import JobStore
 
 logger = logging.getLogger(__package__)
+
+LONGEST_RENEWAL_SECONDS = 1.0
 
 
 class Lease:
@@ -34,6 +37,7 @@ class Lease:
         self._missing: dict[int, Job] = {}
         self._gone: dict[int, Job] = {}
         self._over = threading.Event()
+        self._renewing = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="djdist-lease", daemon=True)
 
     def __enter__(self) -> "Lease":
@@ -45,6 +49,16 @@ class Lease:
     ) -> None:
         self._over.set()
         self._thread.join()
+
+    @contextmanager
+    def held_off(self) -> Iterator[None]:
+        """Let no renewal lock jobs meanwhile, unless one waits for its database."""
+        held = self._renewing.acquire(timeout=LONGEST_RENEWAL_SECONDS)
+        try:
+            yield
+        finally:
+            if held:
+                self._renewing.release()
 
     @property
     def is_over(self) -> bool:
@@ -67,7 +81,8 @@ class Lease:
     def _keep(self) -> None:
         while not self._over.wait(self._period_seconds):
             try:
-                self._renew(self._jobs())
+                with self._renewing:
+                    self._renew(self._jobs())
                 self._store.rescue()
             except Exception as error:
                 logger.warning("The lease could not be renewed, trying again: %s", error)

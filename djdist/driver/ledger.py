@@ -69,11 +69,11 @@ class Ledger:
         """Give the run's result so far."""
         return Summary(self._made, tuple(self._errors))
 
-    def inherit(self, lost: Status, running: Sequence[Job]) -> None:
-        """Count on where a driver was lost, with what ran in its process."""
+    def inherit(self, lost: Status) -> None:
+        """Count on where a driver was lost."""
         self._made, self._failed, self._errors = lost.made, lost.failed, list(lost.handover.errors)
         self._attempts.losses.update(dict(lost.handover.losses))
-        self._calls = lost.made + lost.failed + len(running)
+        self._calls = lost.made + lost.failed
 
     def note_calls(self, count: int) -> None:
         """Note that so many jobs were reserved."""
@@ -87,6 +87,8 @@ class Ledger:
 
     def record_until(self, jobs: Sequence[Job], outcome: Outcome) -> Sequence[Job]:
         """Record how a job ended with its worker, and that those before it are made; give those after it."""
+        if outcome.job not in jobs:  # a stop has given it back
+            return jobs
         position = jobs.index(outcome.job)
         for job in jobs[:position]:
             self.record(Outcome(job, Ending.MADE))

@@ -140,15 +140,18 @@ class Driver:
 
     def _succeed(self, lost: Status, watch: Watch) -> None:
         """Go on where a driver was lost, which is a loss for keys in its process, and say so first."""
-        beside = self._store.begun_by(lost.handover.host, lost.handover.pid)
         self._begun = lost.begun
-        self._ledger.inherit(lost, beside)
+        self._ledger.inherit(lost)
+        if lost.handover.stopping:
+            self.stop(self._policy.grace_seconds)
+        beside = self._store.begun_by(lost.handover.host, lost.handover.pid)
+        self._ledger.note_calls(len(beside))
         self._grouping.isolate(beside)
         if len(beside) == 1:
             self._ledger.record(Outcome(beside[0], Ending.LOST, Failure(WITH_DRIVER)))
         else:
             self._ledger.give_back(beside)
-        if lost.handover.stopping or not watch(self._status(lost.pending)):
+        if not watch(self._status(lost.pending)):
             self.stop(self._policy.grace_seconds)
 
     def _do_all_steps(self, watch: Watch) -> None:

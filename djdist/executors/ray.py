@@ -255,7 +255,7 @@ class LastingCaller:
     def __init__(self, info: RunInfo, loop: Loop, executor: Executor) -> None:
         context = ray.get_runtime_context()
         if context.was_current_actor_reconstructed:
-            executor.predecessor = Status()
+            executor.predecessor = Status(begun=True)
         self._info = info
         self._status = Status()
         self._stopping = False

@@ -571,6 +571,25 @@ class TestSuccessor:
         assert reported[0].handover.losses == ((Job({"n": 0}).identity, 1),)
         assert (reported[0].running, reported[-1].handover.losses) == (0, ())
 
+    def test_it_forgets_nothing_while_it_waits_for_its_database(self) -> None:
+        class Asking(CountingStore):
+            def wait_while(self, wanted: Callable[[], bool]) -> None:
+                self.wanted = wanted
+
+            def begun_by(self, host: str, pid: int) -> list[Job]:
+                self.wanted()
+                return super().begun_by(host, pid)
+
+        losses = ((Job({"n": 0}).identity, 2),)
+        error = ({"n": 7}, Failure("ValueError: no"))
+        legacy = Handover("node", 7, stopping=True, losses=losses, errors=(error,))
+        lost_driver = Status(300, 2, handover=legacy, begun=True)
+        _, reported = self.drive(Asking(3), Policy(), lost_driver)
+        for status in reported:
+            assert (status.made, status.failed, status.begun) == (300, 2, True)
+            assert status.handover.stopping
+            assert (status.handover.losses, status.handover.errors) == (losses, (error,))
+
 
 PATIENCE_SECONDS = 100
 
