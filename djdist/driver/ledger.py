@@ -121,7 +121,7 @@ class Ledger:
         if jobs:
             self._store.release(jobs, delay_seconds=pause_seconds)
             self._calls -= len(jobs)
-            self._supply.refill(pause_seconds)
+            self._supply.refill(len(jobs), pause_seconds)
 
     def let_go(self, job: Job) -> None:
         """Leave a job alone that is not the run's any more."""

@@ -32,12 +32,13 @@ class Supply:
         self.pending = 0
         self._counted_at = float("-inf")
         self._due_at = clock()
-        self.refill()
+        self.refill(0)
 
-    def refill(self, pause_seconds: float = 0) -> None:
-        """Note that the run has put jobs back."""
+    def refill(self, count: int, pause_seconds: float = 0) -> None:
+        """Note that the run has put so many jobs back."""
         self.empty = self.pauses = False
         self._asked_at = self._clock()
+        self.pending += count
         if pause_seconds:
             self._due_at = max(self._due_at, self._asked_at + pause_seconds + CLOCKS_DIFFER_SECONDS)
 

@@ -520,6 +520,18 @@ def test_workers_that_can_not_work_end_the_run_before_anything_is_touched() -> N
     assert (store.asked, store.refreshed) == ([], 0)
 
 
+def test_what_is_given_back_is_pending_again() -> None:
+    def cut_short(ticket: int, job: Job) -> Completion:
+        return ended(ticket, job, Ending.LEFT)
+
+    store = MemoryStore(keys(4))
+    driver = Driver(store, ScriptedExecutor(places=2, answer=cut_short), Policy(count_pending=True))
+    for _ in range(3):
+        driver.step()
+        status = driver.status()
+        assert status.running + status.pending == 4
+
+
 class TestSuccessor:
     """A driver that goes on with the run of one that was lost."""
 
