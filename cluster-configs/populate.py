@@ -14,5 +14,6 @@ executor = djdist.RayExecutor(**{name: float(amount) for name, amount in needs.i
 
 djdist.enable()
 result = ProcessedData.populate(reserve_jobs=True, suppress_errors=True, executor=executor)
-print(f"{result['success_count']} made, {len(result['error_list'])} failed")
-sys.exit(1 if result["error_list"] else 0)
+errors = len(ProcessedData.jobs.errors)
+print(f"{result['success_count']} made, {errors} errors left")
+sys.exit(1 if errors else 0)

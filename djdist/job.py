@@ -196,10 +196,11 @@ class Status:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run's result; ``errors`` are its first ones."""
+    """A run's result; ``errors`` are the first of those that ``failed``."""
 
     success_count: int = 0
     errors: tuple[tuple[Key, Failure], ...] = ()
+    failed: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,13 @@ class Run:
     ----------
     info : djdist.job.RunInfo
         Who runs what, from where and since when.
+    failed : int or None
+        How many keys failed, more maybe than ``error_list`` holds; None until ``wait()`` knows the end.
     """
 
     def __init__(self, info: RunInfo, ask: Ask) -> None:
         self.info = info
+        self.failed: int | None = None
         self._ask = ask
 
     def __repr__(self) -> str:
@@ -102,6 +105,7 @@ class Run:
                     self._forget()
                 raise
         self._forget()
+        self.failed = summary.failed
         return result_of(summary, self.info)
 
     def _forget(self) -> None:

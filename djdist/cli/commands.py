@@ -463,7 +463,7 @@ def wait(
     """
     found = run_of(run, executor_of(executor, address))
     result = _awaited(found, _shows(watch))
-    made, failed = result["success_count"], len(result["error_list"])
+    made, failed = result["success_count"], found.failed
     if as_json:
         _print_json({"run": run, "table": found.info.table, "made": made, "failed": failed})
     else:

@@ -67,7 +67,7 @@ class Ledger:
 
     def summary(self) -> Summary:
         """Give the run's result so far."""
-        return Summary(self._made, tuple(self._errors))
+        return Summary(self._made, tuple(self._errors), self._failed)
 
     def inherit(self, lost: Status) -> None:
         """Count on where a driver was lost."""

@@ -162,7 +162,7 @@ def test_ray_starts_over_an_allocation_of_slurm(
     finally:
         shutil.rmtree(f"/tmp/ray-{slurm['SLURM_JOB_ID']}", ignore_errors=True)
     assert done.returncode == 0, done.stderr
-    assert "6 made, 0 failed" in done.stdout.splitlines()
+    assert "6 made, 0 errors left" in done.stdout.splitlines()
     assert counts(lab.Square) == {}
 
 

@@ -506,7 +506,8 @@ def test_no_more_errors_are_kept_than_wanted_but_all_are_counted() -> None:
     store = CountingStore(10)
     policy = Policy(suppress_errors=True, max_errors_listed=4)
     driver = Driver(store, ScriptedExecutor(places=2, answer=failed), policy)
-    assert len(driver.run(going_on).errors) == 4
+    summary = driver.run(going_on)
+    assert (len(summary.errors), summary.failed) == (4, 10)
     assert driver.status().failed == 10
     assert len(store.failures) == 10
 
@@ -563,7 +564,7 @@ class TestSuccessor:
         error = ({"n": 7}, Failure("ValueError: no"))
         legacy = Handover(stopping=True, errors=(error,))
         summary, _ = self.drive(CountingStore(3), Policy(), Status(1, 1, handover=legacy))
-        assert summary == Summary(1, (error,))
+        assert summary == Summary(1, (error,), failed=1)
 
     def test_what_ran_in_the_process_of_the_lost_driver_has_lost_a_worker(self) -> None:
         store = CountingStore(3)
