@@ -165,14 +165,23 @@ def counts_of(jobs: dj.Job) -> dict[str, int]:
     return dict.fromkeys(STATUSES, 0) | {row["status"]: int(row["number"]) for row in counted}
 
 
-def new_keys(jobs: dj.Job, remaining: int, counts: dict[str, int]) -> int:
-    """Count the keys that are still to be made and have no job yet; ``remaining`` counts with one."""
-    if not counts:
-        return remaining
-    todo, key = jobs.target._jobs_to_do(()), jobs.primary_key
-    if len(todo.primary_key) > len(key):  # several of them may fall on one job
-        remaining = len(dj.U(*key) & todo.restrict(dj.Not(jobs.target.proj()), semantic_check=False))
-    return max(0, remaining - sum(counts[name] for name in ("pending", "reserved", "error", "ignore")))
+def new_keys(jobs: dj.Job) -> int:
+    """Count the keys that are still to be made and have no job yet, nor one that made what is gone.
+
+    DataJoint's ``-`` would become NOT IN, for which PostgreSQL takes minutes with 300,000 jobs.
+    """
+    todo, target, quote = jobs.target._jobs_to_do(()), jobs.target, jobs.connection.adapter.quote_identifier
+
+    def present_in(table: dj.Table) -> str:
+        shared = [quote(name) for name in todo.primary_key if name in table.primary_key]
+        same = " AND ".join(f"present.{name} = todo.{name}" for name in shared)
+        return f"SELECT 1 FROM {table.full_table_name} AS present WHERE {same}"
+
+    new = (
+        f"SELECT DISTINCT {', '.join(map(quote, jobs.primary_key))} FROM ({todo.make_sql()}) AS todo "
+        f"WHERE NOT EXISTS ({present_in(target)}) AND NOT EXISTS ({present_in(jobs)} AND status <> 'success')"
+    )
+    return int(jobs.connection.query(f"SELECT count(*) FROM ({new}) AS new_keys").fetchone()[0])
 
 
 def runs_seen(jobs: dj.Job) -> Iterator[RunSeen]:

@@ -61,9 +61,9 @@ def _tables(given: Any) -> list[Any]:
 
 def _row(jobs: Any) -> dict[str, Any]:
     is_declared = jobs.is_declared
-    counts = counts_of(jobs) if is_declared else {}  # first, so that what ends meanwhile is not new
+    counts = counts_of(jobs) if is_declared else {}
     remaining, total = jobs.target.progress()
     row = dict.fromkeys(COLUMNS, 0) | counts | {"done": total - remaining, "total": total}
-    row |= {"new": new_keys(jobs, remaining, counts), "keys_per_second": float("nan")}
+    row |= {"new": new_keys(jobs) if is_declared else remaining, "keys_per_second": float("nan")}
     alive = sum(not run.is_dead for run in runs_seen(jobs)) if is_declared else 0
     return row | ({"runs": alive, "keys_per_second": pace(jobs)} if alive else {})

@@ -439,6 +439,26 @@ class TestProgress:
         lab.Square.populate(reserve_jobs=True)
         assert list(djdist.progress(lab.Square)["new"]) == [0]
 
+    def test_a_job_whose_key_is_gone_or_made_hides_no_new_one(self, lab: ModuleType) -> None:
+        pipelines.fill(lab, subjects=3)
+        jobs = lab.Square.jobs
+        jobs.refresh("subject_id < 3")
+        assert jobs.ignore_where("subject_id = 1") == 3
+        (lab.Session & "subject_id = 1").delete(prompt=False)
+        lab.Square.populate("subject_id = 2")
+        assert list(djdist.progress(lab.Square)["new"]) == [3]
+        assert jobs.refresh()["added"] == 3
+        assert list(djdist.progress(lab.Square)["new"]) == [0]
+
+    def test_keys_whose_result_is_gone_are_new(self, lab: ModuleType) -> None:
+        pipelines.fill(lab)
+        with dj.config.override(jobs__keep_completed=True):
+            lab.Square.populate(reserve_jobs=True)
+            (lab.Square & "subject_id = 1").delete(prompt=False)
+            assert list(djdist.progress(lab.Square)["new"]) == [3]
+            assert lab.Square.jobs.refresh()["re_pended"] == 3
+        assert list(djdist.progress(lab.Square)["new"]) == [0]
+
     def test_keys_that_share_a_job_are_new_together(self, lab: ModuleType) -> None:
         class Choice(dj.Lookup):
             definition = "choice : int32"
