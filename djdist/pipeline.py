@@ -51,6 +51,7 @@ class JobsTableSource:
     """
 
     settings: ConnectionSettings
+    name: str
     schema: str
     jobs_table: str
     target_table: str
@@ -131,6 +132,7 @@ def jobs_table_source(
         )
     return JobsTableSource(
         settings=settings_of(table.connection, ship_credentials=ship_credentials),
+        name=f"{table.database}.{type(table).__name__}",
         schema=table.database,
         jobs_table=jobs.table_name,
         target_table=table.table_name,

@@ -225,7 +225,7 @@ class JobsTable(JobStore):
         self._finish_those_made(found, still)
         rescued = sum(len(self._change_unlocked(batch, still, free)) for batch in _batches(found))
         if rescued:
-            logger.warning("Rescued %d jobs of %s from a run that died", rescued, self.source.target_table)
+            logger.warning("Rescued %d jobs of %s from a run that died", rescued, self.source.name)
         return rescued
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
@@ -318,7 +318,7 @@ class JobsTable(JobStore):
     def _check_hits(self, hits: int, jobs: Sequence[Job]) -> None:
         if hits != len(jobs):
             raise DatabaseError(
-                f"{len(jobs) - hits} jobs of {self.source.target_table} can't be found by their key, such as "
+                f"{len(jobs) - hits} jobs of {self.source.name} can't be found by their key, such as "
                 f"{jobs[0]}: a float is not equal to what it was stored as. Make the key of decimals."
             )
 

@@ -561,7 +561,7 @@ class TestLease:
         dead.reserve(3)
         age(jobs, "reserved_time", 10, f"connection_id = {dead.owner.token}")
         assert store.rescue() == 3
-        assert [message for message in caplog.messages if "Rescued 3 jobs" in message]
+        assert f"Rescued 3 jobs of {lab.SCHEMA}.Square from a run that died" in caplog.messages
         assert rows(jobs) == before
         assert keys_of(store.reserve(6)) == keys
 

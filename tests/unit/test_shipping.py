@@ -129,9 +129,8 @@ class TestSecrets:
     def shipped(self, settings: ConnectionSettings) -> list[Any]:
         statement = Statement("DELETE", ())
         parcel = Parcel(1, "Table", settings, b"table", PASSWORD.encode(), "v", Fence(1, *[statement] * 6))
-        source = JobsTableSource(
-            settings, "schema", "~~table", "__table", ("id",), frozenset(), False, ("id",), "SELECT 1", None
-        )
+        names = "schema.Table", "schema", "~~table", "__table"
+        source = JobsTableSource(settings, *names, ("id",), frozenset(), False, ("id",), "SELECT 1", None)
         table = JobsTable(source, Owner(1))
         return [settings, parcel, source, table, functools.partial(print, store=table, work=parcel)]
 
