@@ -241,9 +241,14 @@ def cluster(request: pytest.FixtureRequest) -> tuple[Any, tuple[str, ...]]:
 
 @pytest.mark.long_on("ray")
 def test_runs_are_found_stopped_and_waited_for(
-    lab: ModuleType, shell: Shell, cluster: tuple[Any, tuple[str, ...]], tmp_path: Path
+    lab: ModuleType,
+    shell: Shell,
+    cluster: tuple[Any, tuple[str, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pipelines.fill(lab)
+    monkeypatch.setattr(djdist.config, "grace_seconds", SECONDS)
     executor, flags = cluster
     make_kwargs = {"do": doing.wait_at_gate, "folder": str(tmp_path)}
     options = {"reserve_jobs": True, "suppress_errors": True, "make_kwargs": make_kwargs}
@@ -328,7 +333,8 @@ class TestPutRight:
             other.start_transaction()
             other.query(f"UPDATE {jobs.full_table_name} SET status = 'reserved' WHERE subject_id = 1")
             with meanwhile(lambda: ignored.append(jobs.ignore_where("TRUE"))):
-                wait_until(lambda: other.query(LOCK_WAITS[server.backend]).fetchone()[0], "the lock")
+                waits = LOCK_WAITS[server.backend].format(schema=lab.SCHEMA)
+                wait_until(lambda: other.query(waits).fetchone()[0], "the lock")
                 other.commit_transaction()
         assert ignored == [3]
         assert counts(lab.Square) == {"reserved": 3, "ignore": 3}
@@ -554,8 +560,10 @@ class TestMistakes:
 
 
 LOCK_WAITS = {
-    "mysql": "SELECT count(*) FROM information_schema.processlist WHERE LEFT(info, 6) = 'UPDATE'",
-    "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted",
+    "mysql": "SELECT count(*) FROM information_schema.processlist "
+    "WHERE LEFT(info, 6) = 'UPDATE' AND LOCATE('{schema}', info) > 0",
+    "postgresql": "SELECT count(*) FROM pg_locks "
+    "WHERE NOT granted AND transactionid = pg_current_xact_id()::xid",
 }
 MODULES = {"without_tables": "import datajoint", "broken": "1 / 0", "in_need": "import no_such_library"}
 MISTAKES = {

@@ -49,7 +49,8 @@ def detach(
 
     def start(do: Any) -> djdist.Run:
         code = CALL.format(lab=lab.__name__, do=do.__name__, folder=str(tmp_path), executor=name)
-        output, error = script(code, **environment).communicate(timeout=SECONDS)
+        long_grace = {"DJDIST_GRACE_SECONDS": str(SECONDS)}
+        output, error = script(code, **environment, **long_grace).communicate(timeout=SECONDS)
         (found,) = [run for run in djdist.runs(executor) if run.info.id == output.split()[-1]] or [error]
         assert isinstance(found, djdist.Run), error
         return found
