@@ -61,11 +61,12 @@ def hosts(folder: Path, count: int, environment: dict[str, str]) -> Iterator[tup
 
     They see this machine's files, but have a home each, and their own `/tmp/ray`.
     """
-    network = f"198.18.{os.getpid() % 256}"  # for tests of networks, by RFC 2544
-    gateway, addresses = f"{network}.254", [f"{network}.{number}" for number in range(1, count + 1)]
-    _make_keys(folder / ".ssh", addresses)
     with ExitStack() as stack:
-        bridge = stack.enter_context(_bridge(gateway))
+        bridge, network = stack.enter_context(_network())
+        gateway, addresses = f"{network}.254", [f"{network}.{number}" for number in range(1, count + 1)]
+        _run("ip", "address", "add", f"{gateway}/24", "dev", bridge)
+        _run("ip", "link", "set", bridge, "up")
+        _make_keys(folder / ".ssh", addresses)
         for number, address in enumerate(addresses, 1):
             home = _make_home(folder / f"host{number}", folder / ".ssh", environment)
             stack.enter_context(_host(home, address, gateway, bridge, cable=f"{bridge}n{number}"))
@@ -98,15 +99,22 @@ def _make_home(home: Path, keys: Path, environment: dict[str, str]) -> Path:
 
 
 @contextmanager
-def _bridge(address: str) -> Iterator[str]:
-    name = f"dj{os.getpid()}"
-    _run("ip", "link", "add", name, "type", "bridge")
+def _network() -> Iterator[tuple[str, str]]:
+    """Give a bridge of one's own and its network, of those for tests of networks by RFC 2544."""
+    number = _add_bridge()
     try:
-        _run("ip", "address", "add", f"{address}/24", "dev", name)
-        _run("ip", "link", "set", name, "up")
-        yield name
+        yield f"djlab{number}", f"198.18.{number}"
     finally:
-        _run("ip", "link", "delete", name)
+        _run("ip", "link", "delete", f"djlab{number}")
+
+
+def _add_bridge() -> int:
+    """Add the first bridge that nobody has: the kernel lets one process have a name."""
+    for number in range(256):
+        with suppress(subprocess.CalledProcessError):
+            _run("ip", "link", "add", f"djlab{number}", "type", "bridge")
+            return number
+    raise OSError("no bridge can be added, or all 256 are taken")
 
 
 @contextmanager
@@ -121,8 +129,9 @@ def _host(home: Path, address: str, gateway: str, bridge: str, cable: str) -> It
         _run("ip", "link", "set", cable, "master", bridge, "up")
         yield
     finally:
-        for first in psutil.Process(process.pid).children():
-            first.kill()  # and with it all that runs on the host, before its cable goes
+        with suppress(psutil.NoSuchProcess):
+            for first in psutil.Process(process.pid).children():
+                first.kill()  # and with it all that runs on the host, before its cable goes
         process.wait()
         with suppress(subprocess.CalledProcessError):  # it goes with the host, but later
             _run("ip", "link", "delete", cable)
