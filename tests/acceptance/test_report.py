@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -178,14 +179,18 @@ class TestReport:
 
     @pytest.mark.long
     def test_100_000_jobs(self, lab: ModuleType, browser: Any, tmp_path: Path) -> None:
+        pipelines.fill(lab)
+        lab.Square.populate()
         lab.Square.jobs.insert(many_jobs(100_000))
+        change(lab.Square.jobs, "subject_id <= 50", status="pending")
         html = lab.Square.jobs._repr_html_()
-        assert ">98,000</td>" not in html  # they are in no table
+        bars = re.findall(r">(\w+)</td><td[^>]*>([\d,]+)</td><td[^>]*><span", html)
+        assert bars == [("made", "6"), ("pending", "1,000"), ("error", "1,980")]
         assert "The last 1,000 errors" in html
         file = djdist.report(lab.Square.jobs & "subject_id > 0", file=tmp_path / "report.html")
         browser.get(file.as_uri())
         assert browser.get_log("browser") == []
-        assert browser.title == "Square: 98,000 made, 2,000 failed"
+        assert browser.title == "Square: 97,020 made, 1,980 failed, 1,000 pending"
         assert browser.execute_script("return document.images[0].naturalWidth") > 1000
 
 
