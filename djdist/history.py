@@ -166,11 +166,11 @@ def counts_of(jobs: dj.Job) -> dict[str, int]:
 
 
 def new_keys(jobs: dj.Job) -> int:
-    """Count the keys that are still to be made and have no job yet, nor one that made what is gone.
+    """Count the keys that are still to be made and have no job yet, or one whose result is gone.
 
     DataJoint's ``-`` would become NOT IN, for which PostgreSQL takes minutes with 300,000 jobs.
     """
-    todo, target, quote = jobs.target._jobs_to_do(()), jobs.target, jobs.connection.adapter.quote_identifier
+    todo, quote = jobs.target._jobs_to_do(()), jobs.connection.adapter.quote_identifier
 
     def present_in(table: dj.Table) -> str:
         shared = [quote(name) for name in todo.primary_key if name in table.primary_key]
@@ -179,7 +179,8 @@ def new_keys(jobs: dj.Job) -> int:
 
     new = (
         f"SELECT DISTINCT {', '.join(map(quote, jobs.primary_key))} FROM ({todo.make_sql()}) AS todo "
-        f"WHERE NOT EXISTS ({present_in(target)}) AND NOT EXISTS ({present_in(jobs)} AND status <> 'success')"
+        f"WHERE NOT EXISTS ({present_in(jobs.target)}) "
+        f"AND NOT EXISTS ({present_in(jobs)} AND status <> 'success')"
     )
     return int(jobs.connection.query(f"SELECT count(*) FROM ({new}) AS new_keys").fetchone()[0])
 
