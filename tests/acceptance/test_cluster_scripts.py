@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ import pytest
 
 import lab as pipelines
 from conftest import unavailable
+from lab.clusters import RayCluster
 from lab.hosts import hosts, what_hosts_lack
 from lab.relay import relayed
 from lab.watching import counts
@@ -95,8 +97,9 @@ def two_hosts(
     (tmp_path / "begun").mkdir()
     pipeline = NEEDS_TWO_HOSTS.format(lab=lab.__name__, folder=str(tmp_path / "begun"))
     (modules_folder / "my_pipeline.py").write_text(pipeline)
+    given = {"PYTHONPATH": os.environ["PYTHONPATH"]}
     with (
-        hosts(tmp_path, 2, {"PYTHONPATH": os.environ["PYTHONPATH"]}) as (gateway, addresses),
+        hosts(tmp_path, 2, given) as (gateway, addresses),
         relayed(server.host, server.port, at=gateway) as relay,
     ):
         with (tmp_path / ".datajoint.env").open("a") as file:
@@ -156,7 +159,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 def test_ray_starts_over_an_allocation_of_slurm(
     lab: ModuleType, environment: dict[str, str], slurm: dict[str, str]
 ) -> None:
-    command = ["bash", str(FOLDER / "ray" / "slurm.sh"), str(FOLDER / "populate.py")]
+    command = ["bash", str(FOLDER / "ray" / "slurm.sh"), str(FOLDER / "populate.py"), "num_cpus=0.5"]
     try:
         done = subprocess.run(command, env={**environment, **slurm}, capture_output=True, text=True)
     finally:
@@ -203,3 +206,71 @@ def test_dask_starts_on_hosts_with_ssh(
     made = dj.VirtualModule("made", lab.SCHEMA).ProcessedData
     assert set(made().to_arrays("host")) == {"host1", "host2"}
     assert counts(made) == {}
+
+
+JOB_PIPELINE = """
+import datajoint as dj
+
+from {lab} import schema
+
+
+@schema
+class Trial(dj.Manual):
+    definition = '''
+    n : int32
+    ---
+    s : varchar(10)
+    '''
+
+
+@schema
+class Table(dj.Computed):
+    definition = '''
+    -> Trial
+    '''
+
+    @property
+    def key_source(self):
+        return Trial()
+
+    def make(self, key):
+        if key["n"] > 3:
+            raise ValueError("bad n")
+        self.insert1(key)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("server", ["mysql"], indirect=True)
+def test_a_job_of_ray_is_a_call_of_djdist(
+    server: Server, lab: ModuleType, modules_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_pipeline.py").write_text(JOB_PIPELINE.format(lab=lab.__name__))
+    for name, value in credentials(server).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+    def submit(restriction: str) -> subprocess.CompletedProcess[str]:
+        job = ["djdist", "populate", "my_pipeline:Table", restriction, "--executor", "ray"]
+        return subprocess.run(
+            ["ray", "job", "submit", "--working-dir", ".", "--address", cluster.job_server, "--", *job],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        cluster = RayCluster(folder, [2], takes_jobs=True)
+        try:
+            subprocess.run([sys.executable, "-c", "import my_pipeline"], cwd=tmp_path, check=True)
+            made = dj.VirtualModule("made", lab.SCHEMA)
+            made.Trial.insert([(1, "ab"), (2, "b"), (3, "abc"), (4, "xyz")])
+            done = submit('n < 3 AND s LIKE "a%"')
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "1 made, 0 errors left" in done.stdout
+            assert made.Table().keys() == [{"n": 1}]
+            done = submit("n = 4")
+            assert done.returncode == 1, done.stdout + done.stderr
+            assert "0 made, 1 error left" in done.stdout
+        finally:
+            cluster.close()

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from lab.watching import wait_until
+from servers import free_port
 
 
 class Here:
@@ -39,12 +40,13 @@ class RayCluster:
     name = "ray"
     options = "executor='ray'"
 
-    def __init__(self, folder: str, cpus: Sequence[int]) -> None:
+    def __init__(self, folder: str, cpus: Sequence[int], takes_jobs: bool = False) -> None:
         from ray._common.utils import get_ray_address_file, reset_ray_address
         from ray.cluster_utils import Cluster
 
         node: dict[str, Any] = {"num_cpus": cpus[-1], "object_store_memory": 100_000_000}
-        head = {**node, "num_cpus": cpus[0], "include_dashboard": False, "temp_dir": folder}
+        head = {**node, "num_cpus": cpus[0], "include_dashboard": takes_jobs, "temp_dir": folder}
+        head["dashboard_port"] = port = free_port()
         Path(get_ray_address_file(None)).parent.mkdir(exist_ok=True)  # Ray writes it whatever temp_dir is
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         reset_ray_address()  # or a call that names no cluster would join this one
@@ -52,6 +54,7 @@ class RayCluster:
         for number in cpus[1:]:
             self._cluster.add_node(**{**node, "num_cpus": number})
         self.environment = {"RAY_ADDRESS": self._cluster.address, "RAY_USAGE_STATS_ENABLED": "0"}
+        self.job_server = f"http://127.0.0.1:{port}"
 
     def driver(self, caller: int) -> int | None:
         workers = _raylet(self._cluster.head_node).children(recursive=True)
