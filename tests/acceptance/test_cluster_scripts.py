@@ -208,6 +208,37 @@ def test_dask_starts_on_hosts_with_ssh(
     assert counts(made) == {}
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("server", ["mysql"], indirect=True)
+def test_ray_up_starts_a_cluster_on_hosts_with_ssh(
+    lab: ModuleType, environment: dict[str, str], two_hosts: list[str], tmp_path: Path
+) -> None:
+    head, worker = two_hosts
+    of_the_lab = {
+        "head_ip: 10.0.0.1": f"head_ip: {head}",
+        "[10.0.0.2, 10.0.0.3, 10.0.0.4]": f"[{worker}]",
+        "max_workers: 3": "max_workers: 1",
+        "ssh_user: lab": "ssh_user: root",
+        "~/.ssh/id_ed25519": str(tmp_path / ".ssh" / "id_ed25519"),
+        "DJ_HOST=database.example.org ": "",
+        "DJ_BACKEND=postgresql": "DJ_BACKEND=mysql",
+    }
+    file = copied(tmp_path, "ray/on-premises.yaml", **of_the_lab)
+    (tmp_path / "my_pipeline").mkdir()
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        environment["RAY_TMPDIR"] = folder
+        shell("ray get-auth-token --generate", environment, file.parent)
+        up, submit, down = commands(file)
+        try:
+            shell(f"{up} --yes --no-config-cache", environment, file.parent)
+            assert "6 made, 0 errors left" in shell(submit, environment, file.parent)
+        finally:
+            shell(f"{down} --yes", environment, file.parent)
+    made = dj.VirtualModule("made", lab.SCHEMA).ProcessedData
+    assert set(made().to_arrays("host")) == {"host1", "host2"}
+    assert counts(made) == {}
+
+
 JOB_PIPELINE = """
 import datajoint as dj
 
