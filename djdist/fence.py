@@ -62,8 +62,9 @@ class Fence:
 
     @property
     def statements(self) -> tuple[Statement, Statement]:
-        """All that a worker does to the jobs table."""
-        return self.begin, self.finish
+        """All that a worker does to the jobs table, each for one job."""
+        begin, key = self.begin, self.key
+        return Statement(f"{begin.sql} AND {key.sql}", begin.names + key.names), self.finish
 
     def begins(self, connection: Connection, jobs: Sequence[Values]) -> list[bool]:
         """Mark jobs as begun; False for what is no longer the run's, or was begun by a worker before."""

@@ -18,6 +18,7 @@ from djdist.job import Failure, Job
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.jobs import Jobs, jobs_of, refreshing
 from djdist.pipeline import job_columns, jobs_table_source
+from djdist.rights import lacking_right
 
 SUBJECTS, SESSIONS = 10_000, 10
 MANY = 600
@@ -77,6 +78,17 @@ def test_a_refresh_reads_each_table_once(store: JobsTable, jobs: Jobs) -> None:
         assert [plan for plan in plans if plan.read_again_and_again] == []
 
 
+def test_what_a_worker_tries_before_its_first_key_reads_no_table(
+    lab: ModuleType, store: JobsTable, jobs: Jobs, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.refresh()
+    plans: list[Plan] = []
+    monkeypatch.setattr(lab.Square, "_connection", Explaining(connection, plans))
+    assert lacking_right(lab.Square(), store.fence()) == ""
+    assert [plan.sql.split()[0] for plan in plans] == ["UPDATE", "DELETE", "INSERT"]
+    assert [plan for plan in plans if plan.read] == []
+
+
 def use(store: JobsTable, jobs: Jobs, connection: Explaining) -> None:
     """Ask all that a run asks, for one job and for many."""
     fence = store.fence()
@@ -117,6 +129,9 @@ class Explaining:
     def __init__(self, connection: Any, plans: list[Plan]) -> None:
         self._connection = connection
         self._plans = plans
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
 
     def query(self, query: str, args: Any = ()) -> Any:
         explain = EXPLAIN[self._connection.adapter.backend]
