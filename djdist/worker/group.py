@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from djdist.errors import LeaseLostError, Terminated
-from djdist.fence import Fence, key_name
+from djdist.fence import Connection, Fence, key_name
 from djdist.job import GROUP_SECONDS, Ending, Identity, Job, Outcome, Report
 from djdist.pipeline import connect_anew, end_session, is_duplicate, is_infrastructure, is_made, job_columns
 from djdist.shipping import ConnectionSettings, is_alive
@@ -149,10 +149,10 @@ def _attempt(group: Group, job: Job, making: Making) -> Ending:
         return Ending.MADE if is_made(table, job.key) else Ending.DISOWNED  # a cluster may run a task again
     started = time.monotonic()
 
-    def finish() -> None:
+    def finish(connection: Connection) -> None:
         if fence:
             values = {**group.values(job), "seconds": time.monotonic() - started}
-            fence.finish_or_undo(making.session, values)
+            fence.finish_or_undo(connection, values)
 
     missing = group.all_missing
     try:
@@ -161,7 +161,7 @@ def _attempt(group: Group, job: Job, making: Making) -> Ending:
     except Exception as error:
         if not (missing and is_duplicate(error) and is_made(table, job.key)):
             raise
-    finish()
+    finish(making.session)
     return Ending.PRESENT
 
 

@@ -14,8 +14,15 @@ import datajoint as dj
 from typing_extensions import Self
 
 from djdist.errors import MakeError
+from djdist.fence import Connection
 from djdist.job import Key
-from djdist.worker.session import PlannedSession, Session
+from djdist.worker.session import (
+    COMMIT,
+    LastStatement,
+    PlannedSession,
+    PostgreSQLSession,
+    Session,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +57,7 @@ class Making:
         self._version = version
         self._chains = count > 1 and not _does_more_than_its_transaction(table)
         self._chained = False
-        plans = self._chains and count >= WORTH_PLANNING and table.connection.adapter.backend == "postgresql"
-        self._session_kind = PlannedSession if plans else Session
+        self._session_kind = _session_kind(table.connection.adapter.backend, count if self._chains else 1)
         self._session: Session | None = None
         self._missing: Key | None = None
         self._patches = ExitStack()
@@ -74,6 +80,7 @@ class Making:
         contains = kind.__contains__
         for owner, name, value in (
             (dj.jobs, "_get_job_version", lambda config=None: self._version),
+            (dj.Table, "full_table_name", _name_known(self._table)),
             (kind, "__contains__", lambda table, key: key is not self._missing and contains(table, key)),
             (dj.user_tables, "from_camel_case", _from_camel_case),
             (connection, "start_transaction", self._start_transaction),
@@ -91,10 +98,10 @@ class Making:
             with suppress(dj.errors.LostConnectionError):
                 self._table.connection.cancel_transaction()
         if self._session:
-            self._session.forget_plans()
+            self._session.close()
 
-    def __call__(self, key: Key, finish: Callable[[], None], *, is_missing: bool = False) -> bool:
-        """Make one key, with ``finish`` called just before COMMIT.
+    def __call__(self, key: Key, finish: Callable[[Connection], None], *, is_missing: bool = False) -> bool:
+        """Make one key, with ``finish`` called just before COMMIT, and given what takes its one query.
 
         Whatever ``finish`` raises undoes the whole transaction. Where the key is known to be missing,
         DataJoint is spared its look for it; ``make()`` gets a copy of it.
@@ -138,14 +145,19 @@ class Making:
         if not ends_make:
             self._commit()
             return
-        self._finish()
         if self._chains:
-            self._chained = True
-            self.session.execute("COMMIT AND CHAIN")
-            self._table.connection._in_transaction = False
+            self._commit_and_chain()
         else:
+            self._finish(self.session)
             self._commit()
         self._committed = True
+
+    def _commit_and_chain(self) -> None:
+        self._chained, last = True, LastStatement(self.session)
+        self._finish(last)
+        if not last.rowcount:
+            self.session.execute(COMMIT)
+        self._table.connection._in_transaction = False
 
     def _note_and_close(self) -> None:
         """Note that the connection is closed, which else would look like a lost one."""
@@ -155,6 +167,18 @@ class Making:
 
 _from_camel_case = cache(dj.user_tables.from_camel_case)
 """DataJoint works a table's name out whenever it needs it, ten times for a short ``make()``."""
+
+
+def _name_known(table: Any) -> property:
+    """Give DataJoint's property with the answer known for one table."""
+    work_out, kind, name = dj.Table.full_table_name.fget, type(table), table.full_table_name
+    return property(lambda other: name if type(other) is kind else work_out(other))
+
+
+def _session_kind(backend: str, count: int) -> type[Session]:
+    if backend != "postgresql":
+        return Session
+    return PlannedSession if count >= WORTH_PLANNING else PostgreSQLSession
 
 
 def _does_more_than_its_transaction(table: Any) -> bool:

@@ -10,6 +10,10 @@ from uuid import uuid4
 Translated = Callable[[Exception, str], Exception]
 """Gives DataJoint's error for the driver's."""
 
+COMMIT = "COMMIT AND CHAIN"
+"""Ends a transaction and begins the next one."""
+DIVISION_BY_ZERO = "22012"
+
 
 class Session:
     """Executes statements without what DataJoint does for each: it looks for warnings, and connects anew.
@@ -37,32 +41,75 @@ class Session:
 
     def query(self, query: str, args: Any = ()) -> Any:
         """Execute what may be executed again for other keys."""
-        return self.execute(query, args)
+        return self.execute(self._repeated(query, args), args)
 
-    def forget_plans(self) -> None:
-        """Leave no plan behind on the connection."""
+    def commit_if_hit(self, query: str, args: Any = ()) -> bool:
+        """Execute the last statement of a transaction and commit it, unless no row was hit."""
+        hit = bool(self.query(query, args).rowcount)
+        if hit:
+            self.execute(COMMIT)
+        return hit
+
+    def close(self) -> None:
+        """Leave nothing behind on the connection."""
+
+    def _repeated(self, query: str, args: Any) -> str:
+        return query
 
 
-class PlannedSession(Session):
+class PostgreSQLSession(Session):
+    """Ends a transaction in one trip to the server, where an error keeps it from going on to the COMMIT."""
+
+    def commit_if_hit(self, query: str, args: Any = ()) -> bool:
+        demand = f"WITH hit AS ({query} RETURNING 1) SELECT 1 / count(*) FROM hit"
+        try:
+            self.execute(f"{self._repeated(demand, args)}; {COMMIT}", args)
+        except Exception as error:
+            if getattr(error.__cause__, "pgcode", None) != DIVISION_BY_ZERO:
+                raise
+            return False
+        return True
+
+
+class PlannedSession(PostgreSQLSession):
     """Lets PostgreSQL parse and plan once what is executed for many keys."""
 
     def __init__(self, connection: Any, translated: Translated) -> None:
         super().__init__(connection, translated)
         self._names: dict[str, str] = {}
 
-    def query(self, query: str, args: Any = ()) -> Any:
-        if query not in self._names:
-            self._names[query] = self._prepare(query)
-        places = ", ".join(["%s"] * len(args))
-        return self.execute(f"EXECUTE {self._names[query]} ({places})", args)
-
-    def forget_plans(self) -> None:
+    def close(self) -> None:
         with suppress(Exception):  # a connection that is gone took them along
             for name in self._names.values():
                 self.execute(f"DEALLOCATE {name}")
+
+    def _repeated(self, query: str, args: Any) -> str:
+        if query not in self._names:
+            self._names[query] = self._prepare(query)
+        places = ", ".join(["%s"] * len(args))
+        return f"EXECUTE {self._names[query]} ({places})"
 
     def _prepare(self, query: str) -> str:
         name, number = f"djdist_{uuid4().hex}", count(1)
         numbered = sub("%s", lambda _: f"${next(number)}", query).replace("%%", "%")
         self.execute(f"PREPARE {name} AS {numbered}")
         return name
+
+
+class LastStatement:
+    """A session for the last statement of a transaction, which commits it.
+
+    Attributes
+    ----------
+    rowcount : int
+        0 until a statement has hit a row.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.rowcount = 0
+
+    def query(self, query: str, args: Any = ()) -> "LastStatement":
+        """Execute it."""
+        self.rowcount = int(self._session.commit_if_hit(query, args))
+        return self

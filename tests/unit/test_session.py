@@ -4,15 +4,16 @@ from typing import Any
 
 import pytest
 
-from djdist.worker.session import PlannedSession, Session
+from djdist.worker.session import LastStatement, PlannedSession, PostgreSQLSession, Session
 
 
 class Connection:
-    """Keeps what its cursors execute; refuses what it is told to."""
+    """Keeps what its cursors execute, hits so many rows, and refuses what it is told to."""
 
-    def __init__(self, refused: str = "nothing") -> None:
+    def __init__(self, refused: str = "nothing", rowcount: int = 1) -> None:
         self.executed: list[tuple[str, Any]] = []
         self.refused = refused
+        self.rowcount = rowcount
 
     def cursor(self) -> Connection:
         return self
@@ -31,8 +32,31 @@ def test_a_session_executes_what_it_is_given() -> None:
     connection = Connection()
     session = Session(connection)
     session.query("DELETE FROM jobs WHERE id=%s", [3])
-    session.forget_plans()
+    session.close()
     assert connection.executed == [("DELETE FROM jobs WHERE id=%s", [3])]
+
+
+@pytest.mark.parametrize("rowcount", [0, 1])
+def test_a_session_commits_what_hit_a_row(rowcount: int) -> None:
+    connection = Connection(rowcount=rowcount)
+    last = LastStatement(Session(connection))
+    assert last.query("DELETE FROM jobs WHERE id=%s", [3]).rowcount == rowcount
+    assert last.rowcount == rowcount
+    assert [sql for sql, _ in connection.executed[1:]] == ["COMMIT AND CHAIN"] * rowcount
+
+
+def test_postgresql_is_sent_the_last_statement_with_the_commit() -> None:
+    connection = Connection()
+    assert PostgreSQLSession(connection, translated).commit_if_hit("DELETE FROM jobs WHERE id=%s", [3])
+    ((sql, args),) = connection.executed
+    assert "(DELETE FROM jobs WHERE id=%s RETURNING 1)" in sql
+    assert sql.endswith("; COMMIT AND CHAIN")
+    assert args == [3]
+
+
+def test_an_error_that_is_no_lost_job_is_raised() -> None:
+    with pytest.raises(RuntimeError, match="of WITH"):
+        PostgreSQLSession(Connection(refused="WITH"), translated).commit_if_hit("DELETE FROM jobs")
 
 
 def test_an_error_is_datajoints() -> None:
@@ -45,7 +69,7 @@ def test_a_plan_is_made_once_and_removed_at_the_end() -> None:
     session = PlannedSession(connection, translated)
     for key in (3, 4):
         session.query("DELETE FROM jobs WHERE token=%s AND id=%s", [7, key])
-    session.forget_plans()
+    session.close()
     (prepare, _), *executions, (deallocate, _) = connection.executed
     name = prepare.split()[1]
     assert prepare == f"PREPARE {name} AS DELETE FROM jobs WHERE token=$1 AND id=$2"
@@ -53,10 +77,20 @@ def test_a_plan_is_made_once_and_removed_at_the_end() -> None:
     assert deallocate == f"DEALLOCATE {name}"
 
 
+def test_a_plan_serves_the_last_statement_too() -> None:
+    connection = Connection()
+    session = PlannedSession(connection, translated)
+    for key in (3, 4):
+        assert session.commit_if_hit("DELETE FROM jobs WHERE id=%s", [key])
+    (prepare, _), *executions = connection.executed
+    name = prepare.split()[1]
+    assert executions == [(f"EXECUTE {name} (%s); COMMIT AND CHAIN", [key]) for key in (3, 4)]
+
+
 def test_a_connection_that_is_gone_hinders_no_end() -> None:
     session = PlannedSession(Connection(refused="DEALLOCATE"), translated)
     session.query("DELETE FROM jobs WHERE id=%s", [3])
-    session.forget_plans()
+    session.close()
 
 
 def test_sessions_of_one_connection_keep_apart() -> None:
