@@ -69,8 +69,8 @@ class JobStore(ABC):
         """Tell which of all the run's reserved jobs one process has begun."""
 
     @abstractmethod
-    def pending(self) -> int:
-        """Count the due jobs that the run may still reserve."""
+    def pending(self, most: int | None = None) -> int:
+        """Count the due jobs that the run may still reserve, no further than to ``most``."""
 
     def assume_reached(self) -> None:
         """Take a database that can't be reached for one that is away for a while."""

@@ -10,6 +10,10 @@ TASK_SECONDS = 0.5
 CLOCKS_DIFFER_SECONDS = 2.0
 LARGEST = 500
 GROWTH = 8
+SHARES = 2
+"""Near the end, a place gets this part of its fair share of what is left, but no less than..."""
+SMALLEST_SHARE = 8
+"""...this part of a group."""
 
 
 class Grouping:
@@ -23,6 +27,7 @@ class Grouping:
     References
     ----------
     .. [1] ``joblib.Parallel``, ``batch_size="auto"``.
+    .. [2] Hummel, Schonberg and Flynn, Factoring: a method for scheduling parallel loops. CACM 35(8), 1992.
     """
 
     def __init__(self) -> None:
@@ -44,13 +49,27 @@ class Grouping:
         if len(jobs) > 1:
             self._alone |= {job.identity for job in jobs}
 
-    def split(self, jobs: Sequence[Job], places: int) -> Iterator[tuple[Job, ...]]:
-        """Divide jobs into groups, so many at least if there are enough jobs for that."""
+    def size_of_shares(self, left: Callable[[int], int], places: int) -> int:
+        """Give the size, smaller where little is left, so that all places end about together [2]_.
+
+        Parameters
+        ----------
+        left : callable
+            Counts the keys that are left, no further than to a number.
+        places : int
+            How many places share them.
+        """
+        shares = SHARES * max(1, places)
+        share = -(-left(shares * self.size) // shares) if self.size > 1 else 1
+        return max(share, self.size // SMALLEST_SHARE, 1)
+
+    def split(self, jobs: Sequence[Job], size: int, places: int) -> Iterator[tuple[Job, ...]]:
+        """Divide jobs into groups of a size, or into so many groups if there are fewer jobs."""
         alone = [job for job in jobs if job.identity in self._alone]
         self._alone -= {job.identity for job in alone}
         yield from ((job,) for job in alone)
         others = [job for job in jobs if job not in alone] if alone else jobs
-        size = max(1, min(self.size, -(-len(others) // places)))
+        size = max(1, min(size, -(-len(others) // places)))
         yield from (tuple(others[first : first + size]) for first in range(0, len(others), size))
 
 

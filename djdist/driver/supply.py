@@ -8,6 +8,10 @@ from djdist.job_store import JobStore
 WAIT_SECONDS = 0.5
 """After so long a run looks again for what has ended, and asks a store again that had less than it wanted."""
 CLOCKS_DIFFER_SECONDS = 0.1
+LOOK_AHEAD = 2
+"""To look so many times further than is asked for spares a store most questions."""
+LOOK_SECONDS = 2.0
+"""After so long there may be more than when the last of it was seen."""
 
 
 class Supply:
@@ -30,6 +34,7 @@ class Supply:
         self._store = store
         self._clock = clock
         self.pending = 0
+        self._left, self._seen_all_at = 0, float("-inf")
         self._counted_at = float("-inf")
         self._due_at = clock()
         self.refill(0)
@@ -53,7 +58,16 @@ class Supply:
         self.pauses = len(jobs) < limit
         self._asked_at = self._clock()
         self.pending = max(0, self.pending - len(jobs))
+        self._left -= len(jobs)
         return jobs
+
+    def left(self, enough: int) -> int:
+        """Count what is left, no further than to what is enough, and about: others take and add some."""
+        now = self._clock()
+        if self._left < enough and now - self._seen_all_at >= LOOK_SECONDS:
+            self._left = self._store.pending(LOOK_AHEAD * enough)
+            self._seen_all_at = now if self._left < LOOK_AHEAD * enough else float("-inf")
+        return max(0, min(self._left, enough))
 
     def count(self, age_seconds: float) -> int:
         """Count what is left, unless that was done so shortly ago."""

@@ -239,8 +239,9 @@ class JobsTable(JobStore):
         mine = [jobs.status == "reserved", jobs.connection_id == self.owner.token]
         return self._found(sa.select(*self._key()).where(*mine, jobs.host == host, jobs.pid == pid))
 
-    def pending(self) -> int:
-        count = sa.select(sa.func.count()).select_from(self._jobs).where(*self._due())
+    def pending(self, most: int | None = None) -> int:
+        due: sa.Select[Any] = sa.select(sa.literal_column("1").label("due")).where(*self._due()).limit(most)
+        count = sa.select(sa.func.count()).select_from(due.subquery())
         return self._transact(lambda connection: int(connection.execute(count).scalar_one()))
 
     def assume_reached(self) -> None:

@@ -72,8 +72,8 @@ class PriorityStore(JobStore):
     def begun_by(self, host: str, pid: int) -> list[Job]:
         return []
 
-    def pending(self) -> int:
-        return len(self.waiting)
+    def pending(self, most: int | None = None) -> int:
+        return len(self.waiting) if most is None else min(most, len(self.waiting))
 
 
 class DriverMachine(RuleBasedStateMachine):

@@ -1,9 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from djdist.driver import Driver
-from djdist.driver.grouping import CLOCKS_DIFFER_SECONDS, LARGEST, TASK_SECONDS, Grouping, Waiting
+from djdist.driver.grouping import (
+    CLOCKS_DIFFER_SECONDS,
+    LARGEST,
+    SMALLEST_SHARE,
+    TASK_SECONDS,
+    Grouping,
+    Waiting,
+)
+from djdist.driver.supply import LOOK_SECONDS, Supply
 from djdist.executor import task_name
 from djdist.job import GROUP_SECONDS, Completion, Ending, Failure, Job, Outcome, Policy, Report, Status
 from djdist.job_stores.memory import MemoryStore
@@ -17,7 +26,7 @@ def jobs(count: int) -> list[Job]:
 
 
 def sizes(grouping: Grouping, count: int, places: int) -> list[int]:
-    return [len(group) for group in grouping.split(jobs(count), places)]
+    return [len(group) for group in grouping.split(jobs(count), grouping.size, places)]
 
 
 def grown(seconds: float, size: int) -> Grouping:
@@ -71,6 +80,48 @@ class TestSplit:
         grouping.isolate(jobs(2))
         assert sizes(grouping, 6, places=1) == [1, 1, 4]
         assert sizes(grouping, 6, places=1) == [6]
+
+
+class TestShares:
+    def test_a_group_is_whole_while_plenty_is_left(self) -> None:
+        assert grown(0.001, 64).size_of_shares(lambda most: most, places=4) == 64
+
+    def test_groups_shrink_with_what_is_left_and_not_without_end(self) -> None:
+        grouping = grown(0.001, 64)
+        for left, size in ((255, 64), (80, 20), (9, 8), (0, 8)):
+            assert grouping.size_of_shares(partial(min, left), places=2) == size
+
+    def test_nobody_counts_for_keys_that_go_alone(self) -> None:
+        def never(most: int) -> int:
+            raise AssertionError
+
+        assert Grouping().size_of_shares(never, places=4) == 1
+
+
+class TestLeft:
+    def test_it_is_counted_again_when_what_was_seen_is_used_up(self) -> None:
+        clock, store = Clock(), CountingStore(1000)
+        supply = Supply(store, clock)
+        for left in (100, 100, 100, 100):
+            assert supply.left(100) == left
+            supply.reserve(50, idle=False)
+        assert store.asked == [200, 200]
+
+    def test_the_last_of_it_is_counted_once(self) -> None:
+        clock, store = Clock(), CountingStore(90)
+        supply = Supply(store, clock)
+        for left in (90, 60, 30, 0):
+            assert supply.left(100) == left
+            supply.reserve(30, idle=False)
+        assert store.asked == [200]
+
+    def test_but_later_there_may_be_more(self) -> None:
+        clock, store = Clock(), CountingStore(0)
+        supply = Supply(store, clock)
+        assert supply.left(100) == 0
+        clock.seconds += LOOK_SECONDS
+        assert supply.left(100) == 0
+        assert store.asked == [200, 200]
 
 
 class TestWaiting:
@@ -146,6 +197,18 @@ def dies(ticket: int) -> Completion:
     return Completion(ticket, breakage="WorkerCrashedError: out of memory")
 
 
+class CountingStore(MemoryStore):
+    """Notes how far it was asked to count."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(job.key for job in jobs(count))
+        self.asked: list[int | None] = []
+
+    def pending(self, most: int | None = None) -> int:
+        self.asked.append(most)
+        return super().pending(most)
+
+
 class SeeingStore(MemoryStore):
     """Knows what has begun, as the jobs table does: what a test says, and all else but what is gone."""
 
@@ -181,6 +244,13 @@ def going_on(status: Status) -> bool:
 
 
 class TestDriver:
+    def test_the_last_groups_are_small(self) -> None:
+        executor = Groups(2, all_made)
+        driver_of(SeeingStore(5000), executor, Policy(), Clock()).run(going_on)
+        sizes = [len(group) for group in executor.submitted]
+        assert max(sizes) == LARGEST
+        assert sizes[-1] <= LARGEST // SMALLEST_SHARE
+
     def test_tiny_keys_share_tasks_and_each_is_made_once(self) -> None:
         executor = Groups(2, all_made)
         summary = driver_of(SeeingStore(200), executor, Policy(), Clock()).run(going_on)
