@@ -20,6 +20,7 @@ from djdist.errors import DatabaseError
 from djdist.fence import Fence, Statement, key_name
 from djdist.job import Failure, Job
 from djdist.job_store import JobStore
+from djdist.job_stores.turn import turn
 from djdist.pipeline import JobsTableSource, is_full, is_infrastructure, pack_text
 from djdist.rights import RIGHTS, is_denial
 from djdist.shipping import open_dbapi_connection
@@ -380,10 +381,11 @@ class JobsTable(JobStore):
         keys = (new.distinct() if self.source.finer_source else new).subquery("new_keys")
         due = shifted(NOW, sa.literal(delay_seconds))
         rows = sa.select(*keys.c, sa.literal("pending"), sa.literal(priority), due)
-        return self._insert_missing([*self.source.key, "status", "priority", "scheduled_time"], rows)
+        with turn(self.source.settings, f"{self.source.schema}.{self.source.jobs_table}"):
+            return self._insert_missing([*self.source.key, "status", "priority", "scheduled_time"], rows)
 
     def _insert_missing(self, names: list[str], rows: sa.Select[Any]) -> int:
-        """Insert all at once, and leave alone what another refresh has added meanwhile.
+        """Insert all at once, and leave alone what a native refresh has added meanwhile.
 
         PostgreSQL is first asked to insert without looking for that, in two thirds of the time.
         """

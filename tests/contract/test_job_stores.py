@@ -8,7 +8,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import ModuleType
@@ -26,9 +26,10 @@ from djdist.job import Failure, Job
 from djdist.job_store import JobStore
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
+from djdist.job_stores.turn import turn
 from djdist.jobs import Jobs, jobs_of, refreshing
 from djdist.pipeline import job_columns, jobs_table_source
-from djdist.worker.session import PlannedSession
+from djdist.worker.session import LastStatement, PlannedSession, PostgreSQLSession, Session
 from lab.relay import relayed
 from lab.watching import meanwhile, wait_until
 
@@ -60,7 +61,7 @@ class JobStoreContract:
         assert len(given) == len(set(given)) == len(keys)
 
     def test_counts_what_may_still_be_reserved(self, store: JobStore) -> None:
-        assert store.pending() == 6
+        assert (store.pending(), store.pending(most=5), store.pending(most=7)) == (6, 5, 6)
         store.reserve(4)
         assert store.pending() == 2
 
@@ -738,6 +739,35 @@ class TestFence:
             fence.finish_or_undo(connection, fence_values(store, job))
         assert rows(jobs) == before
 
+    @pytest.mark.parametrize(
+        ("server", "kind"),
+        [
+            ("mysql", Session),
+            ("postgresql", PostgreSQLSession),
+            ("postgresql", PlannedSession),
+        ],
+        indirect=["server"],
+    )
+    @pytest.mark.parametrize("keep_completed", [False, True])
+    def test_results_are_committed_with_their_jobs_or_not_at_all(
+        self, lab: ModuleType, store: JobsTable, jobs: Jobs, connection: Any, kind: Any, keep_completed: bool
+    ) -> None:
+        fence, mine = (keeping(store) if keep_completed else store).fence(), store.reserve(3)
+        lost = mine[1]
+        assert fence.begins(connection, [fence_values(store, job) for job in mine]) == [True] * 3
+        store.release([lost])
+        session = kind(connection._conn, connection.adapter.translate_error)
+        for job in mine:
+            session.execute("BEGIN")
+            lab.Square.insert1({**job.key, "result": 1}, allow_direct_insert=True)
+            with pytest.raises(LeaseLostError) if job == lost else nullcontext():
+                fence.finish_or_undo(LastStatement(session), fence_values(store, job))
+            session.execute("ROLLBACK")
+        session.close()
+        assert len(lab.Square()) == 2
+        assert not lab.Square & lost.key
+        assert statuses(jobs) == ({"pending": 4, "success": 2} if keep_completed else {"pending": 4})
+
     @pytest.mark.parametrize("status", ["pending", "error", "success", "ignore"])
     def test_a_job_that_is_not_reserved_any_more_is_not_changed(
         self, store: JobsTable, jobs: Jobs, connection: Any, status: str
@@ -753,6 +783,25 @@ class TestFence:
 
 
 class TestRefreshing:
+    def test_runs_of_a_table_take_turns_where_each_would_insert_the_same_keys(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs
+    ) -> None:
+        store = open_store(lab.Square)
+        table = f"{store.source.schema}.{store.source.jobs_table}"
+        with ThreadPoolExecutor(1) as pool:
+            with turn(store.source.settings, table):
+                refresh = pool.submit(store.refresh)
+                assert wait([refresh], timeout=0.5).not_done
+                assert len(jobs) == 0
+            assert refresh.result() == counts(added=6)
+
+    def test_a_turn_that_cannot_be_had_is_not_waited_for(self, store: JobsTable) -> None:
+        settings = store.source.settings
+        assert settings.login
+        nowhere = replace(settings, login={**settings.login, "port": 1})
+        with turn(nowhere, "a table"), turn(nowhere, "a table"):
+            assert store.pending() == 6
+
     def test_new_keys_enter_as_datajoint_enters_them(
         self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, native: dj.Job
     ) -> None:
@@ -1069,7 +1118,7 @@ class TestKeysAndRestrictions:
         fence.finish_or_undo(session, fence_values(store, mine))
         with pytest.raises(LeaseLostError):
             fence.finish_or_undo(session, fence_values(store, lost))
-        session.forget_plans()
+        session.close()
         expected = {"pending": 1, "success": 1} if keep_completed else {"pending": 1}
         assert statuses(jobs_of(lab.FromAnyKey())) == expected
 
