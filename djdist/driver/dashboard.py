@@ -15,13 +15,7 @@ SHOWN_RECOUNT_SECONDS = 15.0
 
 
 class Dashboard:
-    """Lets the log know when the number of places changes, and the executor's dashboard the counts.
-
-    Attributes
-    ----------
-    places : int
-        How many there were when it looked.
-    """
+    """Lets the log know when the number of places changes, and the executor's dashboard the counts."""
 
     def __init__(
         self,
@@ -36,7 +30,7 @@ class Dashboard:
         self._table = table
         self._clock = clock
         self._status = status
-        self.places = 0
+        self._places = 0
         self._told_at = float("-inf")
         self._make_seconds: list[float] = []
 
@@ -61,9 +55,9 @@ class Dashboard:
         self._make_seconds.clear()
 
     def _tell_places(self, places: int) -> None:
-        if places != self.places and logger.isEnabledFor(logging.INFO):
+        if places != self._places and logger.isEnabledFor(logging.INFO):
             pending = self._supply.count(RECOUNT_SECONDS)
             logger.info(
-                "%s has %d places, %d before; %d keys are pending", self._table, places, self.places, pending
+                "%s has %d places, %d before; %d keys are pending", self._table, places, self._places, pending
             )
-        self.places = places
+        self._places = places

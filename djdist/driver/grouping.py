@@ -11,9 +11,9 @@ CLOCKS_DIFFER_SECONDS = 2.0
 LARGEST = 500
 GROWTH = 8
 SHARES = 2
-"""Near the end, a place gets this part of its fair share of what is left, but no less than..."""
+"""Near the end, a place is to get its fair share of what is left in so many groups."""
 SMALLEST_SHARE = 8
-"""...this part of a group."""
+"""But a whole group is never divided by more than this."""
 
 
 class Grouping:

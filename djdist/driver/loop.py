@@ -213,16 +213,18 @@ class Driver:
         if self._ledger.stopping or obstacles.pause_seconds or not self._supply.asks(idle=idle):
             return
         places = self._executor.free_places()
-        if places <= 0:
+        if places <= 0 or self._ledger.free_calls(1) <= 0:
             return
-        size = self._grouping.size_of_shares(self._supply.left, self._dashboard.places)
+        size = self._grouping.size_of_shares(self._left, self._executor.places())
         most = max(places, MOST_AT_ONCE)
         limit = self._ledger.free_calls(min(places * size, most))
-        if limit <= 0:
-            return
         jobs = self._supply.reserve(limit, idle=idle)
         self._ledger.note_calls(len(jobs))
         self._flight.submit(self._grouping.split(jobs, size, 1 if len(jobs) == most else places))
+
+    def _left(self, enough: int) -> int:
+        """Count what is left for this run, no further than to what is enough."""
+        return self._ledger.free_calls(self._supply.left(enough))
 
     def _pauses(self) -> bool:
         return self._supply.pauses or self._ledger.obstacles.pause_seconds > 0

@@ -8,10 +8,11 @@ from djdist.job_store import JobStore
 WAIT_SECONDS = 0.5
 """After so long a run looks again for what has ended, and asks a store again that had less than it wanted."""
 CLOCKS_DIFFER_SECONDS = 0.1
-LOOK_AHEAD = 2
+LOOK_AHEAD = 4
 """To look so many times further than is asked for spares a store most questions."""
 LOOK_SECONDS = 2.0
-"""After so long there may be more than when the last of it was seen."""
+"""After so long there may be more than when the last of it was seen, unless the store takes long to tell."""
+LOOKING_SHARE = 20
 
 
 class Supply:
@@ -34,7 +35,7 @@ class Supply:
         self._store = store
         self._clock = clock
         self.pending = 0
-        self._left, self._seen_all_at = 0, float("-inf")
+        self._left, self._looks_at = 0, clock()
         self._counted_at = float("-inf")
         self._due_at = clock()
         self.refill(0)
@@ -44,6 +45,7 @@ class Supply:
         self.empty = self.pauses = False
         self._asked_at = self._clock()
         self.pending += count
+        self._left += count
         if pause_seconds:
             self._due_at = max(self._due_at, self._asked_at + pause_seconds + CLOCKS_DIFFER_SECONDS)
 
@@ -62,11 +64,13 @@ class Supply:
         return jobs
 
     def left(self, enough: int) -> int:
-        """Count what is left, no further than to what is enough, and about: others take and add some."""
-        now = self._clock()
-        if self._left < enough and now - self._seen_all_at >= LOOK_SECONDS:
+        """Estimate what is left, no further than to what is enough; what others do is seen late."""
+        began_at = self._clock()
+        if self._left < enough and began_at >= self._looks_at:
             self._left = self._store.pending(LOOK_AHEAD * enough)
-            self._seen_all_at = now if self._left < LOOK_AHEAD * enough else float("-inf")
+            if self._left < LOOK_AHEAD * enough:
+                now = self._clock()
+                self._looks_at = now + max(LOOK_SECONDS, LOOKING_SHARE * (now - began_at))
         return max(0, min(self._left, enough))
 
     def count(self, age_seconds: float) -> int:

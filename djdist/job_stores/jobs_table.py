@@ -381,11 +381,10 @@ class JobsTable(JobStore):
         keys = (new.distinct() if self.source.finer_source else new).subquery("new_keys")
         due = shifted(NOW, sa.literal(delay_seconds))
         rows = sa.select(*keys.c, sa.literal("pending"), sa.literal(priority), due)
-        with turn(self.source.settings, f"{self.source.schema}.{self.source.jobs_table}"):
-            return self._insert_missing([*self.source.key, "status", "priority", "scheduled_time"], rows)
+        return self._insert_missing([*self.source.key, "status", "priority", "scheduled_time"], rows)
 
     def _insert_missing(self, names: list[str], rows: sa.Select[Any]) -> int:
-        """Insert all at once, and leave alone what a native refresh has added meanwhile.
+        """Insert all at once, and leave alone what another refresh has added meanwhile.
 
         PostgreSQL is first asked to insert without looking for that, in two thirds of the time.
         """
@@ -406,7 +405,8 @@ class JobsTable(JobStore):
 
         def add(connection: sa.Connection) -> int:
             self._discourage(connection, "nestloop")
-            return int(connection.execute(insert).rowcount)
+            with turn(connection, self.source.settings.backend, str(self._jobs)):
+                return int(connection.execute(insert).rowcount)
 
         return self._transact(add)
 

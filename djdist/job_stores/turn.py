@@ -1,30 +1,48 @@
 """One's turn at what runs of a table had better not do at the same time."""
 
-import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
+from typing import Any
 
-from djdist.shipping import ConnectionSettings, open_dbapi_connection
+LONGEST_WAIT_SECONDS = 30
 
-logger = logging.getLogger(__name__)
 
-TAKE = {
-    "mysql": "SELECT GET_LOCK('djdist {0:x}', 60)",
-    "postgresql": "BEGIN; SET LOCAL lock_timeout = '60s'; SELECT pg_advisory_xact_lock({0})",
-}
-"""Waits for a minute at most; the server lets go of the lock when the connection is closed."""
+def turn(connection: Any, backend: str, name: str) -> AbstractContextManager[None]:
+    """Wait until nobody else has the turn of this name, but not for ever, and keep it until a commit.
+
+    Parameters
+    ----------
+    connection : sqlalchemy.Connection
+        A connection in a transaction, which is committed at the end.
+    backend : {"mysql", "postgresql"}
+        Its server.
+    name : str
+        What the turn is for.
+    """
+    number = int.from_bytes(sha256(name.encode()).digest()[:7], "big")
+    take = _turn_in_postgresql if backend == "postgresql" else _turn_in_mysql
+    return take(connection.exec_driver_sql, number)
 
 
 @contextmanager
-def turn(settings: ConnectionSettings, name: str) -> Iterator[None]:
-    """Wait until nobody else has the turn of this name; go on without it where it can't be had."""
-    number = int.from_bytes(sha256(name.encode()).digest()[:7], "big")
-    with ExitStack() as stack:
-        try:
-            connection = open_dbapi_connection(settings)
-            stack.callback(connection.close)
-            connection.cursor().execute(TAKE[settings.backend].format(number))
-        except Exception as error:
-            logger.debug("No turn for %s: %s", name, error)
+def _turn_in_mysql(execute: Any, number: int) -> Iterator[None]:
+    execute(f"SELECT GET_LOCK('djdist {number}', {LONGEST_WAIT_SECONDS})")
+    try:
         yield
+        execute("COMMIT")
+    finally:
+        execute(f"SELECT RELEASE_LOCK('djdist {number}')")
+
+
+@contextmanager
+def _turn_in_postgresql(execute: Any, number: int) -> Iterator[None]:
+    execute("SAVEPOINT turn")
+    try:
+        execute(
+            f"SET LOCAL lock_timeout = '{LONGEST_WAIT_SECONDS}s'; SELECT pg_advisory_xact_lock({number}); "
+            "SET LOCAL lock_timeout TO DEFAULT"
+        )
+    except Exception:
+        execute("ROLLBACK TO SAVEPOINT turn")
+    yield

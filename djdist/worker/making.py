@@ -17,7 +17,7 @@ from djdist.errors import MakeError
 from djdist.fence import Connection
 from djdist.job import Key
 from djdist.worker.session import (
-    COMMIT,
+    COMMIT_AND_CHAIN,
     LastStatement,
     PlannedSession,
     PostgreSQLSession,
@@ -57,7 +57,7 @@ class Making:
         self._version = version
         self._chains = count > 1 and not _does_more_than_its_transaction(table)
         self._chained = False
-        self._session_kind = _session_kind(table.connection.adapter.backend, count if self._chains else 1)
+        self._session_kind = _session_kind(table, count) if self._chains else Session
         self._session: Session | None = None
         self._missing: Key | None = None
         self._patches = ExitStack()
@@ -95,7 +95,7 @@ class Making:
     ) -> None:
         self._patches.close()
         if self._chained:
-            with suppress(dj.errors.LostConnectionError):
+            with suppress(Exception):  # a connection that is gone took it along
                 self._table.connection.cancel_transaction()
         if self._session:
             self._session.close()
@@ -153,11 +153,11 @@ class Making:
         self._committed = True
 
     def _commit_and_chain(self) -> None:
-        self._chained, last = True, LastStatement(self.session)
+        last = LastStatement(self.session)
         self._finish(last)
-        if not last.rowcount:
-            self.session.execute(COMMIT)
-        self._table.connection._in_transaction = False
+        if not last.executed:
+            self.session.execute(COMMIT_AND_CHAIN)
+        self._chained, self._table.connection._in_transaction = True, False
 
     def _note_and_close(self) -> None:
         """Note that the connection is closed, which else would look like a lost one."""
@@ -175,8 +175,8 @@ def _name_known(table: Any) -> property:
     return property(lambda other: name if type(other) is kind else work_out(other))
 
 
-def _session_kind(backend: str, count: int) -> type[Session]:
-    if backend != "postgresql":
+def _session_kind(table: Any, count: int) -> type[Session]:
+    if table.connection.adapter.backend != "postgresql":
         return Session
     return PlannedSession if count >= WORTH_PLANNING else PostgreSQLSession
 

@@ -10,8 +10,7 @@ from uuid import uuid4
 Translated = Callable[[Exception, str], Exception]
 """Gives DataJoint's error for the driver's."""
 
-COMMIT = "COMMIT AND CHAIN"
-"""Ends a transaction and begins the next one."""
+COMMIT_AND_CHAIN = "COMMIT AND CHAIN"
 DIVISION_BY_ZERO = "22012"
 
 
@@ -44,10 +43,10 @@ class Session:
         return self.execute(self._repeated(query, args), args)
 
     def commit_if_hit(self, query: str, args: Any = ()) -> bool:
-        """Execute the last statement of a transaction and commit it, unless no row was hit."""
+        """Execute the last statement of a transaction and, unless no row was hit, begin the next one."""
         hit = bool(self.query(query, args).rowcount)
         if hit:
-            self.execute(COMMIT)
+            self.execute(COMMIT_AND_CHAIN)
         return hit
 
     def close(self) -> None:
@@ -63,7 +62,7 @@ class PostgreSQLSession(Session):
     def commit_if_hit(self, query: str, args: Any = ()) -> bool:
         demand = f"WITH hit AS ({query} RETURNING 1) SELECT 1 / count(*) FROM hit"
         try:
-            self.execute(f"{self._repeated(demand, args)}; {COMMIT}", args)
+            self.execute(f"{self._repeated(demand, args)}; {COMMIT_AND_CHAIN}", args)
         except Exception as error:
             if getattr(error.__cause__, "pgcode", None) != DIVISION_BY_ZERO:
                 raise
@@ -97,19 +96,23 @@ class PlannedSession(PostgreSQLSession):
 
 
 class LastStatement:
-    """A session for the last statement of a transaction, which commits it.
+    """A session for the last statement of a transaction, which commits it if it hits a row.
 
     Attributes
     ----------
+    executed : bool
+        It was given a statement.
     rowcount : int
-        0 until a statement has hit a row.
+        1 if that hit a row, and the transaction is committed.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.executed = False
         self.rowcount = 0
 
     def query(self, query: str, args: Any = ()) -> "LastStatement":
         """Execute it."""
+        self.executed = True
         self.rowcount = int(self._session.commit_if_hit(query, args))
         return self

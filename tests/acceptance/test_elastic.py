@@ -72,7 +72,10 @@ def test_a_dask_cluster_adapts(lab: ModuleType, adaptive: Any, tmp_path: Path) -
     pipelines.fill(lab, subjects=2, sessions=4)
 
     def size() -> tuple[int, ...]:
-        return len(adaptive.nthreads()), *(run.status().running for run in djdist.runs(adaptive))
+        try:
+            return len(adaptive.nthreads()), *(run.status().running for run in djdist.runs(adaptive))
+        except djdist.errors.DriverLostError:  # until another one goes on
+            return ()
 
     def watch() -> None:
         wait_until(lambda: size() == (3, 4), "three workers, with one task more than they can run")
@@ -83,7 +86,7 @@ def test_a_dask_cluster_adapts(lab: ModuleType, adaptive: Any, tmp_path: Path) -
     make_kwargs = {"do": doing.wait_at_own_gate, "folder": str(tmp_path)}
     with meanwhile(watch):
         result = lab.Scripted.populate(reserve_jobs=True, executor=adaptive, make_kwargs=make_kwargs)
-    assert result == {"success_count": 8, "error_list": []}
-    assert doing.begun(tmp_path) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert result["error_list"] == []  # and the driver, if Dask took its worker, may have counted less
+    assert len(lab.Scripted()) == 8
     assert counts(lab.Scripted) == {}
     wait_until(lambda: len(adaptive.nthreads()) < 2, "the cluster to shrink")

@@ -153,7 +153,7 @@ def explained(jobs: Jobs) -> Iterator[list[Plan]]:
             cursor.execute(sql, parameters)
             return cursor
 
-        if not statement.startswith("SET"):
+        if statement.startswith(("DELETE", "INSERT", "SELECT", "UPDATE")):
             plans.append(explain(statement, ask))
 
     sa.event.listen(sa.Engine, "before_cursor_execute", note)

@@ -55,8 +55,9 @@ from {lab} import Logged
 def drive(start):
     Logged.connection.connect()
     start.wait()
-    Logged.populate(reserve_jobs=True)
+    Logged.populate(reserve_jobs=True, refresh=False, make_kwargs={{"seconds": 0.02}})
 
+Logged.jobs.refresh()  # which else they do one after the other
 processes = multiprocessing.get_context("fork")
 start = processes.Barrier({count})
 drivers = [processes.Process(target=drive, args=(start,)) for _ in range({count})]

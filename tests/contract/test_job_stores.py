@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -26,9 +26,10 @@ from djdist.job import Failure, Job
 from djdist.job_store import JobStore
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
-from djdist.job_stores.turn import turn
+from djdist.job_stores.turn import LONGEST_WAIT_SECONDS, turn
 from djdist.jobs import Jobs, jobs_of, refreshing
 from djdist.pipeline import job_columns, jobs_table_source
+from djdist.worker.group import Workplace
 from djdist.worker.session import LastStatement, PlannedSession, PostgreSQLSession, Session
 from lab.relay import relayed
 from lab.watching import meanwhile, wait_until
@@ -668,6 +669,15 @@ class TestLease:
         assert statuses(jobs) == {"pending": 6}
 
 
+def endings_of_a_group(store: JobsTable, table: Any) -> list[str]:
+    """Let a worker make three keys as one group, and tell how each ended."""
+    store.refresh()
+    workplace = Workplace(table, {}, store.source.settings, "", store.fence(), own_connection=True)
+    report = workplace(store.reserve(3))
+    table.connection.connect()
+    return [outcome.ending.name for outcome in report.outcomes]
+
+
 class TestFence:
     def test_a_worker_notes_where_it_works(self, store: JobsTable, jobs: Jobs, connection: Any) -> None:
         (job,) = store.reserve(1)
@@ -768,6 +778,27 @@ class TestFence:
         assert not lab.Square & lost.key
         assert statuses(jobs) == ({"pending": 4, "success": 2} if keep_completed else {"pending": 4})
 
+    def test_a_worker_tells_what_is_left_of_a_group_of_which_a_job_was_lost(
+        self, lab: ModuleType, open_store: OpenStore
+    ) -> None:
+        pipelines.fill(lab)
+        assert endings_of_a_group(open_store(lab.Stolen), lab.Stolen()) == ["DISOWNED", "LEFT", "LEFT"]
+        assert len(lab.Stolen()) == 0
+
+    def test_a_worker_tells_what_is_left_of_a_group_at_whose_end_the_connection_was_lost(
+        self, lab: ModuleType, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        query = LastStatement.query
+
+        def lose(last: LastStatement, *args: Any, **kwargs: Any) -> LastStatement:
+            last._session.connection.close()
+            return query(last, *args, **kwargs)
+
+        monkeypatch.setattr(LastStatement, "query", lose)
+        pipelines.fill(lab)
+        assert endings_of_a_group(open_store(lab.Square), lab.Square()) == ["DEFERRED", "LEFT", "LEFT"]
+        assert len(lab.Square()) == 0
+
     @pytest.mark.parametrize("status", ["pending", "error", "success", "ignore"])
     def test_a_job_that_is_not_reserved_any_more_is_not_changed(
         self, store: JobsTable, jobs: Jobs, connection: Any, status: str
@@ -782,25 +813,43 @@ class TestFence:
         assert rows(jobs) == before
 
 
+def taken_turn(store: JobsTable, connection: sa.Connection) -> AbstractContextManager[None]:
+    return turn(connection, store.source.settings.backend, str(store._jobs))
+
+
+@contextmanager
+def turn_of(store: JobsTable) -> Iterator[None]:
+    """Have the turn at refreshing a store's table."""
+    with store._engine().begin() as connection, taken_turn(store, connection):
+        yield
+
+
 class TestRefreshing:
     def test_runs_of_a_table_take_turns_where_each_would_insert_the_same_keys(
         self, lab: ModuleType, open_store: OpenStore, jobs: Jobs
     ) -> None:
         store = open_store(lab.Square)
-        table = f"{store.source.schema}.{store.source.jobs_table}"
         with ThreadPoolExecutor(1) as pool:
-            with turn(store.source.settings, table):
+            with turn_of(open_store(lab.Square)):
                 refresh = pool.submit(store.refresh)
                 assert wait([refresh], timeout=0.5).not_done
                 assert len(jobs) == 0
             assert refresh.result() == counts(added=6)
 
-    def test_a_turn_that_cannot_be_had_is_not_waited_for(self, store: JobsTable) -> None:
-        settings = store.source.settings
-        assert settings.login
-        nowhere = replace(settings, login={**settings.login, "port": 1})
-        with turn(nowhere, "a table"), turn(nowhere, "a table"):
-            assert store.pending() == 6
+    def test_a_turn_that_cannot_be_had_is_not_waited_for_without_end(
+        self, lab: ModuleType, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pipelines.fill(lab)
+        monkeypatch.setattr("djdist.job_stores.turn.LONGEST_WAIT_SECONDS", 1)
+        with turn_of(open_store(lab.Square)):
+            assert open_store(lab.Square).refresh() == counts(added=6)
+
+    def test_a_turn_ends_with_an_error(self, lab: ModuleType, open_store: OpenStore) -> None:
+        store, other = open_store(lab.Square), open_store(lab.Square)
+        with ThreadPoolExecutor(1) as pool, store._engine().connect() as connection:
+            with pytest.raises(ZeroDivisionError), connection.begin(), taken_turn(store, connection):
+                raise ZeroDivisionError
+            assert wait([pool.submit(other.refresh)], timeout=LONGEST_WAIT_SECONDS / 2).done
 
     def test_new_keys_enter_as_datajoint_enters_them(
         self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, native: dj.Job

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from lab.watching import wait_until
 from servers import free_port
 
+RAY = str(Path(sys.executable).parent / "ray")
 COMMON = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 HEAD = {
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -70,7 +72,7 @@ def _start_head(folder: Path, port: int, *options: str) -> subprocess.Popen[byte
     places = [f"--port={port}", f"--ray-client-server-port={free_port()}", f"--temp-dir={folder}"]
     with (folder / "start.log").open("w") as log:
         return subprocess.Popen(
-            ["ray", "start", "--head", "--block", *sizes, *places, *options],
+            [RAY, "start", "--head", "--block", *sizes, *places, *options],
             env={**os.environ, **COMMON, **HEAD},
             stdout=log,
             stderr=log,
@@ -78,7 +80,7 @@ def _start_head(folder: Path, port: int, *options: str) -> subprocess.Popen[byte
 
 
 def _healthy(address: str) -> bool:
-    check = ["ray", "health-check", "--address", address]
+    check = [RAY, "health-check", "--address", address]
     return subprocess.run(check, env={**os.environ, **COMMON}, capture_output=True).returncode == 0
 
 

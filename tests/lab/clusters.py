@@ -47,6 +47,7 @@ class RayCluster:
         node: dict[str, Any] = {"num_cpus": cpus[-1], "object_store_memory": 100_000_000}
         head = {**node, "num_cpus": cpus[0], "include_dashboard": takes_jobs, "temp_dir": folder}
         head["dashboard_port"] = port = free_port()
+        head["dashboard_agent_listen_port"] = free_port()  # Ray's default is taken where another cluster is
         Path(get_ray_address_file(None)).parent.mkdir(exist_ok=True)  # Ray writes it whatever temp_dir is
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         reset_ray_address()  # or a call that names no cluster would join this one
@@ -55,6 +56,8 @@ class RayCluster:
             self._cluster.add_node(**{**node, "num_cpus": number})
         self.environment = {"RAY_ADDRESS": self._cluster.address, "RAY_USAGE_STATS_ENABLED": "0"}
         self.job_server = f"http://127.0.0.1:{port}"
+        if takes_jobs:
+            wait_until(lambda: _takes_a_job(self.job_server), "an agent that takes jobs")
 
     def driver(self, caller: int) -> int | None:
         workers = _raylet(self._cluster.head_node).children(recursive=True)
@@ -70,6 +73,15 @@ class RayCluster:
 
     def close(self) -> None:
         self._cluster.shutdown()
+
+
+def _takes_a_job(address: str) -> bool:
+    from ray.job_submission import JobSubmissionClient
+
+    with suppress(RuntimeError):
+        JobSubmissionClient(address).submit_job(entrypoint="true")
+        return True
+    return False
 
 
 class DaskCluster:

@@ -35,6 +35,7 @@ StrictModes no
 UsePAM no
 """
 HOST = """
+set -e
 hostname "$(basename {home})"
 mkdir -p /run/sshd /tmp/ray
 mount -t tmpfs tmpfs /tmp/ray

@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import pytest
+
 from djdist.driver import Driver
 from djdist.driver.grouping import (
     CLOCKS_DIFFER_SECONDS,
@@ -12,7 +14,7 @@ from djdist.driver.grouping import (
     Grouping,
     Waiting,
 )
-from djdist.driver.supply import LOOK_SECONDS, Supply
+from djdist.driver.supply import LOOK_AHEAD, LOOK_SECONDS, Supply
 from djdist.executor import task_name
 from djdist.job import GROUP_SECONDS, Completion, Ending, Failure, Job, Outcome, Policy, Report, Status
 from djdist.job_stores.memory import MemoryStore
@@ -100,28 +102,44 @@ class TestShares:
 
 class TestLeft:
     def test_it_is_counted_again_when_what_was_seen_is_used_up(self) -> None:
-        clock, store = Clock(), CountingStore(1000)
-        supply = Supply(store, clock)
-        for left in (100, 100, 100, 100):
-            assert supply.left(100) == left
+        store = CountingStore(1000)
+        supply = Supply(store, Clock())
+        for _ in range(8):
+            assert supply.left(100) == 100
             supply.reserve(50, idle=False)
-        assert store.asked == [200, 200]
+        assert store.asked == [100 * LOOK_AHEAD] * 2
 
     def test_the_last_of_it_is_counted_once(self) -> None:
-        clock, store = Clock(), CountingStore(90)
-        supply = Supply(store, clock)
+        store = CountingStore(90)
+        supply = Supply(store, Clock())
         for left in (90, 60, 30, 0):
             assert supply.left(100) == left
             supply.reserve(30, idle=False)
-        assert store.asked == [200]
+        assert len(store.asked) == 1
 
-    def test_but_later_there_may_be_more(self) -> None:
+    def test_what_is_put_back_is_left_again(self) -> None:
+        supply = Supply(CountingStore(90), Clock())
+        assert supply.left(100) == 90
+        supply.refill(5)
+        assert supply.left(100) == 95
+
+    def test_what_others_add_is_seen_later(self) -> None:
         clock, store = Clock(), CountingStore(0)
         supply = Supply(store, clock)
         assert supply.left(100) == 0
-        clock.seconds += LOOK_SECONDS
+        store._pending.extend(jobs(7))
         assert supply.left(100) == 0
-        assert store.asked == [200, 200]
+        clock.seconds += LOOK_SECONDS
+        assert supply.left(100) == 7
+
+    def test_a_store_that_counts_slowly_is_asked_seldom(self) -> None:
+        clock = Clock()
+        store = CountingStore(0, clock, seconds=1)
+        supply = Supply(store, clock)
+        for _ in range(3):
+            supply.left(100)
+            clock.seconds += LOOK_SECONDS
+        assert len(store.asked) == 1
 
 
 class TestWaiting:
@@ -198,14 +216,17 @@ def dies(ticket: int) -> Completion:
 
 
 class CountingStore(MemoryStore):
-    """Notes how far it was asked to count."""
+    """Notes how far it was asked to count, which takes it some time."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, clock: Clock | None = None, seconds: float = 0) -> None:
         super().__init__(job.key for job in jobs(count))
         self.asked: list[int | None] = []
+        self._clock = clock or Clock()
+        self._seconds = seconds
 
     def pending(self, most: int | None = None) -> int:
         self.asked.append(most)
+        self._clock.seconds += self._seconds
         return super().pending(most)
 
 
@@ -244,12 +265,15 @@ def going_on(status: Status) -> bool:
 
 
 class TestDriver:
-    def test_the_last_groups_are_small(self) -> None:
+    @pytest.mark.parametrize("policy", [Policy(), Policy(max_calls=5000)])
+    def test_the_last_groups_are_small(self, policy: Policy) -> None:
         executor = Groups(2, all_made)
-        driver_of(SeeingStore(5000), executor, Policy(), Clock()).run(going_on)
+        driver_of(SeeingStore(9000), executor, policy, Clock()).run(going_on)
         sizes = [len(group) for group in executor.submitted]
         assert max(sizes) == LARGEST
+        assert sum(sizes) == (policy.max_calls or 9000)
         assert sizes[-1] <= LARGEST // SMALLEST_SHARE
+        assert sizes[sizes.index(LARGEST) :] == sorted(sizes[sizes.index(LARGEST) :], reverse=True)
 
     def test_tiny_keys_share_tasks_and_each_is_made_once(self) -> None:
         executor = Groups(2, all_made)
