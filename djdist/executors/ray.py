@@ -96,7 +96,7 @@ class RayExecutor(Executor):
         return outlive(self, lambda watch_all: self._drive_once(loop, watch_all, info), watch, info)
 
     def _drive_once(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
-        self._remote(_get_ready).remote()
+        self._remote(_get_ready).options(name=f"{info.table} (imports)").remote()
         host = self._host()
         ask = _line_to(host, info)
         try:

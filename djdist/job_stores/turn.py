@@ -1,7 +1,7 @@
 """One's turn at what runs of a table had better not do at the same time."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from hashlib import sha256
 from typing import Any
 
@@ -32,7 +32,8 @@ def _turn_in_mysql(execute: Any, number: int) -> Iterator[None]:
         yield
         execute("COMMIT")
     finally:
-        execute(f"SELECT RELEASE_LOCK('djdist {number}')")
+        with suppress(Exception):  # a broken connection has let go of it
+            execute(f"SELECT RELEASE_LOCK('djdist {number}')")
 
 
 @contextmanager
