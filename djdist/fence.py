@@ -39,6 +39,8 @@ class Fence:
         What the run's reservations carry as ``connection_id``.
     key : Statement
         The condition that finds one job; the others find jobs of the run, but for ``finish``.
+    key_columns : str
+        The row of columns that ``key`` compares, which is searched for many jobs.
     begin : Statement
         Notes the worker's host and pid on reserved jobs that nobody has begun.
     held : Statement
@@ -54,6 +56,7 @@ class Fence:
 
     token: int
     key: Statement
+    key_columns: str
     begin: Statement
     held: Statement
     made: Statement
@@ -95,10 +98,26 @@ class Fence:
 
     def _execute(self, connection: Connection, statement: Statement, jobs: Sequence[Values]) -> int:
         """Execute one statement for all these jobs of one worker."""
-        keys = " OR ".join([self.key.sql] * len(jobs))
         arguments = statement.arguments({**jobs[0], "token": self.token})
         arguments += [argument for values in jobs for argument in self.key.arguments(values)]
-        return int(connection.query(f"{statement.sql} AND ({keys})", args=arguments).rowcount)
+        return int(connection.query(f"{statement.sql} AND ({self._among(jobs)})", args=arguments).rowcount)
+
+    def _among(self, jobs: Sequence[Values]) -> str:
+        """Find jobs by their key, in the form in which the job store finds them, too."""
+        key = self.key.arguments(jobs[0])
+        if not is_searched_as_list(jobs, key):
+            return " OR ".join([self.key.sql] * len(jobs))
+        row = ", ".join(["%s"] * len(key))
+        return f"{self.key_columns} IN ({', '.join([f'({row})'] * len(jobs))})"
+
+
+def is_searched_as_list(jobs: Sequence[Any], key: Sequence[Any]) -> bool:
+    """Tell whether jobs with such a key are found by a list of their keys.
+
+    MariaDB scans the whole table for a list of one tuple, and PostgreSQL rounds the
+    floats of a list, but not a single one.
+    """
+    return len(jobs) > 1 and not any(isinstance(value, float) for value in key)
 
 
 def key_name(attribute: str) -> str:

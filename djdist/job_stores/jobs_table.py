@@ -17,7 +17,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from djdist.errors import DatabaseError
-from djdist.fence import Fence, Statement, key_name
+from djdist.fence import Fence, Statement, is_searched_as_list, key_name
 from djdist.job import Failure, Job
 from djdist.job_store import JobStore
 from djdist.job_stores.turn import turn
@@ -280,6 +280,7 @@ class JobsTable(JobStore):
         return Fence(
             token=self.owner.token,
             key=self._statement(key.self_group()),
+            key_columns=self._statement(sa.tuple_(*self._key())).sql,
             begin=self._statement(sa.update(self._jobs).where(*mine, not_begun).values(worker)),
             held=self._statement(held),
             made=self._statement(held.where(self._in_target(self._jobs))),
@@ -331,13 +332,9 @@ class JobsTable(JobStore):
         return [self._jobs.c[name] for name in self.source.key]
 
     def _among(self, jobs: Sequence[Job]) -> sa.ColumnElement[bool]:
-        """Find jobs by their key, if possible in a form that is compiled once however many they are.
-
-        MariaDB scans the whole table for a list of one tuple, and PostgreSQL rounds the
-        floats of a list, but not a single one.
-        """
+        """Find jobs by their key, if possible in a form that is compiled once however many they are."""
         key, values = self._key(), [tuple(job.key[name] for name in self.source.key) for job in jobs]
-        if len(values) == 1 or any(isinstance(value, float) for value in values[0]):
+        if not is_searched_as_list(jobs, values[0]):
             return sa.or_(*[sa.and_(*map(operator.eq, key, value)) for value in values])
         return key[0].in_([value for (value,) in values]) if len(key) == 1 else sa.tuple_(*key).in_(values)
 

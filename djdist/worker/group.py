@@ -65,7 +65,8 @@ class Group:
     all_missing: bool = False
 
     def __post_init__(self) -> None:
-        self._values = {job.identity: _values(self.workplace, job) for job in self.jobs}
+        worker = {"worker_host": platform.node(), "worker_pid": os.getpid()}
+        self._values = {job.identity: worker | _key_values(self.workplace, job) for job in self.jobs}
 
     def making(self) -> Making:
         at = self.workplace
@@ -133,9 +134,8 @@ def _leave_behind(workplace: Workplace) -> None:
         end_session(workplace.table.connection)
 
 
-def _values(workplace: Workplace, job: Job) -> dict[str, Any]:
-    key = {key_name(k): v for k, v in job_columns(job.key, workplace.settings).items()}
-    return {"worker_host": platform.node(), "worker_pid": os.getpid(), **key}
+def _key_values(workplace: Workplace, job: Job) -> dict[str, Any]:
+    return {key_name(k): v for k, v in job_columns(job.key, workplace.settings).items()}
 
 
 def _attempt(group: Group, job: Job, making: Making) -> Ending:

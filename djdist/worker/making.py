@@ -19,15 +19,17 @@ from djdist.job import Key
 from djdist.worker.session import (
     COMMIT_AND_CHAIN,
     LastStatement,
+    MariaDBSession,
     PlannedSession,
     PostgreSQLSession,
     Session,
+    is_mariadb,
 )
 
 logger = logging.getLogger(__name__)
 
-WORTH_PLANNING = 10
-"""Of so many keys and more, PostgreSQL plans the statement that ends a job only once."""
+WORTH_PREPARING = 10
+"""Of so many keys and more, the server parses and plans the statement that ends a job only once."""
 
 
 def load_early() -> None:
@@ -57,7 +59,7 @@ class Making:
         self._version = version
         self._chains = count > 1 and not _does_more_than_its_transaction(table)
         self._chained = False
-        self._session_kind = _session_kind(table, count) if self._chains else Session
+        self._count = count
         self._session: Session | None = None
         self._missing: Key | None = None
         self._patches = ExitStack()
@@ -67,7 +69,8 @@ class Making:
         """The session of the transaction in which the table makes its keys."""
         connection = self._table.connection
         if self._session is None or self._session.connection is not connection._conn:
-            self._session = self._session_kind(connection._conn, connection.adapter.translate_error)
+            kind = _session_kind(connection, self._count) if self._chains else Session
+            self._session = kind(connection._conn, connection.adapter.translate_error)
         return self._session
 
     def __enter__(self) -> Self:
@@ -175,10 +178,11 @@ def _name_known(table: Any) -> property:
     return property(lambda other: name if type(other) is kind else work_out(other))
 
 
-def _session_kind(table: Any, count: int) -> type[Session]:
-    if table.connection.adapter.backend != "postgresql":
-        return Session
-    return PlannedSession if count >= WORTH_PLANNING else PostgreSQLSession
+def _session_kind(connection: dj.Connection, count: int) -> type[Session]:
+    is_worth_preparing = count >= WORTH_PREPARING
+    if connection.adapter.backend == "postgresql":
+        return PlannedSession if is_worth_preparing else PostgreSQLSession
+    return MariaDBSession if is_worth_preparing and is_mariadb(connection._conn) else Session
 
 
 def _does_more_than_its_transaction(table: Any) -> bool:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 import cloudpickle
@@ -86,6 +86,8 @@ class Parcel:
             return replace(report, outcomes=tuple(map(_portable, report.outcomes)))
 
     def _limit(self) -> AbstractContextManager[None]:
+        if self.timeout_seconds is None:
+            return nullcontext()
         return _ending_itself(self.timeout_seconds, watched=self.fence is not None)
 
 
@@ -141,15 +143,12 @@ def _allow_children() -> None:
 
 
 @contextmanager
-def _ending_itself(timeout_seconds: float | None, *, watched: bool) -> Iterator[None]:
+def _ending_itself(timeout_seconds: float, *, watched: bool) -> Iterator[None]:
     """End this process where a make() takes too long, even if it lets no other thread run.
 
     Where a driver watches, that does it first and records why; but it may sit on the very
     Dask worker whose interpreter hangs.
     """
-    if timeout_seconds is None:
-        yield
-        return
     patience_seconds = timeout_seconds * OVERDUE_FACTOR + OVERDUE_SECONDS if watched else timeout_seconds
     faulthandler.dump_traceback_later(patience_seconds, exit=True, file=sys.__stderr__ or sys.stderr)
     try:

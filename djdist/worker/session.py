@@ -1,5 +1,6 @@
 """What a worker executes beside DataJoint, on the same connection."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -12,6 +13,11 @@ Translated = Callable[[Exception, str], Exception]
 
 COMMIT_AND_CHAIN = "COMMIT AND CHAIN"
 DIVISION_BY_ZERO = "22012"
+
+SIGNALLED = 1644
+COMMIT_OR_SIGNAL = (
+    "BEGIN NOT ATOMIC {}; IF ROW_COUNT() = 0 THEN SIGNAL SQLSTATE '45000'; END IF; COMMIT AND CHAIN; END"
+)
 
 
 class Session:
@@ -70,29 +76,69 @@ class PostgreSQLSession(Session):
         return True
 
 
-class PlannedSession(PostgreSQLSession):
-    """Lets PostgreSQL parse and plan once what is executed for many keys."""
+class PreparingSession(Session):
+    """Has the server parse once what is executed for many keys."""
 
-    def __init__(self, connection: Any, translated: Translated) -> None:
+    execution: str
+    """How a statement is executed by its name, with the places of its arguments."""
+
+    def __init__(self, connection: Any, translated: Translated = lambda error, _: error) -> None:
         super().__init__(connection, translated)
         self._names: dict[str, str] = {}
 
     def close(self) -> None:
         with suppress(Exception):  # a connection that is gone took them along
-            for name in self._names.values():
-                self.execute(f"DEALLOCATE {name}")
+            for name in filter(None, self._names.values()):
+                self.execute(f"DEALLOCATE PREPARE {name}")
 
     def _repeated(self, query: str, args: Any) -> str:
         if query not in self._names:
-            self._names[query] = self._prepare(query)
-        places = ", ".join(["%s"] * len(args))
-        return f"EXECUTE {self._names[query]} ({places})"
+            self._names[query] = self._prepare(query, f"djdist_{uuid4().hex}")
+        name, places = self._names[query], ", ".join(["%s"] * len(args))
+        return self.execution.format(name, places) if name else query
 
-    def _prepare(self, query: str) -> str:
-        name, number = f"djdist_{uuid4().hex}", count(1)
+    @abstractmethod
+    def _prepare(self, query: str, name: str) -> str:
+        """Prepare a query; give its name, or none if the server has enough of them."""
+
+
+class PlannedSession(PreparingSession, PostgreSQLSession):
+    """Lets PostgreSQL parse and plan once what is executed for many keys."""
+
+    execution = "EXECUTE {} ({})"
+
+    def _prepare(self, query: str, name: str) -> str:
+        number = count(1)
         numbered = sub("%s", lambda _: f"${next(number)}", query).replace("%%", "%")
         self.execute(f"PREPARE {name} AS {numbered}")
         return name
+
+
+class MariaDBSession(PreparingSession):
+    """Ends a transaction in one trip to the server, by a block of statements, which MySQL does not have."""
+
+    execution = "EXECUTE {} USING {}"
+
+    def commit_if_hit(self, query: str, args: Any = ()) -> bool:
+        try:
+            self.query(COMMIT_OR_SIGNAL.format(query), args)
+        except Exception as error:
+            if getattr(error.__cause__, "args", ())[:1] != (SIGNALLED,):
+                raise
+            return False
+        return True
+
+    def _prepare(self, query: str, name: str) -> str:
+        try:
+            self.execute(f"PREPARE {name} FROM %s", [query.replace("%s", "?").replace("%%", "%")])
+        except Exception:  # max_prepared_stmt_count, or a proxy that knows none
+            return ""
+        return name
+
+
+def is_mariadb(connection: Any) -> bool:
+    """Tell MariaDB's server from MySQL's, which the same driver connects to."""
+    return "MariaDB" in connection.get_server_info()
 
 
 class LastStatement:

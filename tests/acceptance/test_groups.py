@@ -12,7 +12,7 @@ import lab as pipelines
 from djdist.driver import grouping
 from djdist.driver.grouping import CLOCKS_DIFFER_SECONDS
 from djdist.job import GROUP_SECONDS
-from djdist.worker.session import PlannedSession
+from djdist.worker.session import MariaDBSession, PlannedSession, is_mariadb
 from servers import Server
 
 SLOW_SECONDS = 2 * (GROUP_SECONDS + CLOCKS_DIFFER_SECONDS)
@@ -30,21 +30,25 @@ def test_a_slow_key_holds_back_none_of_its_group(lab: ModuleType) -> None:
     assert max((lab.Logged - is_slow).to_arrays("monotonic_ns")) < slow_ends_at
 
 
-def test_no_plan_stays_on_the_callers_connection(
+def test_nothing_prepared_stays_on_the_callers_connection(
     server: Server, lab: ModuleType, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if server.backend != "postgresql":
-        pytest.skip("on PostgreSQL only are statements planned once for a group")
     monkeypatch.setattr(grouping, "TASK_SECONDS", 60.0)  # or a slow machine has no large groups
-    planned = []
-    prepare = PlannedSession._prepare
+    kind = MariaDBSession if server.backend == "mysql" else PlannedSession
+    if kind is MariaDBSession and not is_mariadb(connection._conn):
+        pytest.skip("nothing is prepared on MySQL")
+    prepared = []
+    prepare = kind._prepare
 
-    def note(session: PlannedSession, query: str) -> str:
-        planned.append(query)
-        return prepare(session, query)
+    def note(session: Any, query: str, name: str) -> str:
+        prepared.append(prepare(session, query, name))
+        return prepared[-1]
 
-    monkeypatch.setattr(PlannedSession, "_prepare", note)
+    monkeypatch.setattr(kind, "_prepare", note)
     pipelines.fill(lab, subjects=1, sessions=100)
     assert lab.Square.populate(reserve_jobs=True)["success_count"] == 100
-    assert planned
-    assert connection.query("SELECT name FROM pg_prepared_statements").fetchall() == []
+    assert prepared
+    assert all(prepared)
+    for name in prepared:
+        with pytest.raises(Exception, match=name):
+            connection._conn.cursor().execute(f"DEALLOCATE PREPARE {name}")

@@ -96,6 +96,7 @@ def use(store: JobsTable, jobs: Jobs, connection: Explaining) -> None:
         reserved = store.reserve(count)
         assert len(store.renew(reserved)) == count
         assert all(fence.begins(connection, [worker_values(store, job) for job in reserved]))
+        assert not fence.any_made(connection, [worker_values(store, job) for job in reserved])
         assert len(store.begun(reserved)) == len(store.begun_by("a worker", 7)) == count
         fence.finish_or_undo(connection, worker_values(store, reserved[0]))
         store.release(reserved)

@@ -13,7 +13,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.goals import DATABASES, RESERVE, STATEMENTS, THROUGHPUT
+from benchmarks.goals import DATABASES, RESERVE, STATEMENTS, THROUGHPUT, ratio
 
 COLORS = {"mysql": "#0072B2", "postgresql": "#E69F00"}
 OURS, THEIRS = "-", ":"
@@ -41,10 +41,10 @@ def draw(results: dict[str, dict[str, Any]], file: Path) -> None:
     plt.close(figure)
 
 
-def _draw_throughput(axis: Axes, throughput: dict[str, dict[str, float]]) -> None:
+def _draw_throughput(axis: Axes, throughput: dict[str, dict[str, list[float]]]) -> None:
     for number, (database, rates) in enumerate(throughput.items()):
         places = [place + (number - 0.5) * WIDTH for place in range(len(rates))]
-        shares = [rate / rates["bare make"] for rate in rates.values()]
+        shares = [ratio(name, "bare make")(rates) for name in rates]
         axis.bar(places, shares, WIDTH, color=COLORS[database], label=DATABASES[database])
         axis.set_xticks(range(len(rates)), list(rates))
     axis.set_title("Jobs per second, of those of bare make()", fontsize=10)

@@ -30,7 +30,14 @@ from djdist.job_stores.turn import LONGEST_WAIT_SECONDS, turn
 from djdist.jobs import Jobs, jobs_of, refreshing
 from djdist.pipeline import job_columns, jobs_table_source
 from djdist.worker.group import Workplace
-from djdist.worker.session import LastStatement, PlannedSession, PostgreSQLSession, Session
+from djdist.worker.session import (
+    LastStatement,
+    MariaDBSession,
+    PlannedSession,
+    PostgreSQLSession,
+    Session,
+    is_mariadb,
+)
 from lab.relay import relayed
 from lab.watching import meanwhile, wait_until
 
@@ -251,6 +258,12 @@ def statuses(jobs: dj.Job) -> dict[str, int]:
 def fence_values(store: JobsTable, job: Job) -> dict[str, Any]:
     key = {key_name(k): v for k, v in job_columns(job.key, store.source.settings).items()}
     return {"worker_host": "a worker", "worker_pid": 77, "seconds": 1.5, **key}
+
+
+def open_session(kind: type[Session], connection: Any) -> Session:
+    if kind is MariaDBSession and not is_mariadb(connection._conn):
+        pytest.skip("this is MySQL")
+    return kind(connection._conn, connection.adapter.translate_error)
 
 
 @contextmanager
@@ -753,6 +766,7 @@ class TestFence:
         ("server", "kind"),
         [
             ("mysql", Session),
+            ("mysql", MariaDBSession),
             ("postgresql", PostgreSQLSession),
             ("postgresql", PlannedSession),
         ],
@@ -766,7 +780,7 @@ class TestFence:
         lost = mine[1]
         assert fence.begins(connection, [fence_values(store, job) for job in mine]) == [True] * 3
         store.release([lost])
-        session = kind(connection._conn, connection.adapter.translate_error)
+        session = open_session(kind, connection)
         for job in mine:
             session.execute("BEGIN")
             lab.Square.insert1({**job.key, "result": 1}, allow_direct_insert=True)
@@ -1151,22 +1165,26 @@ class TestKeysAndRestrictions:
         assert statuses(jobs) == {"error": 1}
         assert jobs.to_arrays("tiny").tolist() == [failed.key["tiny"]]
 
-    @pytest.mark.parametrize("server", ["postgresql"], indirect=True)
+    @pytest.mark.parametrize(
+        ("server", "kind"), [("mysql", MariaDBSession), ("postgresql", PlannedSession)], indirect=["server"]
+    )
     @pytest.mark.parametrize("keep_completed", [False, True])
-    def test_are_finished_by_a_plan_that_is_made_once(
-        self, lab: ModuleType, open_store: OpenStore, connection: Any, keep_completed: bool
+    def test_are_finished_by_what_is_prepared_once(
+        self, lab: ModuleType, open_store: OpenStore, connection: Any, kind: Any, keep_completed: bool
     ) -> None:
         lab.AnyKey.insert(lab.AnyKey.rows)
         store = open_store(lab.FromAnyKey)
         store = keeping(store) if keep_completed else store
         store.refresh()
         mine, lost = store.reserve(2)
-        fence, session = store.fence(), PlannedSession(connection._conn, connection.adapter.translate_error)
+        fence, session = store.fence(), open_session(kind, connection)
         assert fence.begins(connection, [fence_values(store, job) for job in (mine, lost)]) == [True, True]
         store.release([lost])
-        fence.finish_or_undo(session, fence_values(store, mine))
+        session.execute("BEGIN")
+        fence.finish_or_undo(LastStatement(session), fence_values(store, mine))
         with pytest.raises(LeaseLostError):
-            fence.finish_or_undo(session, fence_values(store, lost))
+            fence.finish_or_undo(LastStatement(session), fence_values(store, lost))
+        session.execute("ROLLBACK")
         session.close()
         expected = {"pending": 1, "success": 1} if keep_completed else {"pending": 1}
         assert statuses(jobs_of(lab.FromAnyKey())) == expected

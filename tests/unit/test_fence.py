@@ -13,6 +13,7 @@ from djdist.fence import Fence, Statement, key_name
 FENCE = Fence(
     token=7,
     key=Statement("(id=%s)", ("key_id",)),
+    key_columns="(id)",
     begin=Statement("UPDATE jobs SET host=%s WHERE token=%s", ("worker_host", "token")),
     held=Statement("SELECT 1 FROM jobs WHERE token=%s", ("token",)),
     made=Statement("SELECT 1 FROM jobs JOIN results WHERE token=%s", ("token",)),
@@ -47,7 +48,13 @@ def test_a_job_that_is_not_hit_does_not_begin() -> None:
 def test_many_jobs_begin_by_one_statement() -> None:
     connection = Connection(2)
     assert FENCE.begins(connection, [VALUES, {**VALUES, "key_id": 4}]) == [True, True]
-    assert connection.executed == [(f"{FENCE.begin.sql} AND ((id=%s) OR (id=%s))", ["a worker", 7, 3, 4])]
+    assert connection.executed == [(f"{FENCE.begin.sql} AND ((id) IN ((%s), (%s)))", ["a worker", 7, 3, 4])]
+
+
+def test_floats_are_not_searched_as_a_list_in_which_they_would_be_rounded() -> None:
+    connection = Connection(2)
+    FENCE.begins(connection, [{**VALUES, "key_id": 0.1}, {**VALUES, "key_id": 0.2}])
+    assert connection.executed[0][0] == f"{FENCE.begin.sql} AND ((id=%s) OR (id=%s))"
 
 
 def test_where_only_some_begin_it_is_asked_which() -> None:
@@ -60,7 +67,7 @@ def test_where_only_some_begin_it_is_asked_which() -> None:
 def test_one_statement_asks_whether_any_of_many_is_made(hits: int) -> None:
     connection = Connection(hits)
     assert FENCE.any_made(connection, [VALUES, {**VALUES, "key_id": 4}]) is bool(hits)
-    assert connection.executed == [(f"{FENCE.made.sql} AND ((id=%s) OR (id=%s))", [7, 3, 4])]
+    assert connection.executed == [(f"{FENCE.made.sql} AND ((id) IN ((%s), (%s)))", [7, 3, 4])]
 
 
 def test_finishing_fills_in_the_values_in_the_statements_order() -> None:

@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from djdist.worker.session import LastStatement, PlannedSession, PostgreSQLSession, Session
+from djdist.worker.session import (
+    LastStatement,
+    MariaDBSession,
+    PlannedSession,
+    PostgreSQLSession,
+    Session,
+)
 
 
 class Connection:
@@ -74,7 +80,7 @@ def test_a_plan_is_made_once_and_removed_at_the_end() -> None:
     name = prepare.split()[1]
     assert prepare == f"PREPARE {name} AS DELETE FROM jobs WHERE token=$1 AND id=$2"
     assert executions == [(f"EXECUTE {name} (%s, %s)", [7, key]) for key in (3, 4)]
-    assert deallocate == f"DEALLOCATE {name}"
+    assert deallocate == f"DEALLOCATE PREPARE {name}"
 
 
 def test_a_plan_serves_the_last_statement_too() -> None:
@@ -98,3 +104,31 @@ def test_sessions_of_one_connection_keep_apart() -> None:
     for _ in range(2):
         PlannedSession(connection, translated).query("DELETE")
     assert connection.executed[0] != connection.executed[2]
+
+
+def test_mariadb_parses_once_what_ends_a_transaction() -> None:
+    connection = Connection()
+    session = MariaDBSession(connection, translated)
+    for key in (3, 4):
+        assert session.commit_if_hit("DELETE FROM jobs WHERE token%%9=%s AND id=%s", [7, key])
+    session.close()
+    (prepare, (block,)), *executions, (deallocate, _) = connection.executed
+    name = prepare.split()[1]
+    assert block.startswith("BEGIN NOT ATOMIC DELETE FROM jobs WHERE token%9=? AND id=?; ")
+    assert executions == [(f"EXECUTE {name} USING %s, %s", [7, key]) for key in (3, 4)]
+    assert deallocate == f"DEALLOCATE PREPARE {name}"
+
+
+def test_mariadb_parses_each_where_it_prepares_no_more() -> None:
+    connection = Connection(refused="PREPARE")
+    session = MariaDBSession(connection, translated)
+    assert session.commit_if_hit("DELETE FROM jobs WHERE id=%s", [3])
+    session.close()
+    ((block, args),) = connection.executed
+    assert block.startswith("BEGIN NOT ATOMIC DELETE FROM jobs WHERE id=%s; ")
+    assert args == [3]
+
+
+def test_an_error_of_mariadb_that_is_no_lost_job_is_raised() -> None:
+    with pytest.raises(RuntimeError, match="of EXECUTE"):
+        MariaDBSession(Connection(refused="EXECUTE"), translated).commit_if_hit("DELETE FROM jobs")

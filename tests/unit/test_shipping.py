@@ -128,7 +128,8 @@ class TestSecrets:
     @pytest.fixture
     def shipped(self, settings: ConnectionSettings) -> list[Any]:
         statement = Statement("DELETE", ())
-        parcel = Parcel(1, "Table", settings, b"table", PASSWORD.encode(), "v", Fence(1, *[statement] * 6))
+        fence = Fence(1, statement, "(id)", *[statement] * 5)
+        parcel = Parcel(1, "Table", settings, b"table", PASSWORD.encode(), "v", fence)
         names = "schema.Table", "schema", "~~table", "__table"
         source = JobsTableSource(settings, *names, ("id",), frozenset(), False, ("id",), "SELECT 1", None)
         table = JobsTable(source, Owner(1))
