@@ -15,6 +15,8 @@ COMMIT_AND_CHAIN = "COMMIT AND CHAIN"
 DIVISION_BY_ZERO = "22012"
 
 SIGNALLED = 1644
+NOT_PREPARED = (1461, 1295, 1064)
+"""Too many are prepared already; the server prepares no such statement; or a proxy does not know it."""
 COMMIT_OR_SIGNAL = (
     "BEGIN NOT ATOMIC {}; IF ROW_COUNT() = 0 THEN SIGNAL SQLSTATE '45000'; END IF; COMMIT AND CHAIN; END"
 )
@@ -99,7 +101,7 @@ class PreparingSession(Session):
 
     @abstractmethod
     def _prepare(self, query: str, name: str) -> str:
-        """Prepare a query; give its name, or none if the server has enough of them."""
+        """Prepare a query; give its name, or an empty one if the server refuses."""
 
 
 class PlannedSession(PreparingSession, PostgreSQLSession):
@@ -120,10 +122,14 @@ class MariaDBSession(PreparingSession):
     execution = "EXECUTE {} USING {}"
 
     def commit_if_hit(self, query: str, args: Any = ()) -> bool:
+        block = COMMIT_OR_SIGNAL.format(query)
+        execution = self._repeated(block, args)
+        if execution == block:
+            return super().commit_if_hit(query, args)
         try:
-            self.query(COMMIT_OR_SIGNAL.format(query), args)
+            self.execute(execution, args)
         except Exception as error:
-            if getattr(error.__cause__, "args", ())[:1] != (SIGNALLED,):
+            if _number(error) != SIGNALLED:
                 raise
             return False
         return True
@@ -131,9 +137,15 @@ class MariaDBSession(PreparingSession):
     def _prepare(self, query: str, name: str) -> str:
         try:
             self.execute(f"PREPARE {name} FROM %s", [query.replace("%s", "?").replace("%%", "%")])
-        except Exception:  # max_prepared_stmt_count, or a proxy that knows none
+        except Exception as error:
+            if _number(error) not in NOT_PREPARED:
+                raise
             return ""
         return name
+
+
+def _number(error: Exception) -> Any:
+    return next(iter(getattr(error.__cause__, "args", ())), None)
 
 
 def is_mariadb(connection: Any) -> bool:

@@ -29,6 +29,7 @@ from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.turn import LONGEST_WAIT_SECONDS, turn
 from djdist.jobs import Jobs, jobs_of, refreshing
 from djdist.pipeline import job_columns, jobs_table_source
+from djdist.worker import making
 from djdist.worker.group import Workplace
 from djdist.worker.session import (
     LastStatement,
@@ -773,11 +774,19 @@ class TestFence:
         indirect=["server"],
     )
     @pytest.mark.parametrize("keep_completed", [False, True])
+    @pytest.mark.parametrize("nth_is_lost", [0, 1])
     def test_results_are_committed_with_their_jobs_or_not_at_all(
-        self, lab: ModuleType, store: JobsTable, jobs: Jobs, connection: Any, kind: Any, keep_completed: bool
+        self,
+        lab: ModuleType,
+        store: JobsTable,
+        jobs: Jobs,
+        connection: Any,
+        kind: Any,
+        keep_completed: bool,
+        nth_is_lost: int,
     ) -> None:
         fence, mine = (keeping(store) if keep_completed else store).fence(), store.reserve(3)
-        lost = mine[1]
+        lost = mine[nth_is_lost]
         assert fence.begins(connection, [fence_values(store, job) for job in mine]) == [True] * 3
         store.release([lost])
         session = open_session(kind, connection)
@@ -792,16 +801,28 @@ class TestFence:
         assert not lab.Square & lost.key
         assert statuses(jobs) == ({"pending": 4, "success": 2} if keep_completed else {"pending": 4})
 
+    @pytest.mark.parametrize("worth_preparing", [3, 4])
     def test_a_worker_tells_what_is_left_of_a_group_of_which_a_job_was_lost(
-        self, lab: ModuleType, open_store: OpenStore
+        self,
+        lab: ModuleType,
+        open_store: OpenStore,
+        monkeypatch: pytest.MonkeyPatch,
+        worth_preparing: int,
     ) -> None:
+        monkeypatch.setattr(making, "WORTH_PREPARING", worth_preparing)
         pipelines.fill(lab)
         assert endings_of_a_group(open_store(lab.Stolen), lab.Stolen()) == ["DISOWNED", "LEFT", "LEFT"]
         assert len(lab.Stolen()) == 0
 
+    @pytest.mark.parametrize("worth_preparing", [3, 4])
     def test_a_worker_tells_what_is_left_of_a_group_at_whose_end_the_connection_was_lost(
-        self, lab: ModuleType, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+        self,
+        lab: ModuleType,
+        open_store: OpenStore,
+        monkeypatch: pytest.MonkeyPatch,
+        worth_preparing: int,
     ) -> None:
+        monkeypatch.setattr(making, "WORTH_PREPARING", worth_preparing)
         query = LastStatement.query
 
         def lose(last: LastStatement, *args: Any, **kwargs: Any) -> LastStatement:
@@ -1169,8 +1190,15 @@ class TestKeysAndRestrictions:
         ("server", "kind"), [("mysql", MariaDBSession), ("postgresql", PlannedSession)], indirect=["server"]
     )
     @pytest.mark.parametrize("keep_completed", [False, True])
+    @pytest.mark.parametrize("commits", [False, True])
     def test_are_finished_by_what_is_prepared_once(
-        self, lab: ModuleType, open_store: OpenStore, connection: Any, kind: Any, keep_completed: bool
+        self,
+        lab: ModuleType,
+        open_store: OpenStore,
+        connection: Any,
+        kind: Any,
+        keep_completed: bool,
+        commits: bool,
     ) -> None:
         lab.AnyKey.insert(lab.AnyKey.rows)
         store = open_store(lab.FromAnyKey)
@@ -1180,11 +1208,12 @@ class TestKeysAndRestrictions:
         fence, session = store.fence(), open_session(kind, connection)
         assert fence.begins(connection, [fence_values(store, job) for job in (mine, lost)]) == [True, True]
         store.release([lost])
+        finishing = LastStatement(session) if commits else session
         session.execute("BEGIN")
-        fence.finish_or_undo(LastStatement(session), fence_values(store, mine))
+        fence.finish_or_undo(finishing, fence_values(store, mine))
         with pytest.raises(LeaseLostError):
-            fence.finish_or_undo(LastStatement(session), fence_values(store, lost))
-        session.execute("ROLLBACK")
+            fence.finish_or_undo(finishing, fence_values(store, lost))
+        session.execute("ROLLBACK" if commits else "COMMIT")
         session.close()
         expected = {"pending": 1, "success": 1} if keep_completed else {"pending": 1}
         assert statuses(jobs_of(lab.FromAnyKey())) == expected

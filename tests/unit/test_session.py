@@ -16,9 +16,10 @@ from djdist.worker.session import (
 class Connection:
     """Keeps what its cursors execute, hits so many rows, and refuses what it is told to."""
 
-    def __init__(self, refused: str = "nothing", rowcount: int = 1) -> None:
+    def __init__(self, refused: str = "nothing", rowcount: int = 1, number: int = 0) -> None:
         self.executed: list[tuple[str, Any]] = []
         self.refused = refused
+        self.number = number
         self.rowcount = rowcount
 
     def cursor(self) -> Connection:
@@ -26,7 +27,7 @@ class Connection:
 
     def execute(self, sql: str, args: Any = None) -> None:
         if sql.startswith(self.refused):
-            raise ValueError(sql)
+            raise ValueError(self.number, sql)
         self.executed.append((sql, args))
 
 
@@ -66,7 +67,7 @@ def test_an_error_that_is_no_lost_job_is_raised() -> None:
 
 
 def test_an_error_is_datajoints() -> None:
-    with pytest.raises(RuntimeError, match="DELETE of DELETE"):
+    with pytest.raises(RuntimeError, match=r"DELETE.* of DELETE"):
         Session(Connection(refused="DELETE"), translated).query("DELETE")
 
 
@@ -119,14 +120,20 @@ def test_mariadb_parses_once_what_ends_a_transaction() -> None:
     assert deallocate == f"DEALLOCATE PREPARE {name}"
 
 
-def test_mariadb_parses_each_where_it_prepares_no_more() -> None:
-    connection = Connection(refused="PREPARE")
+def test_mariadb_ends_a_transaction_in_two_trips_where_it_prepares_no_more() -> None:
+    connection = Connection(refused="PREPARE", number=1461)
     session = MariaDBSession(connection, translated)
     assert session.commit_if_hit("DELETE FROM jobs WHERE id=%s", [3])
     session.close()
-    ((block, args),) = connection.executed
-    assert block.startswith("BEGIN NOT ATOMIC DELETE FROM jobs WHERE id=%s; ")
-    assert args == [3]
+    assert connection.executed == [("DELETE FROM jobs WHERE id=%s", [3]), ("COMMIT AND CHAIN", None)]
+
+
+def test_mariadb_commits_nothing_of_a_transaction_that_is_gone_when_it_is_to_prepare_its_end() -> None:
+    """A node of a cluster tells with the next statement that it has given up the transaction."""
+    connection = Connection(refused="PREPARE", number=1213)
+    with pytest.raises(RuntimeError, match="1213"):
+        MariaDBSession(connection, translated).commit_if_hit("DELETE FROM jobs WHERE id=%s", [3])
+    assert connection.executed == []
 
 
 def test_an_error_of_mariadb_that_is_no_lost_job_is_raised() -> None:
