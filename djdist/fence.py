@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 from djdist.errors import LeaseLostError
@@ -104,20 +105,24 @@ class Fence:
 
     def _among(self, jobs: Sequence[Values]) -> str:
         """Find jobs by their key, in the form in which the job store finds them, too."""
-        key = self.key.arguments(jobs[0])
-        if not is_searched_as_list(jobs, key):
-            return " OR ".join([self.key.sql] * len(jobs))
-        row = ", ".join(["%s"] * len(key))
-        return f"{self.key_columns} IN ({', '.join([f'({row})'] * len(jobs))})"
+        keys = [self.key.arguments(values) for values in jobs]
+        if not are_searched_as_list(keys):
+            return " OR ".join([self.key.sql] * len(keys))
+        row = ", ".join(["%s"] * len(keys[0]))
+        return f"{self.key_columns} IN ({', '.join([f'({row})'] * len(keys))})"
 
 
-def is_searched_as_list(jobs: Sequence[Any], key: Sequence[Any]) -> bool:
-    """Tell whether jobs with such a key are found by a list of their keys.
+def are_searched_as_list(keys: Sequence[Sequence[Any]]) -> bool:
+    """Tell whether jobs are found by a list of their keys, not by each for itself.
 
-    MariaDB scans the whole table for a list of one tuple, and PostgreSQL rounds the
-    floats of a list, but not a single one.
+    MariaDB scans the whole table for a list of one tuple.
     """
-    return len(jobs) > 1 and not any(isinstance(value, float) for value in key)
+    return len(keys) > 1 and not any(map(_is_other_in_list, chain.from_iterable(keys)))
+
+
+def _is_other_in_list(value: object) -> bool:
+    """Tell what PostgreSQL rounds in a list, or MariaDB does not find by it in a latin1 column."""
+    return isinstance(value, float) or (isinstance(value, str) and not value.isascii())
 
 
 def key_name(attribute: str) -> str:

@@ -52,7 +52,8 @@ class Flight:
                 self._tasks[ticket] = waiting.popleft()
                 self.overdue.note(ticket)
         finally:
-            self._store.release([job for jobs in waiting for job in jobs])
+            if waiting:
+                self._store.release([job for jobs in waiting for job in jobs])
 
     def land(self, ticket: int) -> tuple[Job, ...]:
         """Forget a task that has ended or is to be ended; give its jobs."""

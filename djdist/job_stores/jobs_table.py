@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -17,7 +18,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from djdist.errors import DatabaseError
-from djdist.fence import Fence, Statement, is_searched_as_list, key_name
+from djdist.fence import Fence, Statement, are_searched_as_list, key_name
 from djdist.job import Failure, Job
 from djdist.job_store import JobStore
 from djdist.job_stores.turn import turn
@@ -158,25 +159,12 @@ class JobsTable(JobStore):
         )
 
     def reserve(self, limit: int) -> list[Job]:
-        jobs = self._jobs.c
-        due = sa.select(*self._key()).where(*self._due()).order_by(jobs.priority, jobs.scheduled_time)
-        reservation = {
-            "status": "reserved",
-            "reserved_time": NOW,
-            "connection_id": self.owner.token,
-            "user": self.owner.user,
-            "version": self.owner.version,
-            "host": platform.node(),
-            "pid": 0,
-        }
-
         def reserve(connection: sa.Connection) -> list[Job]:
             if self.source.restricted_sql is None:
                 self._discourage(connection, "sort")
-            found = _jobs_in(connection.execute(due.limit(limit).with_for_update(skip_locked=True)))
-            if found:
-                change = sa.update(self._jobs).where(self._among(found)).values(reservation)
-                self._check_hits(connection.execute(change).rowcount, found)
+            found = _jobs_in(connection.execute(self._most_urgent, {"limit": limit}))
+            changes = [self._reservation.where(self._among(batch)) for batch in _batches(found)]
+            self._check_hits(sum(connection.execute(change).rowcount for change in changes), found)
             return found
 
         return self._transact(reserve)
@@ -334,12 +322,31 @@ class JobsTable(JobStore):
     def _among(self, jobs: Sequence[Job]) -> sa.ColumnElement[bool]:
         """Find jobs by their key, if possible in a form that is compiled once however many they are."""
         key, values = self._key(), [tuple(job.key[name] for name in self.source.key) for job in jobs]
-        if not is_searched_as_list(jobs, values[0]):
+        if not are_searched_as_list(values):
             return sa.or_(*[sa.and_(*map(operator.eq, key, value)) for value in values])
         return key[0].in_([value for (value,) in values]) if len(key) == 1 else sa.tuple_(*key).in_(values)
 
     def _owned(self) -> tuple[sa.ColumnElement[bool], ...]:
         return _unindexed(self._jobs.c.status) == "reserved", self._jobs.c.connection_id == self.owner.token
+
+    @cached_property
+    def _most_urgent(self) -> sa.Select[Any]:
+        jobs = self._jobs.c
+        due = sa.select(*self._key()).where(*self._due()).order_by(jobs.priority, jobs.scheduled_time)
+        return due.limit(sa.bindparam("limit", type_=sa.Integer)).with_for_update(skip_locked=True)
+
+    @cached_property
+    def _reservation(self) -> sa.Update:
+        reservation = {
+            "status": "reserved",
+            "reserved_time": NOW,
+            "connection_id": self.owner.token,
+            "user": self.owner.user,
+            "version": self.owner.version,
+            "host": platform.node(),
+            "pid": 0,
+        }
+        return sa.update(self._jobs).values(reservation)
 
     def _due(self) -> list[sa.ColumnElement[bool]]:
         jobs = self._jobs.c
@@ -506,6 +513,7 @@ class JobsTable(JobStore):
                 pool_size=2,
                 max_overflow=0,
                 pool_pre_ping=True,
+                pool_reset_on_return=None,  # every transaction is ended already
             )
         return self._open_engine
 

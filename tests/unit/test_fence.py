@@ -51,9 +51,10 @@ def test_many_jobs_begin_by_one_statement() -> None:
     assert connection.executed == [(f"{FENCE.begin.sql} AND ((id) IN ((%s), (%s)))", ["a worker", 7, 3, 4])]
 
 
-def test_floats_are_not_searched_as_a_list_in_which_they_would_be_rounded() -> None:
+@pytest.mark.parametrize("keys", [(0.1, 0.2), ("Jo", "Zoé")])
+def test_what_a_list_would_change_is_searched_one_by_one(keys: Sequence[Any]) -> None:
     connection = Connection(2)
-    FENCE.begins(connection, [{**VALUES, "key_id": 0.1}, {**VALUES, "key_id": 0.2}])
+    FENCE.begins(connection, [{**VALUES, "key_id": key} for key in keys])
     assert connection.executed[0][0] == f"{FENCE.begin.sql} AND ((id=%s) OR (id=%s))"
 
 
