@@ -1,10 +1,8 @@
 """What a worker executes beside DataJoint, on the same connection."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
-from re import sub
 from typing import Any
 from uuid import uuid4
 
@@ -14,12 +12,18 @@ Translated = Callable[[Exception, str], Exception]
 COMMIT_AND_CHAIN = "COMMIT AND CHAIN"
 DIVISION_BY_ZERO = "22012"
 
-SIGNALLED = 1644
-NOT_PREPARED = (1461, 1295, 1064)
+NO_HIT = "djdist: no job was hit"
+NOT_PREPARED = {1461, 1295, 1064}
 """Too many are prepared already; the server prepares no such statement; or a proxy does not know it."""
 COMMIT_OR_SIGNAL = (
-    "BEGIN NOT ATOMIC {}; IF ROW_COUNT() = 0 THEN SIGNAL SQLSTATE '45000'; END IF; COMMIT AND CHAIN; END"
+    "BEGIN NOT ATOMIC {}; "
+    f"IF ROW_COUNT() = 0 THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = '{NO_HIT}'; END IF; "
+    f"{COMMIT_AND_CHAIN}; END"
 )
+
+
+def _untranslated(error: Exception, _: str) -> Exception:
+    return error
 
 
 class Session:
@@ -33,7 +37,7 @@ class Session:
         Gives DataJoint's error for the driver's.
     """
 
-    def __init__(self, connection: Any, translated: Translated = lambda error, _: error) -> None:
+    def __init__(self, connection: Any, translated: Translated = _untranslated) -> None:
         self.connection = connection
         self._translated = translated
 
@@ -78,13 +82,13 @@ class PostgreSQLSession(Session):
         return True
 
 
-class PreparingSession(Session):
+class PreparingSession(Session, ABC):
     """Has the server parse once what is executed for many keys."""
 
     execution: str
     """How a statement is executed by its name, with the places of its arguments."""
 
-    def __init__(self, connection: Any, translated: Translated = lambda error, _: error) -> None:
+    def __init__(self, connection: Any, translated: Translated = _untranslated) -> None:
         super().__init__(connection, translated)
         self._names: dict[str, str] = {}
 
@@ -95,13 +99,13 @@ class PreparingSession(Session):
 
     def _repeated(self, query: str, args: Any) -> str:
         if query not in self._names:
-            self._names[query] = self._prepare(query, f"djdist_{uuid4().hex}")
+            self._names[query] = self._prepare(query, len(args), f"djdist_{uuid4().hex}")
         name, places = self._names[query], ", ".join(["%s"] * len(args))
         return self.execution.format(name, places) if name else query
 
     @abstractmethod
-    def _prepare(self, query: str, name: str) -> str:
-        """Prepare a query; give its name, or an empty one if the server refuses."""
+    def _prepare(self, query: str, count: int, name: str) -> str:
+        """Prepare a query with so many ``%s``; give its name, or an empty one if the server refuses."""
 
 
 class PlannedSession(PreparingSession, PostgreSQLSession):
@@ -109,10 +113,9 @@ class PlannedSession(PreparingSession, PostgreSQLSession):
 
     execution = "EXECUTE {} ({})"
 
-    def _prepare(self, query: str, name: str) -> str:
-        number = count(1)
-        numbered = sub("%s", lambda _: f"${next(number)}", query).replace("%%", "%")
-        self.execute(f"PREPARE {name} AS {numbered}")
+    def _prepare(self, query: str, count: int, name: str) -> str:
+        places = tuple(f"${number}" for number in range(1, count + 1))
+        self.execute(f"PREPARE {name} AS {query % places}")
         return name
 
 
@@ -129,23 +132,24 @@ class MariaDBSession(PreparingSession):
         try:
             self.execute(execution, args)
         except Exception as error:
-            if _number(error) != SIGNALLED:
+            if NO_HIT not in _of_driver(error):
                 raise
             return False
         return True
 
-    def _prepare(self, query: str, name: str) -> str:
+    def _prepare(self, query: str, count: int, name: str) -> str:
         try:
-            self.execute(f"PREPARE {name} FROM %s", [query.replace("%s", "?").replace("%%", "%")])
+            self.execute(f"PREPARE {name} FROM %s", [query % (("?",) * count)])
         except Exception as error:
-            if _number(error) not in NOT_PREPARED:
+            if NOT_PREPARED.isdisjoint(_of_driver(error)):
                 raise
             return ""
         return name
 
 
-def _number(error: Exception) -> Any:
-    return next(iter(getattr(error.__cause__, "args", ())), None)
+def _of_driver(error: Exception) -> tuple[Any, ...]:
+    """Give the number and the message of the driver's error behind DataJoint's."""
+    return getattr(error.__cause__, "args", ())
 
 
 def is_mariadb(connection: Any) -> bool:

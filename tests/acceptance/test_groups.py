@@ -40,8 +40,8 @@ def test_nothing_prepared_stays_on_the_callers_connection(
     prepared = []
     prepare = kind._prepare
 
-    def note(session: Any, query: str, name: str) -> str:
-        prepared.append(prepare(session, query, name))
+    def note(session: Any, query: str, count: int, name: str) -> str:
+        prepared.append(prepare(session, query, count, name))
         return prepared[-1]
 
     monkeypatch.setattr(kind, "_prepare", note)

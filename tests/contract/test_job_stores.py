@@ -801,6 +801,21 @@ class TestFence:
         assert not lab.Square & lost.key
         assert statuses(jobs) == ({"pending": 4, "success": 2} if keep_completed else {"pending": 4})
 
+    @pytest.mark.parametrize("server", ["mysql"], indirect=True)
+    def test_a_trigger_that_refuses_the_end_of_a_job_is_not_taken_for_a_lost_lease(
+        self, store: JobsTable, jobs: Jobs, connection: Any
+    ) -> None:
+        (job,) = store.reserve(1)
+        fence, session = store.fence(), open_session(MariaDBSession, connection)
+        assert fence.begins(connection, [fence_values(store, job)]) == [True]
+        connection.query(
+            f"CREATE TRIGGER `{store.source.schema}`.refuse BEFORE DELETE ON {jobs.full_table_name} "
+            "FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'the lab keeps its jobs'"
+        )
+        with pytest.raises(Exception, match="the lab keeps its jobs"):
+            fence.finish_or_undo(LastStatement(session), fence_values(store, job))
+        session.execute("ROLLBACK")
+
     @pytest.mark.parametrize("worth_preparing", [3, 4])
     def test_a_worker_tells_what_is_left_of_a_group_of_which_a_job_was_lost(
         self,
@@ -1168,6 +1183,31 @@ class TestKeysAndRestrictions:
         store = open_store(lab.FromAnyKey)
         assert store.refresh() == counts(added=2)
         assert described(keys_of(store.reserve(5))) == described(lab.FromAnyKey().key_source.keys())
+
+    @pytest.mark.parametrize("word", ["e", "é"])
+    @pytest.mark.parametrize(
+        ("server", "charset"),
+        [("mysql", "latin1"), ("mysql", "utf8mb4"), ("real-mysql", "latin1"), ("postgresql", None)],
+        indirect=["server"],
+    )
+    def test_many_keys_of_every_type_find_their_jobs(
+        self, lab: ModuleType, open_store: OpenStore, connection: Any, word: str, charset: str | None
+    ) -> None:
+        """A server may search a list of a thousand values in another way than a short one."""
+        count, example, jobs = 1100, lab.AnyKey.rows[0], jobs_of(lab.FromAnyKey())
+        if charset:
+            connection.query(f"ALTER TABLE {jobs.full_table_name} CONVERT TO CHARACTER SET {charset}")
+        lab.AnyKey.insert({**example, "big": number, "word": f"{word}{number}"} for number in range(count))
+        store = open_store(lab.FromAnyKey)
+        assert store.refresh() == counts(added=count)
+        mine = store.reserve(count)
+        assert len(mine) == count
+        values, fence = [fence_values(store, job) for job in mine], store.fence()
+        assert fence.begins(connection, values) == [True] * count
+        assert not fence.any_made(connection, values)
+        fence.forgo_begun(connection, values)
+        assert store.begun(mine) == []
+        assert store.release(mine) == count
 
     def test_every_key_finds_its_job_again(
         self, lab: ModuleType, open_store: OpenStore, connection: Any

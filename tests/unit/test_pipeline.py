@@ -24,6 +24,7 @@ MYSQL_CODES = {
     1053: "Server shutdown in progress",
     1205: "Lock wait timeout exceeded; try restarting transaction",
     1213: "Deadlock found when trying to get lock; try restarting transaction",
+    1243: "Unknown prepared statement handler (djdist_x) given to EXECUTE",
     1290: "The MariaDB server is running with the --read-only option",
     1836: "Running in read-only mode",
     1927: "Connection was killed",

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from djdist.worker.making import WORTH_PREPARING, Making
 from djdist.worker.session import (
     LastStatement,
     MariaDBSession,
@@ -136,6 +138,37 @@ def test_mariadb_commits_nothing_of_a_transaction_that_is_gone_when_it_is_to_pre
     assert connection.executed == []
 
 
-def test_an_error_of_mariadb_that_is_no_lost_job_is_raised() -> None:
+@pytest.mark.parametrize("number", [1213, 1644])
+def test_an_error_of_mariadb_that_is_no_lost_job_is_raised(number: int) -> None:
+    """A lab's trigger may signal, too, with the number that the block's own signal has."""
     with pytest.raises(RuntimeError, match="of EXECUTE"):
-        MariaDBSession(Connection(refused="EXECUTE"), translated).commit_if_hit("DELETE FROM jobs")
+        MariaDBSession(Connection(refused="EXECUTE", number=number), translated).commit_if_hit("DELETE")
+
+
+def test_what_looks_like_the_place_of_a_value_in_a_name_stays() -> None:
+    connection = Connection()
+    MariaDBSession(connection, translated).commit_if_hit("DELETE FROM `of 5%%s` WHERE id=%s", [3])
+    ((_, (block,)), _) = connection.executed
+    assert "FROM `of 5%s` WHERE id=?" in block
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "few", "many"),
+    [
+        ("mysql", "8.4.0", Session, Session),
+        ("mysql", "10.11.6-MariaDB", Session, MariaDBSession),
+        ("postgresql", "", PostgreSQLSession, PlannedSession),
+    ],
+)
+def test_a_large_group_has_what_the_server_prepares(
+    backend: str, version: str, few: type[Session], many: type[Session]
+) -> None:
+    connection = SimpleNamespace(
+        _conn=SimpleNamespace(get_server_info=lambda: version),
+        adapter=SimpleNamespace(backend=backend, translate_error=translated),
+    )
+    table = SimpleNamespace(
+        connection=connection, make=lambda key: None, _has_job_metadata_attrs=lambda: False
+    )
+    for count, kind in {1: Session, WORTH_PREPARING - 1: few, WORTH_PREPARING: many}.items():
+        assert type(Making(table, {}, count=count).session) is kind
