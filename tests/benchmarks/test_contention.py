@@ -1,23 +1,23 @@
-"""How fast trivial keys are made by many drivers of one table, beside as many processes of bare make()."""
+"""How fast many drivers of one table make keys, beside as many processes of bare make()."""
 
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from benchmarks.conftest import Record
-from benchmarks.contestants import BARE, PREAMBLE, WARM_UP, empty, jobs_per_second
-from benchmarks.goals import DRIVERS
+from benchmarks.contestants import BARE, WARM_UP, Bench, empty, in_another_order, jobs_per_second
+from benchmarks.goals import DRIVERS, DRIVERS_OF_NAPS
+from benchmarks.many_keys import add_numbers
 from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)
 
-KEYS = 6_400 + WARM_UP
+KEYS = 32_000 + WARM_UP
+NAPS = 1_280 + WARM_UP
 ROUNDS = 3
 COUNTS = (1, 4, 32)
 DRIVERS_SCRIPT = """
@@ -27,10 +27,10 @@ import djdist
 djdist.enable()
 
 def drive(start):
-    Doubled.connection.connect()
-    Doubled.populate("n < {warm_up}", reserve_jobs=True, max_calls=2)
+    {table}.connection.connect()
+    {table}.populate("n < {warm_up}", reserve_jobs=True, max_calls=2)
     start.wait()
-    Doubled.populate(reserve_jobs=True)
+    {table}.populate(reserve_jobs=True)
 
 processes = multiprocessing.get_context("fork")
 start = processes.Barrier({workers})
@@ -43,22 +43,40 @@ for driver in drivers:
 SCRIPTS = {"djdist": DRIVERS_SCRIPT, "bare make": BARE}
 
 
-def test_drivers_share_a_table(server: Server, lab: ModuleType, tmp_path: Path, record: Record) -> None:
-    lab.Number.insert({"n": n, "x": n} for n in range(KEYS))
+@pytest.fixture
+def bench(server: Server, lab: ModuleType, tmp_path: Path) -> Bench:
+    return Bench(server, lab.__name__, tmp_path, {})
+
+
+def test_drivers_share_trivial_keys(server: Server, lab: ModuleType, bench: Bench, record: Record) -> None:
+    add_numbers(lab, KEYS)
     rates: dict[tuple[str, int], list[float]] = {(name, count): [] for name in SCRIPTS for count in COUNTS}
-    for _ in range(ROUNDS):
-        for (name, count), measured in rates.items():
+    for number in range(ROUNDS):
+        for name, count in in_another_order(number, rates):
             empty(lab)
-            script = tmp_path / "shared.py"
-            script.write_text(
-                PREAMBLE.format(server=server, module=lab.__name__)
-                + SCRIPTS[name].format(workers=count, warm_up=WARM_UP)
-            )
-            subprocess.run([sys.executable, str(script)], cwd=tmp_path, check=True)
+            bench.run(SCRIPTS[name].format(table="Doubled", workers=count, warm_up=WARM_UP))
             assert len(lab.Doubled()) == KEYS
-            measured.append(jobs_per_second(lab))
+            rates[name, count].append(jobs_per_second(lab))
     medians = {name: {str(count): _median(rates[name, count]) for count in COUNTS} for name in SCRIPTS}
     record(DRIVERS, server.backend, medians)
+
+
+def test_drivers_share_long_keys(server: Server, lab: ModuleType, bench: Bench, record: Record) -> None:
+    """Tell the drivers' own contention from that for two cores, which keys that sleep leave free."""
+    add_numbers(lab, NAPS)
+    rates: dict[int, list[float]] = {count: [] for count in COUNTS[1:]}
+    for number in range(ROUNDS):
+        for count in in_another_order(number, rates):
+            empty(lab)
+            bench.run(DRIVERS_SCRIPT.format(table="Napped", workers=count, warm_up=WARM_UP))
+            assert len(lab.Napped()) == NAPS
+            rates[count].append(_naps_per_second(lab))
+    record(DRIVERS_OF_NAPS, server.backend, {str(count): _median(rates[count]) for count in rates})
+
+
+def _naps_per_second(lab: ModuleType) -> float:
+    times = (lab.Napped & f"n >= {WARM_UP}").to_arrays("ended")
+    return float((len(times) - 1) / (times.max() - times.min()))
 
 
 def _median(rates: list[float]) -> int:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from benchmarks.conftest import Record
-from benchmarks.contestants import CONTESTANTS, NAPS, WARM_UP, Bench, empty, jobs_per_second
+from benchmarks.contestants import (
+    CONTESTANTS,
+    NAPS,
+    WARM_UP,
+    Bench,
+    empty,
+    in_another_order,
+    jobs_per_second,
+)
 from benchmarks.goals import THROUGHPUT
 from servers import Server
 
@@ -25,14 +32,9 @@ def test_trivial_keys(
     lab.Number.insert({"n": n, "x": n} for n in range(KEYS))
     rates: dict[str, list[int]] = {name: [] for name in CONTESTANTS}
     for number in range(ROUNDS):
-        for name in in_another_order(number):
+        for name in in_another_order(number, CONTESTANTS):
             empty(lab)
             Bench(server, lab.__name__, tmp_path, environments.get(name, {})).make(name, WORKERS, NAPS)
             assert len(lab.Doubled()) == KEYS
             rates[name].append(round(jobs_per_second(lab)))
     record(THROUGHPUT, server.backend, rates)
-
-
-def in_another_order(number: int) -> list[str]:
-    """Give the contestants as a round meets them, since each leaves its server something to clean up."""
-    return random.Random(number).sample(CONTESTANTS, len(CONTESTANTS))
