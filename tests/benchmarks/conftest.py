@@ -25,7 +25,8 @@ Record = Callable[[str, str, Any], None]
 
 @pytest.fixture(params=["mysql", "postgresql"], scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
-    with servers.running(request.param) as server:
+    """A server that is durable as a lab's is: what a commit costs is a part of what is compared."""
+    with servers.running(request.param, durable=True) as server:
         yield server
 
 
