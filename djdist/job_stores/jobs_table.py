@@ -5,7 +5,7 @@ import operator
 import platform
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -367,25 +367,34 @@ class JobsTable(JobStore):
         return _verbatim(query).columns(*[sa.column(name) for name in names]).subquery("keys_to_make")
 
     def _in(self, keys: sa.FromClause) -> sa.ColumnElement[bool]:
-        return sa.exists().where(*[keys.c[name] == self._jobs.c[name] for name in self.source.key])
+        return sa.exists().where(_are_same(keys, self._jobs, self.source.key))
 
     def _in_target(self, keys: sa.FromClause) -> sa.ColumnElement[bool]:
+        target = self._target_of(keys)
+        return sa.exists().select_from(target).where(_are_same(target, keys, target.c.keys()))
+
+    def _target_of(self, keys: sa.FromClause) -> sa.TableClause:
         names = [name for name in self.source.target_key if name in keys.c]
-        target = sa.table(self.source.target_table, *[sa.column(n) for n in names], schema=self.source.schema)
-        return sa.exists().select_from(target).where(*[target.c[name] == keys.c[name] for name in names])
+        return sa.table(self.source.target_table, *[sa.column(n) for n in names], schema=self.source.schema)
 
     def _wanted(self) -> sa.Subquery:
         return self._keys(self.source.restricted_sql or self.source.key_source_sql)
 
     def _add(self, priority: int, delay_seconds: float) -> int:
-        wanted = self._wanted()
-        new = sa.select(*[wanted.c[name] for name in self.source.key]).where(
-            ~self._in_target(wanted), ~self._in(wanted)
-        )
-        keys = (new.distinct() if self.source.finer_source else new).subquery("new_keys")
+        keys = self._new_keys().subquery("new_keys")
         due = shifted(NOW, sa.literal(delay_seconds))
         rows = sa.select(*keys.c, sa.literal("pending"), sa.literal(priority), due)
         return self._insert_missing([*self.source.key, "status", "priority", "scheduled_time"], rows)
+
+    def _new_keys(self) -> sa.Select[Any]:
+        """Find the keys without row and job, by joins, which MariaDB does faster than NOT EXISTS."""
+        wanted = self._wanted()
+        target = self._target_of(wanted)
+        rows = wanted.outerjoin(target, _are_same(target, wanted, target.c.keys()))
+        rows = rows.outerjoin(self._jobs, _are_same(self._jobs, wanted, self.source.key))
+        keys = sa.select(*[wanted.c[name] for name in self.source.key]).select_from(rows)
+        new = keys.where(*[column.is_(None) for column in (*target.c, *self._key())])
+        return new.distinct() if self.source.finer_source else new
 
     def _insert_missing(self, names: list[str], rows: sa.Select[Any]) -> int:
         """Insert all at once, and leave alone what another refresh has added meanwhile.
@@ -576,6 +585,10 @@ def _shifted_in_mysql(element: shifted, compiler: SQLCompiler, **kw: Any) -> str
 def _shifted_in_postgresql(element: shifted, compiler: SQLCompiler, **kw: Any) -> str:
     moment, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
     return f"({moment} + make_interval(secs => {seconds}))"
+
+
+def _are_same(some: sa.FromClause, others: sa.FromClause, key: Iterable[str]) -> sa.ColumnElement[bool]:
+    return sa.and_(*[some.c[name] == others.c[name] for name in key])
 
 
 def _unindexed(status: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
