@@ -1,5 +1,6 @@
 """Ray: the driver as an actor on the head node, keys as remote tasks."""
 
+import gc
 import logging
 import os
 import threading
@@ -230,6 +231,7 @@ class DriverHost:
     """Keeps the drivers of one caller's runs."""
 
     def __init__(self) -> None:
+        _spare_imports()
         self._drivers: dict[str, tuple[RunInfo, DriverActor]] = {}
 
     def begin(self, info: RunInfo, loop: Loop, executor: Executor, patience_seconds: float) -> None:
@@ -327,7 +329,13 @@ def _runs_of(actor: str) -> list[tuple[RunInfo, Ask]]:
 
 def _get_ready() -> None:
     """Let a worker import while the driver does, which else tries it first and waits for that."""
-    import_module("djdist.worker").load_early()
+    _spare_imports()
+    import_module("djdist.worker")
+
+
+def _spare_imports() -> None:
+    """Let what is imported next not be held up by searches for garbage in all of Ray, half of its time."""
+    gc.freeze()
 
 
 def _do(work: Work, jobs: Sequence[Job]) -> Report:

@@ -12,7 +12,8 @@ from benchmarks.goals import START
 from servers import Server
 
 KEYS = 4
-ROUNDS = 5
+ROUNDS = 7
+"""So many are counted, after one for which a cluster has workers ready that it started for nobody."""
 PREAMBLE = """
 import ray, time
 
@@ -50,9 +51,9 @@ def test_the_first_make_on_a_running_cluster(
     lab.Number.insert({"n": n, "x": n} for n in range(KEYS))
     bench = Bench(server, lab.__name__, tmp_path, environments["ray"])
     seconds: dict[str, list[float]] = {name: [] for name in SCRIPTS}
-    for _ in range(ROUNDS):
+    for _ in range(1 + ROUNDS):
         for name, script in SCRIPTS.items():
             empty(lab)
             seconds[name].append(float(bench.run(script)))
-    medians = {name: round(statistics.median(each), 2) for name, each in seconds.items()}
+    medians = {name: round(statistics.median(each[1:]), 2) for name, each in seconds.items()}
     record(START, server.backend, medians)
