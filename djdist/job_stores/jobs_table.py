@@ -596,7 +596,7 @@ def _unindexed(status: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
 
 
 def _jobs_in(rows: sa.CursorResult[Any]) -> list[Job]:
-    names = tuple(rows.keys())
+    names = tuple(map(str, rows.keys()))  # plain ones, or each worker would import SQLAlchemy for them
     return [Job(dict(zip(names, row, strict=True))) for row in rows]
 
 

@@ -142,6 +142,9 @@ class JobStoreContract:
         other.pending()
         other.close()
 
+    def test_a_worker_needs_nothing_of_the_store_to_unpickle_jobs(self, store: JobStore) -> None:
+        assert b"sqlalchemy" not in pickle.dumps(store.reserve(6))
+
     def test_can_be_closed_twice_and_used_again(self, store: JobStore) -> None:
         store.close()
         store.close()
