@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib import import_module
-from importlib.util import LazyLoader, find_spec, module_from_spec
 from types import TracebackType
 from typing import Any
 
@@ -33,15 +32,9 @@ WORTH_PREPARING = 10
 """Of so many keys and more, the server parses and plans the statement that ends a job only once."""
 
 
-def load_early(table: Any) -> None:
-    """Import what DataJoint imports in its first ``make()``, which should not seem to take that long.
-
-    Where it has no use for that, which is all but a ``make()`` in three parts, it gets a promise.
-    """
-    if "deepdiff" not in sys.modules:
-        _promise("deepdiff")
-    if _is_in_parts(table):
-        vars(import_module("deepdiff"))
+def load_early() -> None:
+    """Import what DataJoint imports in its first ``make()``, which should not seem to take that long."""
+    import_module("deepdiff")
 
 
 class Making:
@@ -194,21 +187,8 @@ def _session_kind(connection: dj.Connection, count: int) -> type[Session]:
 
 def _does_more_than_its_transaction(table: Any) -> bool:
     """Tell whether DataJoint works between two transactions: for a make() in three parts, or metadata."""
-    return _is_in_parts(table) or table._has_job_metadata_attrs()
-
-
-def _is_in_parts(table: Any) -> bool:
     make = table._make_tuples if hasattr(table, "_make_tuples") else table.make
-    return inspect.isgeneratorfunction(make)
-
-
-def _promise(name: str) -> None:
-    """Have a module imported by its first use."""
-    spec = find_spec(name)
-    assert spec and spec.loader
-    spec.loader = LazyLoader(spec.loader)
-    sys.modules[name] = module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
+    return inspect.isgeneratorfunction(make) or table._has_job_metadata_attrs()
 
 
 def _leave_transaction(connection: dj.Connection) -> None:

@@ -124,8 +124,8 @@ def _workplace(parcel: Parcel) -> Workplace:
     here = (os.getpid(), parcel.run)
     if here not in _workplaces:
         _allow_children()
+        load_early()
         table = unpack_table(parcel.table, parcel.settings, parcel.preload)
-        load_early(table)
         make_kwargs = cloudpickle.loads(parcel.make_kwargs)
         while len(_workplaces) >= TABLES_KEPT:
             del _workplaces[next(iter(_workplaces))]
