@@ -178,7 +178,7 @@ def refreshing(
     priority = settings.default_priority if priority is None else priority
     check_priority(table, priority)
     return Refreshing(
-        priority=priority,
+        priority=int(priority),
         delay_seconds=delay,
         stale_seconds=settings.stale_timeout if stale_timeout is None else stale_timeout,
         orphan_seconds=orphan_timeout or 0,

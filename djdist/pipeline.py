@@ -5,66 +5,23 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import datajoint as dj
 
+from djdist.database_errors import is_infrastructure
+from djdist.dbapi import ConnectionSettings
 from djdist.errors import DatabaseError, OptionError
 from djdist.job import Key
+from djdist.jobs_table_source import JobsTableSource
 from djdist.rights import check_key_is_seen
-from djdist.shipping import ConnectionSettings, quiet, settings_of
+from djdist.shipping import quiet, settings_of
 
 logger = logging.getLogger(__name__)
 
-DEADLOCK_OR_LOST = frozenset(
-    {1040, 1053, 1203, 1226, 1205, 1213, 1243, 1836, 1927, 4031, 2003, 2006, 2013, 2055}
-)
-"""MySQL's numbers for too many connections, shutdown, lock wait, deadlock, a prepared statement that is
-gone with its session, a server that may only be read, as one from which another one takes over, and
-lost connections."""
-
-READ_ONLY_OPTION = 1290
-"""Any option that forbids a statement."""
-
-FULL = (
-    "Too many connections",
-    "max_user_connections",
-    "too many clients already",
-    "too many connections for",
-    "remaining connection slots",
-)
-"""What MySQL and PostgreSQL say when they take no more connections; PostgreSQL's driver adds no code."""
-
-PG_DEADLOCK_OR_LOST = ("08", "25006", "40", "53", "55P03", "57P0")
-"""PostgreSQL's classes for connection, rollback, resources; read only, lock not available, shutdown."""
-
 PRIORITIES = {"mysql": range(-128, 128), "postgresql": range(-32768, 32768)}
-
-
-@dataclass(frozen=True)
-class JobsTableSource:
-    """Where a jobs table is and the queries that say which keys it should hold.
-
-    ``restricted_sql`` is None where a call has no restrictions; ``finer_source`` tells
-    that several keys of the key source may fall on one job, ``keep_completed`` that jobs
-    stay as successes.
-    """
-
-    settings: ConnectionSettings
-    name: str
-    schema: str
-    jobs_table: str
-    target_table: str
-    key: tuple[str, ...]
-    uuids: frozenset[str]
-    finer_source: bool
-    target_key: tuple[str, ...]
-    key_source_sql: str
-    restricted_sql: str | None
-    keep_completed: bool = False
 
 
 def check_populates(table: Any) -> None:
@@ -224,31 +181,6 @@ def is_made(table: Any, key: Key) -> bool:
     return bool(key in table)
 
 
-def is_infrastructure(error: BaseException) -> bool:
-    """Tell a lost connection, a deadlock or a full server from an error of ``make()``."""
-    if isinstance(error, dj.errors.LostConnectionError):
-        return bool(error.args)  # DataJoint's own say what happened, only one that make() raised may not
-    pgcode = getattr(error, "pgcode", None)
-    if isinstance(pgcode, str):
-        return pgcode.startswith(PG_DEADLOCK_OR_LOST)
-    match type(error).__module__.split(".")[0]:
-        case "pymysql":
-            return type(error).__name__ == "InterfaceError" or _is_deadlock_or_lost(*error.args[:2])
-        case "psycopg2":
-            return type(error).__name__ in ("OperationalError", "InterfaceError")
-        case _:
-            return False
-
-
-def _is_deadlock_or_lost(code: object = None, message: object = "") -> bool:
-    return code in DEADLOCK_OR_LOST or (code == READ_ONLY_OPTION and "read-only" in str(message))
-
-
-def is_full(error: BaseException) -> bool:
-    """Tell whether the server is there, but takes no more connections now."""
-    return any(phrase in str(error) for phrase in FULL)
-
-
 @contextmanager
 def reachable(connection: dj.Connection) -> Iterator[None]:
     """Say it clearly when the caller's own connection is gone.
@@ -268,11 +200,6 @@ def reachable(connection: dj.Connection) -> Iterator[None]:
             f"Lost connection to the database at {place}: {error}. "
             "See that it runs and that dj.config.database names it, then call table.connection.connect()."
         ) from error
-
-
-def pack_text(text: str) -> bytes:
-    """Encode a text as DataJoint's ``<blob>`` attributes hold it."""
-    return bytes(dj.blob.pack(text))
 
 
 def _is_binary_uuid(jobs: dj.Job, name: str) -> bool:

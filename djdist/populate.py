@@ -24,6 +24,7 @@ from djdist.job_store import JobStore
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.jobs import jobs_of, refreshing
+from djdist.pickled_work import PickledWork
 from djdist.pipeline import check_populates, code_version, jobs_table_source, keys_to_make, reachable, user_of
 from djdist.progress_bar import ProgressBar
 from djdist.runs import Run, result_of
@@ -190,8 +191,9 @@ def _jobs_table(
     owner = Owner(new_token(config.lease_seconds), user_of(table), version)
     refreshes = settings.auto_refresh if refresh is None else refresh
     options = refreshing(table, priority=priority)
+    max_priority = None if priority is None else int(priority)  # it may be numpy's
     store = JobsTable(
-        source, owner, priority, options if refreshes else None, config.database_patience_seconds
+        source, owner, max_priority, options if refreshes else None, config.database_patience_seconds
     )
     return store, store.fence()
 
@@ -217,9 +219,9 @@ def _parcel(
     version: str,
     fence: Fence | None,
     timeout_seconds: float | None,
-) -> Parcel:
+) -> PickledWork:
     kind = type(table)
-    return Parcel(
+    parcel = Parcel(
         run=new_token(config.lease_seconds),
         name=kind.__name__,
         settings=settings_of(table.connection, ship_credentials=config.ship_credentials),
@@ -230,6 +232,7 @@ def _parcel(
         preload=config.preload,
         timeout_seconds=timeout_seconds,
     )
+    return PickledWork(_packed(cloudpickle.dumps, parcel, "the connection's settings", kind))
 
 
 def _packed(pack: Callable[[Any], bytes], value: Any, what: str, table: type[Any]) -> bytes:

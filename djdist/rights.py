@@ -6,21 +6,11 @@ from typing import Any
 
 import datajoint as dj
 
+from djdist.database_errors import RIGHTS
 from djdist.errors import DatabaseError
 from djdist.fence import Fence
 
 logger = logging.getLogger(__name__)
-
-RIGHTS = 'See "Database rights" in djdist\'s README.'
-
-DENIED = frozenset({"42501", 1044, 1142, 1143})
-"""What PostgreSQL and MySQL say to those who lack a right."""
-
-
-def is_denial(error: BaseException) -> bool:
-    """Tell whether the account lacks a right."""
-    said = {getattr(error, "pgcode", None), *error.args[:1]}
-    return isinstance(error, dj.errors.AccessError) or not DENIED.isdisjoint(said)
 
 
 def check_key_is_seen(table: Any, query: Any) -> None:

@@ -15,26 +15,14 @@ from typing import Any
 import cloudpickle
 import datajoint as dj
 
+from djdist.dbapi import ConnectionSettings, Login, connect
 from djdist.errors import WorkerSetupError
 
 _IMPORTED_IN_PID = os.getpid()
 
 PLACE = ("host", "port", "database_name")
 
-Login = dict[str, Any]
 Binding = tuple[str, str, str]
-
-
-@dataclass(frozen=True)
-class ConnectionSettings:
-    """A connection's login and DataJoint's settings at the caller.
-
-    ``login`` is None where the workers use their own. Neither shows when printed.
-    """
-
-    backend: str
-    login: Login | None = field(repr=False)
-    config: dict[str, Any] = field(repr=False)
 
 
 def settings_of(connection: dj.Connection, *, ship_credentials: bool = True) -> ConnectionSettings:
@@ -62,18 +50,7 @@ def apply_settings(settings: ConnectionSettings, config: Any) -> None:
 def open_dbapi_connection(settings: ConnectionSettings) -> Any:
     """Open a new connection of the database's driver, by the same settings as DataJoint's."""
     settings = _or_own(settings)
-    login = settings.login or _own_login()
-    adapter = dj.adapters.get_adapter(settings.backend)
-    arguments = {k: login[k] for k in ("host", "port", "user", "password")}
-    arguments["charset"] = settings.config["connection"]["charset"]
-    if login["database_name"]:
-        arguments["dbname"] = login["database_name"]
-    if login["use_tls"] is not None:
-        return adapter.connect(**arguments, use_tls=login["use_tls"])
-    try:
-        return adapter.connect(**arguments, use_tls=True)
-    except Exception:
-        return adapter.connect(**arguments, use_tls=False)
+    return connect(settings.backend, settings.login or _own_login(), settings.charset)
 
 
 def pack_table(table: type[dj.Table]) -> bytes:

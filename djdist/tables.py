@@ -8,8 +8,8 @@ from typing import Any
 
 import datajoint as dj
 
+from djdist.database_errors import is_infrastructure
 from djdist.errors import DatabaseError, OptionError
-from djdist.pipeline import is_infrastructure
 
 
 def tables_of(module: ModuleType) -> list[Any]:

@@ -5,9 +5,10 @@ from typing import Any
 
 import datajoint as dj
 
+from djdist.database_errors import is_infrastructure
 from djdist.errors import OptionError
 from djdist.jobs import jobs_to_look_at
-from djdist.pipeline import connect_anew, is_infrastructure
+from djdist.pipeline import connect_anew
 from djdist.shipping import is_alive
 from djdist.tables import tables_named
 

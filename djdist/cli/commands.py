@@ -53,7 +53,7 @@ def _mistake(error: Exception) -> str | None:
     import datajoint as dj
 
     from djdist.cli.choosing import line_of
-    from djdist.pipeline import is_infrastructure
+    from djdist.database_errors import is_infrastructure
 
     return line_of(error) if isinstance(error, dj.DataJointError) or is_infrastructure(error) else None
 

@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.table import Table as Rows
 
 from djdist.cli.rates import Rates
+from djdist.database_errors import is_infrastructure
 from djdist.drawing import ERROR, STATUSES, lasting
 from djdist.errors import DriverLostError
 from djdist.job import Job
-from djdist.pipeline import is_infrastructure
 from djdist.runs import Run
 
 MOST_KEYS = 10

@@ -25,6 +25,7 @@ from djdist.settings import config
 PLACES_AGE_SECONDS = 1.0
 NAMESPACE = "djdist"
 LOOK_SECONDS = 5.0
+IMPORTS_SECONDS = 3.0
 NAMED_TASKS = 1000
 """Ray's processes keep metrics for every name of a task, so that later ones have the table's only."""
 RESULT_KEPT_SECONDS = 24 * 3600.0
@@ -72,6 +73,7 @@ class RayExecutor(Executor):
         self._started = False
         self._tickets: dict[ray.ObjectRef[Report], int] = {}
         self._submitted = 0
+        self._imports: list[ray.ObjectRef[None]] = []
         self._shown_table = ""
         self._places = 0
         self._counted_at = float("-inf")
@@ -97,10 +99,11 @@ class RayExecutor(Executor):
         return outlive(self, lambda watch_all: self._drive_once(loop, watch_all, info), watch, info)
 
     def _drive_once(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
-        self._remote(_get_ready).options(name=f"{info.table} (imports)").remote()
+        imports = self._remote(_get_ready).options(name=f"{info.table} (imports)").remote()
         host = self._host()
         ask = _line_to(host, info)
         try:
+            self._imports = [imports]
             begin = host.begin.options(name=f"djdist driver of {info.table}")
             _answer(begin.remote(info, loop, self, config.lease_seconds))
             return follow(ask, watch)
@@ -108,6 +111,7 @@ class RayExecutor(Executor):
             _hosts.clear()
             raise
         finally:
+            self._imports = []
             ask("forget")
 
     def check_detaches(self) -> None:
@@ -171,8 +175,15 @@ class RayExecutor(Executor):
     def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
         name = task_name(table, jobs) if self._submitted <= NAMED_TASKS else table
+        if self._imports:
+            self._wait_for_imports()
         self._tickets[self._task.options(name=name).remote(self._work, tuple(jobs))] = self._submitted
         return self._submitted
+
+    def _wait_for_imports(self) -> None:
+        """Give the first task to the worker that is about to be ready, lest Ray start another one."""
+        ray.wait(self._imports, timeout=IMPORTS_SECONDS, fetch_local=False)
+        self._imports = []
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
         ready, _ = ray.wait(list(self._tickets), timeout=timeout_seconds)

@@ -17,14 +17,15 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from djdist.database_errors import RIGHTS, is_denial, is_full, is_infrastructure
+from djdist.dbapi import ConnectionSettings, connect
 from djdist.errors import DatabaseError
 from djdist.fence import Fence, Statement, are_searched_as_list, key_name
 from djdist.job import Failure, Job
 from djdist.job_store import JobStore
+from djdist.job_stores.blob import pack_text
 from djdist.job_stores.turn import turn
-from djdist.pipeline import JobsTableSource, is_full, is_infrastructure, pack_text
-from djdist.rights import RIGHTS, is_denial
-from djdist.shipping import open_dbapi_connection
+from djdist.jobs_table_source import JobsTableSource
 
 logger = logging.getLogger(__name__)
 
@@ -517,7 +518,7 @@ class JobsTable(JobStore):
             drivers = {"mysql": "mysql+pymysql://", "postgresql": "postgresql+psycopg2://"}
             self._open_engine = sa.create_engine(
                 drivers[self.source.settings.backend],
-                creator=lambda: open_dbapi_connection(self.source.settings),
+                creator=lambda: _connection(self.source.settings),
                 isolation_level="READ COMMITTED",
                 pool_size=2,
                 max_overflow=0,
@@ -613,6 +614,14 @@ def _pauses() -> Iterator[float]:
     while True:
         yield min(seconds, LONGEST_PAUSE_SECONDS)
         seconds *= 2
+
+
+def _connection(settings: ConnectionSettings) -> Any:
+    if settings.login is not None:
+        return connect(settings.backend, settings.login, settings.charset)
+    from djdist.shipping import open_dbapi_connection  # it imports DataJoint, which takes half a second
+
+    return open_dbapi_connection(settings)
 
 
 def _storable(text: str) -> str:

@@ -11,11 +11,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from djdist.database_errors import is_infrastructure
+from djdist.dbapi import ConnectionSettings
 from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Connection, Fence, key_name
 from djdist.job import GROUP_SECONDS, Ending, Identity, Job, Outcome, Report
-from djdist.pipeline import connect_anew, end_session, is_duplicate, is_infrastructure, is_made, job_columns
-from djdist.shipping import ConnectionSettings, is_alive
+from djdist.pipeline import connect_anew, end_session, is_duplicate, is_made, job_columns
+from djdist.shipping import is_alive
 from djdist.signals import Signals, catching
 from djdist.worker.failure import failure_of
 from djdist.worker.making import Making

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 
 import cloudpickle
 
+from djdist.database_errors import is_full, is_infrastructure
+from djdist.dbapi import ConnectionSettings
 from djdist.errors import Terminated
 from djdist.fence import Fence
 from djdist.job import Ending, Job, Outcome, Report
-from djdist.pipeline import connect_anew, is_full, is_infrastructure
-from djdist.shipping import ConnectionSettings, open_dbapi_connection, unpack_table
+from djdist.pipeline import connect_anew
+from djdist.shipping import open_dbapi_connection, unpack_table
 from djdist.worker.failure import failure_of, portable
 from djdist.worker.group import Group, Workplace, make_group, one_at_a_time
 from djdist.worker.making import load_early

@@ -3,9 +3,10 @@
 import platform
 from typing import Any
 
+from djdist.database_errors import RIGHTS, is_denial
 from djdist.fence import Fence
 from djdist.job import Report
-from djdist.rights import RIGHTS, is_denial, lacking_right
+from djdist.rights import lacking_right
 
 CURES = (
     "Install the pipeline's package on every node, or send it along "

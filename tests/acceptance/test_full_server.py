@@ -77,13 +77,13 @@ def leaving(server: servers.Server, left: int) -> Iterator[list[Any]]:
 
 def noting(monkeypatch: pytest.MonkeyPatch, refused: list[BaseException]) -> None:
     """Note what the driver is told when it can't connect."""
-    connect = vars(jobs_table)["open_dbapi_connection"]
+    connect = vars(jobs_table)["connect"]
 
-    def connect_or_note(settings: Any) -> Any:
+    def connect_or_note(*login: Any) -> Any:
         try:
-            return connect(settings)
+            return connect(*login)
         except Exception as error:
             refused.append(error)
             raise
 
-    monkeypatch.setattr(jobs_table, "open_dbapi_connection", connect_or_note)
+    monkeypatch.setattr(jobs_table, "connect", connect_or_note)

@@ -4,6 +4,7 @@ from types import ModuleType
 from typing import Any
 
 import datajoint as dj
+import numpy as np
 import pytest
 
 import lab as pipelines
@@ -42,6 +43,12 @@ def test_keys_are_made_in_the_order_of_their_priority(lab: ModuleType, one_place
     prioritise(lab, {1: 9, 2: 3, 3: -128, 4: 127, 5: 0, 6: 4})
     lab.Logged.populate(reserve_jobs=True, executor=one_place, **NAPPING)
     assert order_made(lab) == [3, 5, 2, 6, 1, 4]
+
+
+def test_a_priority_may_be_a_number_of_numpy(lab: ModuleType, one_place: Any) -> None:
+    pipelines.fill(lab)
+    options: dict[str, Any] = {"priority": np.int64(3), "reserve_jobs": True, "executor": one_place}
+    assert lab.Logged.populate(**options)["success_count"] == 6
 
 
 def test_of_one_priority_the_earlier_scheduled_is_made_first(lab: ModuleType) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 import djdist
 import lab as pipelines
-from lab.watching import SECONDS
+from lab.watching import SECONDS, wait_until
 from servers import Server
 
 Script = Callable[..., "subprocess.Popen[str]"]
@@ -245,3 +245,23 @@ def test_importing_djdist_loads_no_optional_library() -> None:
     code = f"import sys, json, djdist; print(json.dumps([m for m in {optional} if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.on("ray")
+@pytest.mark.parametrize("imports", ["fail", "end the worker", "never end"])
+def test_on_ray_no_run_depends_on_what_a_worker_imports_ahead(
+    lab: ModuleType, ray_cluster: Any, imports: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_ready() -> None:
+        if imports == "fail":
+            raise ImportError("nothing to import here")
+        if imports == "end the worker":
+            os._exit(1)
+        wait_until((tmp_path / "over").exists, "the end of the test")
+
+    pipelines.fill(lab)
+    monkeypatch.setattr("djdist.executors.ray._get_ready", get_ready)
+    try:
+        assert lab.Square.populate(reserve_jobs=True, executor="ray")["success_count"] == 6
+    finally:
+        (tmp_path / "over").touch()

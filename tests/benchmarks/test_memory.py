@@ -15,7 +15,7 @@ from benchmarks.simulated import EagerExecutor, fill
 from djdist.driver import Driver
 from djdist.job import Policy, Status
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
-from djdist.pipeline import JobsTableSource
+from djdist.jobs_table_source import JobsTableSource
 from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)

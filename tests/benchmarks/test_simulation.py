@@ -19,7 +19,7 @@ from benchmarks.simulated import Cluster, EagerExecutor, SimulatedExecutor, fill
 from djdist.driver import Driver
 from djdist.job import Policy
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
-from djdist.pipeline import JobsTableSource
+from djdist.jobs_table_source import JobsTableSource
 from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)

@@ -2,24 +2,33 @@ from __future__ import annotations
 
 import functools
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import datajoint as dj
 import pytest
 
 from djdist import shipping
+from djdist.dbapi import ConnectionSettings
 from djdist.errors import WorkerSetupError
 from djdist.fence import Fence, Statement
 from djdist.job_stores.jobs_table import JobsTable, Owner
-from djdist.pipeline import JobsTableSource
-from djdist.shipping import ConnectionSettings, apply_settings, pack_table, settings_of, unpack_table
+from djdist.jobs_table_source import JobsTableSource
+from djdist.pickled_work import PickledWork
+from djdist.shipping import apply_settings, pack_table, settings_of, unpack_table
 from djdist.worker import Parcel
 
 PASSWORD = "p4ssw0rd of the lab"
 STORE_SECRET = "s3cret of the store"
+DRIVERS_PROCESS = """
+import pickle, sys
+import djdist.driver, djdist.executors.ray
+pickle.load(sys.stdin.buffer)
+assert not {"datajoint", "pandas", "networkx"} & {*sys.modules}
+"""
 
 
 class FakeConnection(dj.Connection):
@@ -133,13 +142,18 @@ class TestSecrets:
         names = "schema.Table", "schema", "~~table", "__table"
         source = JobsTableSource(settings, *names, ("id",), frozenset(), False, ("id",), "SELECT 1", None)
         table = JobsTable(source, Owner(1))
-        return [settings, parcel, source, table, functools.partial(print, store=table, work=parcel)]
+        loop = functools.partial(print, store=table, work=PickledWork(pickle.dumps(parcel)))
+        return [settings, parcel, source, table, loop]
 
     def test_no_repr_shows_one(self, shipped: list[Any]) -> None:
         for thing in [*shipped, *pickle.loads(pickle.dumps(shipped))]:
             for text in (repr(thing), str(thing), f"{thing}", repr([thing]), repr({"thing": thing})):
                 assert PASSWORD not in text
                 assert STORE_SECRET not in text
+
+    def test_a_driver_unpickles_its_part_without_datajoint(self, shipped: list[Any]) -> None:
+        *_, loop = shipped
+        subprocess.run([sys.executable, "-c", DRIVERS_PROCESS], input=pickle.dumps(loop), check=True)
 
     def test_all_of_it_travels(self, shipped: list[Any]) -> None:
         settings, parcel, source, *_ = pickle.loads(pickle.dumps(shipped))
@@ -257,24 +271,6 @@ class TestTables:
 
 
 class TestDriversConnection:
-    @pytest.mark.parametrize(("use_tls", "tried"), [(True, [True]), (False, [False]), (None, [True, False])])
-    def test_tls_is_tried_first_where_nothing_is_said(
-        self, use_tls: bool | None, tried: list[bool], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        attempts: list[bool] = []
-
-        def connect(use_tls: bool, **login: Any) -> str:
-            attempts.append(use_tls)
-            if use_tls and len(tried) > 1:
-                raise ConnectionError("no TLS here")
-            return f"{login['user']}@{login['host']}:{login['port']}"
-
-        settings = settings_of(FakeConnection(ssl_input=use_tls))
-        adapter = SimpleNamespace(connect=connect)
-        monkeypatch.setattr(dj.adapters, "get_adapter", lambda backend: adapter)
-        assert shipping.open_dbapi_connection(settings) == "me@db.lab:3306"
-        assert attempts == tried
-
     def test_without_credentials_it_is_the_processes_own(
         self, worker: FakeConnection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -296,5 +292,4 @@ class TestDriversConnection:
             shipping.open_dbapi_connection(settings)
 
     def connect_by_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        adapter = SimpleNamespace(connect=lambda use_tls, **login: login["user"])
-        monkeypatch.setattr(dj.adapters, "get_adapter", lambda backend: adapter)
+        monkeypatch.setattr(shipping, "connect", lambda backend, login, charset: login["user"])

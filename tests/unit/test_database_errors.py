@@ -5,7 +5,7 @@ import psycopg2
 import pymysql
 import pytest
 
-from djdist.pipeline import is_full, is_infrastructure
+from djdist.database_errors import is_denial, is_full, is_infrastructure
 
 FULL = [
     pymysql.err.OperationalError(1040, "Too many connections"),
@@ -49,6 +49,16 @@ def of_postgresql(code: str, message: str) -> psycopg2.Error:
 GIVEN_UP = [pymysql.err.OperationalError(*error) for error in MYSQL_CODES.items()] + [
     of_postgresql(*error) for error in POSTGRESQL_CODES.items()
 ]
+
+
+class LostByTheLab(dj.errors.LostConnectionError):
+    """An error that a pipeline may derive from DataJoint's."""
+
+
+class Denied(dj.errors.AccessError):
+    """Likewise."""
+
+
 OF_THE_PIPELINE = [
     of_postgresql("23505", "duplicate key value violates unique constraint"),
     of_postgresql("42601", "syntax error"),
@@ -70,6 +80,12 @@ def test_a_full_server_is_infrastructure(error: Exception) -> None:
 def test_a_server_that_is_away_is_not_full(error: Exception) -> None:
     assert not is_full(error)
     assert is_infrastructure(error)
+
+
+def test_errors_derived_from_datajoints_are_taken_for_those() -> None:
+    assert is_infrastructure(LostByTheLab("the server went away"))
+    assert is_denial(Denied("no rights"))
+    assert not is_denial(LostByTheLab("the server went away"))
 
 
 @pytest.mark.parametrize("error", OF_THE_PIPELINE, ids=repr)

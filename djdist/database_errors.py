@@ -1,0 +1,70 @@
+"""What errors of the database mean, whether its driver raises them or DataJoint."""
+
+import sys
+
+RIGHTS = 'See "Database rights" in djdist\'s README.'
+
+DENIED = frozenset({"42501", 1044, 1142, 1143})
+"""What PostgreSQL and MySQL say to those who lack a right."""
+
+DEADLOCK_OR_LOST = frozenset(
+    {1040, 1053, 1203, 1226, 1205, 1213, 1243, 1836, 1927, 4031, 2003, 2006, 2013, 2055}
+)
+"""MySQL's numbers for too many connections, shutdown, lock wait, deadlock, a prepared statement that is
+gone with its session, a server that may only be read, as one from which another one takes over, and
+lost connections."""
+
+READ_ONLY_OPTION = 1290
+"""Any option that forbids a statement."""
+
+FULL = (
+    "Too many connections",
+    "max_user_connections",
+    "too many clients already",
+    "too many connections for",
+    "remaining connection slots",
+)
+"""What MySQL and PostgreSQL say when they take no more connections; PostgreSQL's driver adds no code."""
+
+PG_DEADLOCK_OR_LOST = ("08", "25006", "40", "53", "55P03", "57P0")
+"""PostgreSQL's classes for connection, rollback, resources; read only, lock not available, shutdown."""
+
+
+def is_infrastructure(error: BaseException) -> bool:
+    """Tell a lost connection, a deadlock or a full server from an error of ``make()``."""
+    if _is_of_datajoint(error, "LostConnectionError"):
+        return bool(error.args)  # DataJoint's own say what happened, only one that make() raised may not
+    pgcode = getattr(error, "pgcode", None)
+    if isinstance(pgcode, str):
+        return pgcode.startswith(PG_DEADLOCK_OR_LOST)
+    match _library(error):
+        case "pymysql":
+            return type(error).__name__ == "InterfaceError" or _is_deadlock_or_lost(*error.args[:2])
+        case "psycopg2":
+            return type(error).__name__ in ("OperationalError", "InterfaceError")
+        case _:
+            return False
+
+
+def _is_deadlock_or_lost(code: object = None, message: object = "") -> bool:
+    return code in DEADLOCK_OR_LOST or (code == READ_ONLY_OPTION and "read-only" in str(message))
+
+
+def is_full(error: BaseException) -> bool:
+    """Tell whether the server is there, but takes no more connections now."""
+    return any(phrase in str(error) for phrase in FULL)
+
+
+def is_denial(error: BaseException) -> bool:
+    """Tell whether the account lacks a right."""
+    said = {getattr(error, "pgcode", None), *error.args[:1]}
+    return _is_of_datajoint(error, "AccessError") or not DENIED.isdisjoint(said)
+
+
+def _is_of_datajoint(error: BaseException, name: str) -> bool:
+    errors = sys.modules.get("datajoint.errors")  # who hasn't imported it has none of its errors
+    return errors is not None and isinstance(error, getattr(errors, name))
+
+
+def _library(error: BaseException) -> str:
+    return type(error).__module__.split(".")[0]

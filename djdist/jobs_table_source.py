@@ -1,0 +1,28 @@
+"""What a job store is told of the table whose jobs it keeps."""
+
+from dataclasses import dataclass
+
+from djdist.dbapi import ConnectionSettings
+
+
+@dataclass(frozen=True)
+class JobsTableSource:
+    """Where a jobs table is and the queries that say which keys it should hold.
+
+    ``restricted_sql`` is None where a call has no restrictions; ``finer_source`` tells
+    that several keys of the key source may fall on one job, ``keep_completed`` that jobs
+    stay as successes.
+    """
+
+    settings: ConnectionSettings
+    name: str
+    schema: str
+    jobs_table: str
+    target_table: str
+    key: tuple[str, ...]
+    uuids: frozenset[str]
+    finer_source: bool
+    target_key: tuple[str, ...]
+    key_source_sql: str
+    restricted_sql: str | None
+    keep_completed: bool = False
