@@ -4,7 +4,6 @@ import io
 import logging
 import os
 import pickle
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +14,13 @@ from typing import Any
 import cloudpickle
 import datajoint as dj
 
+from djdist.bindings import bind, bindings, register, tables
 from djdist.dbapi import ConnectionSettings, Login, connect
 from djdist.errors import WorkerSetupError
 
 _IMPORTED_IN_PID = os.getpid()
 
 PLACE = ("host", "port", "database_name")
-
-Binding = tuple[str, str, str]
 
 
 def settings_of(connection: dj.Connection, *, ship_credentials: bool = True) -> ConnectionSettings:
@@ -56,7 +54,7 @@ def open_dbapi_connection(settings: ConnectionSettings) -> Any:
 def pack_table(table: type[dj.Table]) -> bytes:
     """Pickle a table's class: by name where a module holds it, else by value."""
     file = io.BytesIO()
-    _Pickler(file).dump((table, _bindings(), sorted(table.connection.schemas)))
+    _Pickler(file).dump((table, bindings(), sorted(table.connection.schemas)))
     return file.getvalue()
 
 
@@ -77,11 +75,11 @@ def unpack_table(packed: bytes, settings: ConnectionSettings, preload: tuple[str
         _leave_other_database(settings)
         for module in preload:
             import_module(module)
-        table, bindings, schemas = _Unpickler(io.BytesIO(packed)).load()
-        for module, name, database in bindings:
-            _bind(module, name, database)
+        table, bound, schemas = _Unpickler(io.BytesIO(packed)).load()
+        for module, name, database in bound:
+            bind(module, name, database)
         _connect(table.connection, settings)
-    _register(table, schemas)
+    register(table, schemas)
     apply_settings(settings, table.connection._config)
     return table()
 
@@ -222,46 +220,12 @@ def _revive(connection: dj.Connection) -> None:
         connection.connect()
 
 
-def _register(table: type[dj.Table], schemas: list[str]) -> None:
-    """Let ``self.upstream`` find a table that came by value, and those of the schemas it is made from."""
-    connection = table.connection
-    if table.database in connection.schemas:
-        return
-    for name in schemas:
-        schema = dj.Schema(connection=connection)
-        schema.database = name
-        connection.register(schema)
-
-
-def _bindings() -> list[Binding]:
-    """List the tables that were bound to a schema after their module was imported."""
-    return [(t.__module__, t.__qualname__, t.database) for t in _tables(dj.Table) if _is_bound_master(t)]
-
-
-def _tables(base: type[dj.Table]) -> Iterator[type[dj.Table]]:
-    for table in base.__subclasses__():
-        yield table
-        yield from _tables(table)
-
-
-def _is_bound_master(table: type[dj.Table]) -> bool:
-    importable = getattr(sys.modules.get(table.__module__), table.__name__, None) is table
-    return importable and table.__module__ != "__main__" and isinstance(table.__dict__.get("database"), str)
-
-
-def _bind(module: str, name: str, database: str) -> None:
-    table = getattr(sys.modules.get(module), name, None)
-    if table is not None and table.database is None:
-        schema = dj.Schema(database, create_schema=False, create_tables=False)
-        schema(table, context=vars(sys.modules[module]))
-
-
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Leaves connections and namespaces behind, which belong to a process."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
-        self._contexts = {id(t.__dict__.get("declaration_context")) for t in _tables(dj.Table)}
+        self._contexts = {id(t.__dict__.get("declaration_context")) for t in tables(dj.Table)}
 
     def persistent_id(self, obj: Any) -> str | None:
         if isinstance(obj, dj.Connection):
