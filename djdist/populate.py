@@ -222,7 +222,6 @@ def _parcel(
 ) -> PickledWork:
     kind = type(table)
     parcel = Parcel(
-        run=new_token(config.lease_seconds),
         name=kind.__name__,
         settings=settings_of(table.connection, ship_credentials=config.ship_credentials),
         table=_packed(pack_table, kind, f"the class {kind.__name__}", kind),

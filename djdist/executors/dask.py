@@ -10,15 +10,18 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import cloudpickle
 import dask
 import distributed
+from distributed.protocol.serialize import Serialize
 
 from djdist.driver.actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Ask, Executor, Loop, default_places, what_is_made, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
+from djdist.pickled_work import PickledWork, fetched
 from djdist.settings import config
 from djdist.worker import leave
 
@@ -169,10 +172,14 @@ class DaskExecutor(Executor):
         self._use(distributed.get_client())
         worker = distributed.get_worker()
         worker.metrics["djdist"] = _counts_here  # the dashboard has a column for it on the page of workers
+        worker.handlers[_fetch.__name__] = _offer
         self._own_worker = worker.address
         self._driver = uuid4().hex[:4]
 
     def start(self, work: Work) -> None:
+        if self._own_worker and isinstance(work, PickledWork):
+            self._offered = _offered[work.name] = work
+            work = fetched(work, partial(_fetch, self._own_worker, work.name))
         self._work = partial(_work_attended, work)
 
     def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
@@ -385,6 +392,25 @@ _counts: dict[str, str] = {}
 def _counts_here(worker: distributed.Worker) -> str:
     """Tell how the runs stand whose drivers are in this process."""
     return "; ".join(list(_counts.values()))
+
+
+_offered: WeakValueDictionary[str, PickledWork] = WeakValueDictionary()
+"""The works of this process's drivers, not scattered, for then they would be lost with their last holder."""
+
+
+async def _offer(name: str) -> Serialize:
+    """Hand a driver's work to a worker that asks for it."""
+    return Serialize(_offered[name])
+
+
+def _fetch(address: str, name: str) -> PickledWork:
+    """Ask the worker of a driver for its work."""
+    worker = distributed.get_worker()
+    if worker.address == address:
+        return _offered[name]
+    ask = getattr(worker.rpc(address), _fetch.__name__)
+    work: PickledWork = distributed.utils.sync(worker.loop, ask, name=name)
+    return work
 
 
 def _work_attended(work: Work, jobs: Sequence[Job]) -> Report:

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import loky
 
@@ -13,6 +14,7 @@ from djdist.errors import OptionError
 from djdist.executor import Executor, default_places, window
 from djdist.executors.futures import completion_of
 from djdist.job import Completion, Ending, Job, Outcome, Report, Work
+from djdist.pickled_work import Sendable, sent
 
 SETTINGS_TRAVEL = "ignore:No datajoint.json found"
 """What DataJoint warns of is no lack in a process that gets its caller's settings."""
@@ -126,7 +128,7 @@ class _Processes(Executor):
         self._places = processes
         self._idle: list[loky.ProcessPoolExecutor] = []
         self._waiting: dict[int, tuple[Job, ...]] = {}
-        self._running: dict[cf.Future[Report], tuple[int, loky.ProcessPoolExecutor]] = {}
+        self._running: dict[cf.Future[Report | None], _Running] = {}
         self._submitted = 0
 
     def disconnect(self) -> None:
@@ -135,7 +137,7 @@ class _Processes(Executor):
         self._idle.clear()
 
     def start(self, work: Work) -> None:
-        self._work = work
+        self._work, self._sent = work, sent(work)
 
     def places(self) -> int:
         return self._places
@@ -151,7 +153,7 @@ class _Processes(Executor):
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
         done, _ = cf.wait(self._running, timeout_seconds, cf.FIRST_COMPLETED)
-        completions = [self._completed(future) for future in done]
+        completions = [completion for future in done if (completion := self._ended(future))]
         self._fill()
         return completions
 
@@ -159,26 +161,45 @@ class _Processes(Executor):
         return self._waiting.pop(ticket, None) is not None
 
     def kill(self, ticket: int) -> None:
-        _kill([pool for running, pool in self._running.values() if running == ticket])
+        _kill([running.pool for running in self._running.values() if running.ticket == ticket])
 
     def close(self) -> None:
         self._waiting.clear()
-        _kill([pool for _, pool in self._running.values()])
+        _kill([running.pool for running in self._running.values()])
         self._running.clear()
 
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self._places:
             ticket = next(iter(self._waiting))
             pool = self._idle.pop(0) if self._idle else _pool_of_one()
-            self._running[pool.submit(self._work, self._waiting.pop(ticket))] = ticket, pool
+            self._send(self._sent, _Running(ticket, self._waiting.pop(ticket), pool))
 
-    def _completed(self, future: "cf.Future[Report]") -> Completion:
-        ticket, pool = self._running.pop(future)
-        if future.exception() is None:
-            self._idle.append(pool)
+    def _send(self, work: Sendable, running: "_Running") -> None:
+        try:
+            future = running.pool.submit(work, running.jobs)
+        except cf.BrokenExecutor:  # its process has died while it was idle
+            _kill([running.pool])
+            running = replace(running, pool=_pool_of_one())
+            future = running.pool.submit(work, running.jobs)
+        self._running[future] = running
+
+    def _ended(self, future: "cf.Future[Report | None]") -> Completion | None:
+        running = self._running.pop(future)
+        completion = completion_of(running.ticket, future)
+        if completion is None:
+            self._send(self._work, running)
+        elif completion.report is None:
+            _kill([running.pool])
         else:
-            _kill([pool])
-        return completion_of(ticket, future)
+            self._idle.append(running.pool)
+        return completion
+
+
+@dataclass(frozen=True)
+class _Running:
+    ticket: int
+    jobs: tuple[Job, ...]
+    pool: loky.ProcessPoolExecutor
 
 
 def _pool_of_one() -> loky.ProcessPoolExecutor:

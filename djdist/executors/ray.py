@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 from uuid import uuid4
@@ -20,6 +20,7 @@ from djdist.driver.actor import MAX_DRIVERS, DriverActor, end_of, follow, outliv
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Ask, Executor, Loop, task_name, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
+from djdist.pickled_work import fetched
 from djdist.settings import config
 
 PLACES_AGE_SECONDS = 1.0
@@ -152,7 +153,8 @@ class RayExecutor(Executor):
         self._address = ray.get_runtime_context().gcs_address
 
     def start(self, work: Work) -> None:
-        self._work = ray.put(work)
+        fetch: Callable[[], Any] = partial(ray.get, ray.put(work))
+        self._work = fetched(work, fetch)
         self._task = self._remote(_do)
         self._shown = self.predecessor or Status()
 

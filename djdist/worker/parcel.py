@@ -27,22 +27,19 @@ from djdist.worker.trial import setup_trouble, trial
 EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
 OVERDUE_FACTOR = 1.2
 OVERDUE_SECONDS = 5.0
-TABLES_KEPT = 8
 
 _making_now: list[Group] = []
-_workplaces: dict[tuple[int, int], Workplace] = {}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Parcel:
     """All that workers need to make the keys of one table in one run.
 
-    What it holds of credentials and of the user's code doesn't show when printed.
+    What it holds of credentials and of the user's code doesn't show when printed. A process keeps
+    one for a run, and in it the table, unpacked.
 
     Parameters
     ----------
-    run : int
-        Tells runs apart.
     name : str
         The table's name, for messages.
     settings : ConnectionSettings
@@ -59,7 +56,6 @@ class Parcel:
         How long a ``make()`` may take.
     """
 
-    run: int
     name: str
     settings: ConnectionSettings = field(repr=False)
     table: bytes = field(repr=False)
@@ -68,12 +64,13 @@ class Parcel:
     fence: Fence | None = field(default=None, repr=False)
     preload: tuple[str, ...] = ()
     timeout_seconds: float | None = None
+    _workplace: Workplace | None = field(default=None, init=False, repr=False, compare=False)
 
     def __call__(self, jobs: Sequence[Job]) -> Report:
         """Make a group of jobs on a worker; what comes back can be pickled."""
         with one_at_a_time():
             try:
-                workplace = _workplace(self)
+                workplace = self._unpacked()
             except Exception as error:
                 return _without_workplace(self.name, jobs, error)
             if not jobs:
@@ -86,6 +83,19 @@ class Parcel:
                 _making_now.remove(group)
             _leave_if_told_to(group, report)
             return replace(report, outcomes=tuple(map(_portable, report.outcomes)))
+
+    def _unpacked(self) -> Workplace:
+        """Unpack the table when it is first needed, and let go of the bytes, which may be many."""
+        if self._workplace is None:
+            _allow_children()
+            load_early()
+            table = unpack_table(self.table, self.settings, self.preload)
+            make_kwargs = cloudpickle.loads(self.make_kwargs)
+            self._workplace = Workplace(
+                table, make_kwargs, self.settings, self.version, self.fence, own_connection=True
+            )
+            self.table = self.make_kwargs = b""
+        return self._workplace
 
     def _limit(self) -> AbstractContextManager[None]:
         if self.timeout_seconds is None:
@@ -119,22 +129,6 @@ def _leave_if_told_to(group: Group, report: Report) -> None:
         connect_anew(connection)
         group.forgo(connection)
     signal.raise_signal(signal.SIGTERM)
-
-
-def _workplace(parcel: Parcel) -> Workplace:
-    """Unpack a parcel once in a process, not again after a fork's parent has."""
-    here = (os.getpid(), parcel.run)
-    if here not in _workplaces:
-        _allow_children()
-        load_early()
-        table = unpack_table(parcel.table, parcel.settings, parcel.preload)
-        make_kwargs = cloudpickle.loads(parcel.make_kwargs)
-        while len(_workplaces) >= TABLES_KEPT:
-            del _workplaces[next(iter(_workplaces))]
-        _workplaces[here] = Workplace(
-            table, make_kwargs, parcel.settings, parcel.version, parcel.fence, own_connection=True
-        )
-    return _workplaces[here]
 
 
 def _allow_children() -> None:

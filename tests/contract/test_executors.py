@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from djdist.executors.futures import FuturesExecutor
 from djdist.executors.local import LocalExecutor
 from djdist.job import Completion, Job, Policy, Report, RunInfo, Status, Summary
 from djdist.job_stores.memory import MemoryStore
+from djdist.pickled_work import _Kept
 from lab import work
 from lab.scripted import ScriptedExecutor
 from lab.watching import wait_until
@@ -263,6 +265,30 @@ class TestInProcesses:
         assert os.getpid() not in {outcome.pid for outcome in outcomes}
 
 
+class TestLargeWork:
+    @cases(processes=True)
+    def test_it_is_not_sent_with_each_task(self, case: Case, fresh: Executor, tmp_path: Path) -> None:
+        loop = partial(work.run_tasks, work=work.large_work(tmp_path), jobs=jobs_of(tmp_path, 24))
+        assert fresh.drive(loop, lambda status: True, work.info()) == Summary(24)
+        workers = sorted(pids_of(tmp_path))
+        assert work.noted(tmp_path, "unpickled") == workers
+        beside = 2 * case.cluster + 8 * isinstance(fresh, FuturesExecutor)  # scheduler and driver; a guess
+        assert len(work.noted(tmp_path, "sent")) <= len(workers) + beside
+
+    @cases(processes=True, once=True, survives=True)
+    def test_a_process_that_comes_later_gets_it(self, case: Case, fresh: Executor, tmp_path: Path) -> None:
+        jobs = [*jobs_of(tmp_path, 4), work.job(tmp_path, 4, "die"), *jobs_of(tmp_path, 12)[5:]]
+        loop = partial(work.run_tasks, work=work.large_work(tmp_path), jobs=jobs)
+        assert fresh.drive(loop, lambda status: True, work.info()) == Summary(11)
+
+    def test_a_process_that_has_lost_it_is_sent_it_again(self, tmp_path: Path) -> None:
+        """Loky begins a process anew that has grown, and pools may have a new one for each task."""
+        with cf.ThreadPoolExecutor(2) as pool, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_Kept, "find", lambda self, name: None)
+            loop = partial(work.run_tasks, work=work.large_work(tmp_path), jobs=jobs_of(tmp_path, 24))
+            assert FuturesExecutor(pool).drive(loop, lambda status: True, work.info()) == Summary(24)
+
+
 @cases(processes=True, once=True)
 class TestKilledProcess:
     def test_its_task_is_a_breakage_and_is_not_tried_again(
@@ -331,6 +357,10 @@ class TestPoisonousKey:
         summary = driver.run(lambda status: True)
         assert [key["n"] for key, _ in summary.errors] == [1]
         assert summary.success_count == 4
+
+
+def jobs_of(folder: Path, count: int) -> list[Job]:
+    return [work.job(folder, n) for n in range(count)]
 
 
 def allow_failures(count: int, dask_scheduler: Any) -> int:

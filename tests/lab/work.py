@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import pickle
 import platform
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from djdist.errors import OptionError
 from djdist.executor import Executor
-from djdist.job import Ending, Job, Outcome, Report, RunInfo, Status, Summary, Watch
+from djdist.job import Ending, Job, Outcome, Report, RunInfo, Status, Summary, Watch, Work
+from djdist.pickled_work import LARGE_BYTES, PickledWork
 
 GATE = "gate"
 
@@ -72,11 +76,13 @@ def run_until_stopped(executor: Executor, watch: Watch) -> Summary:
     return Summary(success_count=steps)
 
 
-def run_tasks(executor: Executor, watch: Watch) -> Summary:
-    """Run twenty tasks from where the driver is and count those that were made."""
-    executor.start(_made_at_once)
+def run_tasks(
+    executor: Executor, watch: Watch, work: Work | None = None, jobs: Sequence[Job] | None = None
+) -> Summary:
+    """Run tasks, twenty by default, from where the driver is and count those that were made."""
+    executor.start(work or _made_at_once)
     try:
-        left, running, made = [Job({"n": n}) for n in range(20)], set[int](), 0
+        left, running, made = list(jobs or [Job({"n": n}) for n in range(20)]), set[int](), 0
         while left or running:
             while left and executor.free_places() > 0:
                 running.add(executor.submit("Table", (left.pop(),)))
@@ -87,6 +93,47 @@ def run_tasks(executor: Executor, watch: Watch) -> Summary:
         return Summary(success_count=made)
     finally:
         executor.close()
+
+
+@dataclass(frozen=True)
+class LargeWork(PickledWork):
+    """Leaves a file where it comes, and another one where what is in it is unpickled."""
+
+    folder: Path = Path()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _come, (self.pickled, self.name, self.folder)
+
+
+def large_work(folder: Path) -> LargeWork:
+    return LargeWork(pickle.dumps(_Unpickled(folder, bytes(2 * LARGE_BYTES))), folder=folder)
+
+
+@dataclass(frozen=True)
+class _Unpickled:
+    folder: Path
+    load: bytes
+
+    def __call__(self, jobs: Sequence[Job]) -> Report:
+        return work(jobs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _note(self.folder, "unpickled")
+
+
+def _come(pickled: bytes, name: str, folder: Path) -> LargeWork:
+    _note(folder, "sent")
+    return LargeWork(pickled, name, folder)
+
+
+def _note(folder: Path, what: str) -> None:
+    (folder / f"{what}-{os.getpid()}-{time.monotonic_ns()}").touch()
+
+
+def noted(folder: Path, what: str) -> list[int]:
+    """Give the processes where something happened, as often as it did."""
+    return sorted(int(file.name.split("-")[1]) for file in folder.glob(f"{what}-*"))
 
 
 def _made_at_once(jobs: Sequence[Job]) -> Report:

@@ -138,7 +138,7 @@ class TestSecrets:
     def shipped(self, settings: ConnectionSettings) -> list[Any]:
         statement = Statement("DELETE", ())
         fence = Fence(1, statement, "(id)", *[statement] * 5)
-        parcel = Parcel(1, "Table", settings, b"table", PASSWORD.encode(), "v", fence)
+        parcel = Parcel("Table", settings, b"table", PASSWORD.encode(), "v", fence)
         names = "schema.Table", "schema", "~~table", "__table"
         source = JobsTableSource(settings, *names, ("id",), frozenset(), False, ("id",), "SELECT 1", None)
         table = JobsTable(source, Owner(1))
