@@ -1,5 +1,8 @@
 """Connections as DataJoint opens them, without DataJoint, which takes half a second to import."""
 
+import os
+import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +11,18 @@ SQL_MODE = (
     "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ONLY_FULL_GROUP_BY"
 )
 TIMEOUT_SECONDS = 10
+"""So long it may take to connect, from the first packet to the last question of the server."""
+
+KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
+"""A peer is gone whose machine acknowledges nothing for a minute: no probe (which costs the server
+nothing, however long it works on an answer), and nothing that was sent. A system that lacks one of
+them, as macOS does, has the others."""
+KEEPALIVE_OF_SERVER = (
+    "SELECT set_config(name, CASE name WHEN 'tcp_user_timeout' THEN '60000' WHEN 'tcp_keepalives_count' "
+    "THEN '3' ELSE '15' END, false) FROM pg_catalog.pg_settings WHERE name IN ('tcp_keepalives_idle', "
+    "'tcp_keepalives_interval', 'tcp_keepalives_count', 'tcp_user_timeout')"
+)
+"""Lets PostgreSQL end a session, and release its locks, as soon after the client's machine is gone."""
 
 Login = dict[str, Any]
 Tls = bool | dict[str, Any]
@@ -37,15 +52,36 @@ def connect(backend: str, login: Login, charset: str) -> Any:
         return open_connection(login, charset, login["use_tls"])
     try:
         return open_connection(login, charset, True)
-    except Exception:
+    except Exception as error:
+        if _is_timeout(error):  # a server that does not answer would only be waited for twice
+            raise
         return open_connection(login, charset, False)
+
+
+def keep_alive(connection: Any) -> None:
+    """Notice a peer that is gone, also while it owes an answer, but wait for one that is slow."""
+    with _socket_of(connection) as line, suppress(OSError):  # a Unix socket has none of it
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):
+                line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _socket_of(connection: Any) -> socket.socket:
+    """Return a connection's socket a second time, to be closed without ending the connection."""
+    number = getattr(connection, "_sock", connection).fileno()
+    return socket.socket(fileno=os.dup(number))
+
+
+def _is_timeout(error: Exception) -> bool:
+    return any(phrase in str(error) for phrase in ("timed out", "timeout expired"))
 
 
 def _connect_mysql(login: Login, charset: str, tls: Tls) -> Any:
     import pymysql
 
     encrypted = {"ssl_disabled": False, "ssl": {} if tls is True else tls}
-    return pymysql.connect(
+    connection: Any = pymysql.connect(
         host=login["host"],
         port=login["port"],
         user=login["user"],
@@ -53,8 +89,13 @@ def _connect_mysql(login: Login, charset: str, tls: Tls) -> Any:
         sql_mode=SQL_MODE,
         charset=charset,
         autocommit=True,
+        connect_timeout=TIMEOUT_SECONDS,
+        read_timeout=TIMEOUT_SECONDS,  # the connection's own timeout ends before the server's greeting
         **({"ssl_disabled": True} if tls is False else encrypted),
     )
+    connection._read_timeout = None
+    keep_alive(connection)
+    return connection
 
 
 def _connect_postgresql(login: Login, charset: str, tls: Tls) -> Any:
@@ -70,4 +111,6 @@ def _connect_postgresql(login: Login, charset: str, tls: Tls) -> Any:
         connect_timeout=TIMEOUT_SECONDS,
     )
     connection.autocommit = True
+    keep_alive(connection)
+    connection.cursor().execute(KEEPALIVE_OF_SERVER)
     return connection

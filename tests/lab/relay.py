@@ -1,8 +1,9 @@
-"""A way to a server that tests can cut and mend."""
+"""A way to a server that tests can cut, silence and mend."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ class Relay:
         self._listener = socket.create_server((at, 0))
         self.port: int = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
+        self._passing = threading.Event()
+        self._passing.set()
         self._out = False
         self.refused = 0
         threading.Thread(target=self._accept, daemon=True).start()
@@ -39,6 +42,19 @@ class Relay:
     def come_back(self) -> None:
         self._out = False
 
+    def fall_silent(self) -> None:
+        """Keep all connections open, take new ones, and pass nothing on, not even that one has ended."""
+        self._passing.clear()
+
+    def forget(self) -> None:
+        """Pass nothing on any more of the connections that are open, as a firewall that forgot them."""
+        self._passing.clear()
+        self._passing = threading.Event()
+        self._passing.set()
+
+    def speak_again(self) -> None:
+        self._passing.set()
+
     def _end_all(self) -> None:
         while self._open:
             end = self._open.pop()
@@ -57,13 +73,16 @@ class Relay:
                 far = socket.create_connection(self._server)
                 self._open += [near, far]
                 for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+                    arguments = (source, sink, self._passing)
+                    threading.Thread(target=_pump, args=arguments, daemon=True).start()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, passing: threading.Event) -> None:
     with suppress(OSError):
         while data := source.recv(65536):
+            passing.wait()
             sink.sendall(data)
+    passing.wait()
     with suppress(OSError):
         sink.shutdown(socket.SHUT_WR)
 
@@ -75,3 +94,14 @@ def relayed(host: str, port: int, at: str = "127.0.0.1") -> Iterator[Relay]:
         yield relay
     finally:
         relay.cut()
+
+
+@contextmanager
+def lost_packets(address: str) -> Iterator[None]:
+    """Lose all packets to an address of the loopback meanwhile, as root on Linux."""
+    route = ["blackhole", f"{address}/32", "table", "local"]
+    subprocess.run(["ip", "route", "add", *route], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["ip", "route", "delete", *route], check=True)

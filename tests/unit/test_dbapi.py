@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import datajoint as dj
 import psycopg2
@@ -14,6 +17,7 @@ from djdist import dbapi
 
 DRIVERS = {"mysql": pymysql, "postgresql": psycopg2}
 LOGIN = {"host": "db.lab", "port": 3307, "user": "me", "password": "p4ss", "database_name": "lab"}
+TIMEOUTS = {"connect_timeout": 10, "read_timeout": 10}
 
 
 @pytest.fixture(params=[*DRIVERS])
@@ -22,17 +26,19 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def asked(backend: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def asked(backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """What the database's driver is asked for, in order."""
     asked: list[dict[str, Any]] = []
+    line = socket.socket()
     names = {"passwd": "password"}  # the deprecated one
 
     def connect(**arguments: Any) -> Any:
         asked.append({names.get(k, k): v for k, v in arguments.items()})
-        return SimpleNamespace(autocommit=arguments.get("autocommit"))
+        return SimpleNamespace(autocommit=arguments.get("autocommit"), fileno=line.fileno, cursor=Mock())
 
     monkeypatch.setattr(DRIVERS[backend], "connect", connect)
-    return asked
+    with line:
+        yield asked
 
 
 def connected(backend: str, use_tls: Any) -> Any:
@@ -53,7 +59,7 @@ def test_it_asks_for_what_datajoint_asks_for(
     place = {k: v for k, v in LOGIN.items() if k != "database_name"}
     named = {"dbname": database} if database else {}
     theirs = dj.adapters.get_adapter(backend).connect(**place, **named, charset="utf8mb4", use_tls=use_tls)
-    assert asked[0] == asked[1]
+    assert asked[0] == asked[1] | ({} if backend == "postgresql" else TIMEOUTS)
     assert ours.autocommit is theirs.autocommit is True
 
 
@@ -63,12 +69,13 @@ def test_tls_may_be_missing_where_nothing_is_said_of_it(
     for use_tls in (True, False):
         connected(backend, use_tls)
     with_tls, without = asked
+    refusal: OSError = ConnectionError("no TLS here")
     note = vars(DRIVERS[backend])["connect"]
 
     def connect(**arguments: Any) -> Any:
         line = note(**arguments)
         if asked[-1] == with_tls:
-            raise ConnectionError("no TLS here")
+            raise refusal
         return line
 
     monkeypatch.setattr(DRIVERS[backend], "connect", connect)
@@ -76,3 +83,6 @@ def test_tls_may_be_missing_where_nothing_is_said_of_it(
     assert asked[2:] == [with_tls, without]
     with pytest.raises(ConnectionError):
         connected(backend, True)
+    refusal = TimeoutError("timed out")
+    with pytest.raises(TimeoutError):
+        connected(backend, None)
