@@ -29,6 +29,10 @@ class JobStore(ABC):
         """Reserve up to ``limit`` of the run's due jobs, the most urgent first."""
 
     @abstractmethod
+    def reserved(self) -> list[Job]:
+        """Give all that the run has reserved, also what it was never told of."""
+
+    @abstractmethod
     def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
         """Put reserved jobs back to pending, not due before a delay is over; count them."""
 

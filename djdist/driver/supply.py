@@ -54,8 +54,13 @@ class Supply:
         return not self.pauses or idle or self._clock() - self._asked_at >= WAIT_SECONDS
 
     def reserve(self, limit: int, *, idle: bool) -> list[Job]:
-        """Reserve jobs; ``idle`` says that none of the run is in flight."""
+        """Reserve jobs; ``idle`` says that none of the run is in flight.
+
+        What it holds then was reserved by a commit whose answer was lost.
+        """
         jobs = self._store.reserve(limit)
+        if idle and not jobs:
+            jobs = self._store.reserved()[:limit]
         self.empty = idle and not jobs and self._clock() >= self._due_at
         self.pauses = len(jobs) < limit
         self._asked_at = self._clock()

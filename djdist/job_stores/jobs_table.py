@@ -170,6 +170,9 @@ class JobsTable(JobStore):
 
         return self._transact(reserve)
 
+    def reserved(self) -> list[Job]:
+        return self._found(sa.select(*self._key()).where(*self._mine))
+
     def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
         due = {"scheduled_time": shifted(NOW, sa.literal(delay_seconds))} if delay_seconds else {}
         return self._change_owned(jobs, sa.update(self._jobs).values(UNRESERVED | due))
@@ -225,9 +228,8 @@ class JobsTable(JobStore):
         return bool(self._owned_among(jobs, self._jobs.c.host == ""))
 
     def begun_by(self, host: str, pid: int) -> list[Job]:
-        jobs = self._jobs.c
-        mine = [jobs.status == "reserved", jobs.connection_id == self.owner.token]
-        return self._found(sa.select(*self._key()).where(*mine, jobs.host == host, jobs.pid == pid))
+        here = [self._jobs.c.host == host, self._jobs.c.pid == pid]
+        return self._found(sa.select(*self._key()).where(*self._mine, *here))
 
     def pending(self, most: int | None = None) -> int:
         due: sa.Select[Any] = sa.select(sa.literal_column("1").label("due")).where(*self._due()).limit(most)
@@ -326,6 +328,11 @@ class JobsTable(JobStore):
         if not are_searched_as_list(values):
             return sa.or_(*[sa.and_(*map(operator.eq, key, value)) for value in values])
         return key[0].in_([value for (value,) in values]) if len(key) == 1 else sa.tuple_(*key).in_(values)
+
+    @property
+    def _mine(self) -> tuple[sa.ColumnElement[bool], ...]:
+        """All reservations of the run, found by the index on status."""
+        return self._jobs.c.status == "reserved", self._jobs.c.connection_id == self.owner.token
 
     def _owned(self) -> tuple[sa.ColumnElement[bool], ...]:
         return _unindexed(self._jobs.c.status) == "reserved", self._jobs.c.connection_id == self.owner.token

@@ -34,6 +34,9 @@ class MemoryStore(JobStore):
         self._reserved |= {job.identity: job for job in jobs}
         return jobs
 
+    def reserved(self) -> list[Job]:
+        return list(self._reserved.values())
+
     def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
         released = [job for job in jobs if self._reserved.pop(job.identity, None)]
         if delay_seconds:

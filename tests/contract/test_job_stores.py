@@ -69,6 +69,13 @@ class JobStoreContract:
         given = [job.identity for _ in range(4) for job in store.reserve(2)]
         assert len(given) == len(set(given)) == len(keys)
 
+    def test_tells_all_that_it_has_reserved(self, store: JobStore) -> None:
+        assert store.reserved() == []
+        first, *more = store.reserve(3)
+        assert {job.identity for job in store.reserved()} == {job.identity for job in (first, *more)}
+        store.release(more)
+        assert store.reserved() == [first]
+
     def test_counts_what_may_still_be_reserved(self, store: JobStore) -> None:
         assert (store.pending(), store.pending(most=5), store.pending(most=7)) == (6, 5, 6)
         store.reserve(4)

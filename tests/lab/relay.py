@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 
@@ -20,6 +20,8 @@ class Relay:
         self._passing = threading.Event()
         self._passing.set()
         self._out = False
+        self._loses = b""
+        self._losses_left = 0
         self.refused = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -55,6 +57,24 @@ class Relay:
     def speak_again(self) -> None:
         self._passing.set()
 
+    def lose_commits(self, after: bytes, times: int = 1) -> None:
+        """Lose the server's answers to the next COMMITs of transactions whose last statement holds this.
+
+        The server gets such a COMMIT; the client gets the end of its connection.
+        """
+        self._loses, self._losses_left = after, times
+
+    @property
+    def has_lost_all(self) -> bool:
+        """Tell whether it has lost as many answers as it should."""
+        return bool(self._loses) and not self._losses_left
+
+    def loses_answer(self, statement: bytes, before: bytes) -> bool:
+        """Tell whether the answer to a statement is to be lost."""
+        lost = self._losses_left > 0 and b"COMMIT" in statement and self._loses in before + statement
+        self._losses_left -= lost
+        return lost
+
     def _end_all(self) -> None:
         while self._open:
             end = self._open.pop()
@@ -72,14 +92,34 @@ class Relay:
                     continue
                 far = socket.create_connection(self._server)
                 self._open += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    arguments = (source, sink, self._passing)
+                talk = _Talk(self)
+                for source, sink, passes in ((near, far, talk.asks), (far, near, talk.answers)):
+                    arguments = (source, sink, passes, self._passing)
                     threading.Thread(target=_pump, args=arguments, daemon=True).start()
 
 
-def _pump(source: socket.socket, sink: socket.socket, passing: threading.Event) -> None:
+class _Talk:
+    """One connection: knows whether the answer to its last statement is to be lost."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._last = b""
+        self._is_lost = False
+
+    def asks(self, data: bytes) -> bool:
+        self._is_lost = self._relay.loses_answer(data, self._last)
+        self._last = data
+        return True
+
+    def answers(self, data: bytes) -> bool:
+        return not self._is_lost
+
+
+def _pump(
+    source: socket.socket, sink: socket.socket, passes: Callable[[bytes], bool], passing: threading.Event
+) -> None:
     with suppress(OSError):
-        while data := source.recv(65536):
+        while (data := source.recv(65536)) and passes(data):
             passing.wait()
             sink.sendall(data)
     passing.wait()

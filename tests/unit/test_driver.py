@@ -70,6 +70,7 @@ class CountingStore(MemoryStore):
 
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         if job.key["n"] in self.taken_over:
+            self.finish(job)
             return False
         self.failures.append((job, failure))
         return super().fail(job, failure)
@@ -313,6 +314,9 @@ def test_what_runs_of_jobs_that_others_took_over_is_ended_and_said_once(
         def renew(self, jobs: Sequence[Job]) -> list[Job]:
             return [job for job in jobs if job.key["n"] == 2]
 
+        def reserved(self) -> list[Job]:
+            return self.renew(super().reserved())
+
     def answer(ticket: int, job: Job) -> Completion | None:
         return made(ticket, job) if len(executor.killed) == 2 else None
 
@@ -352,6 +356,10 @@ class PatientStore(CountingStore):
         due = [job for at, job in self.delayed if at <= self.clock()][:limit]
         self.delayed = [(at, job) for at, job in self.delayed if job not in due]
         return due or super().reserve(limit)
+
+    def reserved(self) -> list[Job]:
+        waiting = [job for _, job in self.delayed]
+        return [job for job in super().reserved() if job not in waiting]
 
 
 def test_a_failed_key_is_tried_again_in_the_same_run_once_its_pause_is_over() -> None:
@@ -781,6 +789,20 @@ def test_a_run_is_starting_until_its_workers_have_been_tried() -> None:
 
     Driver(MemoryStore(keys(1)), SlowToStart(1), Policy()).run(watch)
     assert (reported[0], reported[-1]) == ("starting", "1 made, 0 failed, 0 running, 0 pending")
+
+
+def test_what_was_reserved_though_the_answer_was_lost_is_made_in_the_end() -> None:
+    class Forgetful(CountingStore):
+        """Its first answer is lost, so that it is asked again."""
+
+        def reserve(self, limit: int) -> list[Job]:
+            given = super().reserve(limit)
+            return given if len(self.asked) > 1 else super().reserve(limit)
+
+    for max_calls, made_then in ((None, 10), (7, 7)):
+        store, executor = Forgetful(10), ScriptedExecutor(places=3)
+        assert Driver(store, executor, Policy(max_calls=max_calls)).run(going_on).success_count == made_then
+        assert (len(executor.begun), store.pending()) == (made_then, 10 - made_then)
 
 
 def test_an_empty_store_is_an_empty_summary() -> None:

@@ -38,6 +38,9 @@ class PriorityStore(JobStore):
         self.owned |= {number: self.waiting.pop(number) for number in urgent}
         return [Job({"n": number}) for number in urgent]
 
+    def reserved(self) -> list[Job]:
+        return [Job({"n": number}) for number in self.owned]
+
     def release(self, jobs: Any, *, delay_seconds: float = 0) -> int:
         self.waiting |= {job.key["n"]: self.owned.pop(job.key["n"]) for job in jobs}
         return len(jobs)
@@ -46,7 +49,7 @@ class PriorityStore(JobStore):
         return []
 
     def release_all(self) -> None:
-        self.release([Job({"n": number}) for number in self.owned])
+        self.release(self.reserved())
 
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         self.failed[job.key["n"]] += 1
