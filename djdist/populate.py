@@ -24,6 +24,7 @@ from djdist.job_store import JobStore
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.jobs import jobs_of, refreshing
+from djdist.large_parts import warn_if_large
 from djdist.pickled_work import PickledWork
 from djdist.pipeline import check_populates, code_version, jobs_table_source, keys_to_make, reachable, user_of
 from djdist.progress_bar import ProgressBar
@@ -177,6 +178,8 @@ def populate(
         if chosen.in_process
         else _parcel(table, make_kwargs, version, fence, policy.timeout_seconds)
     )
+    if isinstance(work, PickledWork):
+        warn_if_large(len(work.pickled), table, make_kwargs)
     loop = partial(drive, store=store, work=work, policy=policy, info=info)
     if detach:
         return _detach(chosen, loop, info)

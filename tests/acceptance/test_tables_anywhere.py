@@ -123,6 +123,72 @@ def test_tables_of_notebook_cells(schema_name: str, connection: Any, server: Ser
     assert said(output) == EXPECTED
 
 
+LARGE = """
+import os
+from pathlib import Path
+
+import datajoint as dj
+
+schema = dj.Schema("{schema}")
+
+
+class Model:
+    def __init__(self, weights):
+        self.weights = weights
+
+    def __reduce__(self):
+        return load, (self.weights,)
+
+
+def load(weights):
+    with open(LOADED, "a") as file:
+        file.write(f"{{os.getpid()}}\\n")
+    return Model(weights)
+
+
+LOADED = str(Path("loaded").absolute())
+MODEL = Model(bytes(12_000_000))
+
+
+@schema
+class Number(dj.Manual):
+    definition = "n : int32"
+
+
+@schema
+class Weighed(dj.Computed):
+    definition = '''
+    -> Number
+    ---
+    weight : int64
+    pid : int64
+    '''
+
+    def make(self, key):
+        self.insert1({{**key, "weight": len(MODEL.weights), "pid": os.getpid()}})
+
+
+Number.insert([{{"n": n}} for n in range(24)])
+Weighed.populate(reserve_jobs=True, {options})
+workers = set(Weighed().to_arrays("pid").tolist())
+print(sorted(map(int, Path("loaded").read_text().split())) == sorted(workers))
+print(set(Weighed().to_arrays("weight").tolist()))
+"""
+
+
+@pytest.mark.long_on("ray")
+@pytest.mark.long_on("dask")
+@pytest.mark.parametrize("executor", ["processes=2", "executor='ray'", "executor='dask'"])
+def test_a_large_global_of_a_script_is_unpickled_once_per_worker_and_named(
+    script: Script, schema_name: str, connection: Any, executor: str
+) -> None:
+    process = script(LARGE.format(schema=schema_name, options=executor))
+    output, error = process.communicate(timeout=2 * SECONDS)
+    assert process.returncode == 0, error
+    assert said(output) == ["True", "{12000000}"]
+    assert "Each worker of Weighed is sent 12 MB: MODEL (12 MB)." in error
+
+
 LAZY = """
 import datajoint as dj
 
