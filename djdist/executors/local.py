@@ -19,6 +19,16 @@ from djdist.pickled_work import Sendable, sent
 SETTINGS_TRAVEL = "ignore:No datajoint.json found"
 """What DataJoint warns of is no lack in a process that gets its caller's settings."""
 
+LIMITS_OF_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
 PARENT_CHECK_SECONDS = 1.0
 
 
@@ -171,7 +181,7 @@ class _Processes(Executor):
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self._places:
             ticket = next(iter(self._waiting))
-            pool = self._idle.pop(0) if self._idle else _pool_of_one()
+            pool = self._idle.pop(0) if self._idle else _pool_of_one(self._places)
             self._send(self._sent, _Running(ticket, self._waiting.pop(ticket), pool))
 
     def _send(self, work: Sendable, running: "_Running") -> None:
@@ -179,7 +189,7 @@ class _Processes(Executor):
             future = running.pool.submit(work, running.jobs)
         except cf.BrokenExecutor:  # its process has died while it was idle
             _kill([running.pool])
-            running = replace(running, pool=_pool_of_one())
+            running = replace(running, pool=_pool_of_one(self._places))
             future = running.pool.submit(work, running.jobs)
         self._running[future] = running
 
@@ -202,13 +212,22 @@ class _Running:
     pool: loky.ProcessPoolExecutor
 
 
-def _pool_of_one() -> loky.ProcessPoolExecutor:
+def _pool_of_one(processes: int) -> loky.ProcessPoolExecutor:
     return loky.ProcessPoolExecutor(
         max_workers=1,
         initializer=_end_with_parent,
         initargs=(os.getpid(),),
-        env={"PYTHONWARNINGS": SETTINGS_TRAVEL},
+        env={"PYTHONWARNINGS": SETTINGS_TRAVEL, **_limits_of_threads(processes)},
     )
+
+
+def _limits_of_threads(processes: int) -> dict[str, str]:
+    """Share the processors out among the processes, for the libraries of which the user has not said it."""
+    share = str(max(1, default_places() // processes))
+    everywhere = os.environ.get(
+        "OMP_NUM_THREADS", share
+    )  # the others heed it where they have no limit of their own
+    return {name: os.environ.get(name, everywhere) for name in LIMITS_OF_THREADS}
 
 
 def _kill(pools: Sequence[loky.ProcessPoolExecutor]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import djdist
 import lab as pipelines
+from djdist.executor import default_places
 from lab import doing
 from lab.watching import counts
 
@@ -121,3 +122,40 @@ def test_the_list_of_errors_is_bounded_and_the_jobs_table_has_all(
     summary = lab.Scripted.populate(make_kwargs={"do": doing.raise_error_of_the_pipeline}, **options)
     assert len(summary["error_list"]) == 2
     assert counts(lab.Scripted) == {"error": 6}
+
+
+class TestThreadsOfLibraries:
+    """As many threads in as many processes as there are processors would stand in each other's way."""
+
+    def test_processes_share_the_processors_out(
+        self, lab: ModuleType, remote_executor: Any, tmp_path: Path
+    ) -> None:
+        noted = noted_limits(lab, tmp_path, executor=remote_executor)
+        local = isinstance(remote_executor, djdist.LocalExecutor)
+        share = max(1, default_places() // 2) if local else 1  # Ray and Dask see to it themselves
+        assert {limits.split()[0] for limits in noted} == {str(share)}
+
+    @pytest.mark.parametrize(
+        ("said", "expected"),
+        [({"OMP_NUM_THREADS": "3"}, "3 3"), ({"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "5"}, "3 5")],
+        ids=["of all", "of one more"],
+    )
+    def test_what_the_user_has_said_holds(
+        self,
+        lab: ModuleType,
+        said: dict[str, str],
+        expected: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)  # a Dask cluster in this process sets it
+        for name, value in said.items():
+            monkeypatch.setenv(name, value)
+        assert set(noted_limits(lab, tmp_path, processes=2)) == {expected}
+
+
+def noted_limits(lab: ModuleType, folder: Path, **options: Any) -> list[str]:
+    pipelines.fill(lab)
+    arguments = {"do": doing.note_limits_of_threads, "folder": str(folder)}
+    lab.Scripted.populate(make_kwargs=arguments, **options)
+    return [file.read_text() for file in folder.glob("limits-*")]

@@ -18,6 +18,7 @@ from djdist.shipping import open_dbapi_connection, settings_of
 
 Key = dict[str, Any]
 GATE = "gate"
+THREADS = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"]
 IMPATIENT = {
     "mysql": "SET SESSION innodb_lock_wait_timeout = 1",
     "postgresql": "SET lock_timeout = '100ms'",
@@ -41,6 +42,10 @@ def open_own_gates(folder: Path, sessions: Iterable[int]) -> None:
 
 def nothing(table: dj.Table, key: Key, n: int) -> None:
     pass
+
+
+def note_limits_of_threads(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    (Path(folder) / f"limits-{n}").write_text(" ".join(os.environ.get(name, "none") for name in THREADS))
 
 
 def wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:
