@@ -10,7 +10,7 @@ import datajoint as dj
 from djdist.errors import OptionError
 from djdist.history import glance
 from djdist.job_stores.jobs_table import COLUMNS, JobsTable, Refreshing
-from djdist.jobs_html import jobs_html, notice_html
+from djdist.jobs_html import jobs_html, notice_html, rows_html
 from djdist.pipeline import check_priority, condition_sql, declared_type, jobs_table_source
 from djdist.rights import check_key_is_seen
 
@@ -39,10 +39,18 @@ class Jobs(dj.Job):
             if not self.is_declared:
                 return notice_html(table, "There is no jobs table: populate(reserve_jobs=True) declares it.")
             if self.restriction or not {*COLUMNS} <= {*self.heading.names}:
-                return str(super()._repr_html_())
+                return self._rows_html()
             return jobs_html(table, glance(self), *self.target.progress())
         except Exception as error:
             return notice_html(table, f"They can't be shown now: {error}")
+
+    def _rows_html(self) -> str:
+        """Show a part of the jobs as DataJoint does, which escapes nothing: an error may hold HTML."""
+        display = self.connection._config.display
+        shown = {name: name in self.primary_key for name in self.heading.names}
+        rows = self.proj(*self.heading.non_blobs).to_dicts(limit=display.limit + 1)
+        total = len(self) if display.show_tuple_count else None
+        return rows_html(shown, rows[: display.limit], has_more=len(rows) > display.limit, total=total)
 
     def refresh(
         self,

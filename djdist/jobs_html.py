@@ -1,6 +1,7 @@
 """``Table.jobs`` as a notebook shows it."""
 
 from html import escape
+from typing import Any
 
 from djdist.drawing import STATUSES, lasting
 from djdist.history import Glance, RunSeen
@@ -37,6 +38,18 @@ def jobs_html(table: str, glance: Glance, remaining: int, total: int) -> str:
 def notice_html(table: str, text: str) -> str:
     """Say why there is nothing to draw."""
     return f"<div>{_title(f'Jobs of {table}')}<div>{escape(text)}</div></div>"
+
+
+def rows_html(
+    columns: dict[str, bool], rows: list[dict[str, Any]], *, has_more: bool, total: int | None
+) -> str:
+    """Draw some jobs as rows, with the columns in bold that are of the key."""
+    heads = [f"<b>{escape(name)}</b>" if of_key else escape(name) for name, of_key in columns.items()]
+    cells = [[escape(str(row.get(name, "<blob>"))) for name in columns] for row in rows]
+    more = ["…"] if has_more else []
+    notes = more if total is None else [*more, f"Total: {total:,}"]
+    table = _table([heads, *cells], ("left",) * len(columns))
+    return f"<div>{table}{''.join(f'<p>{note}</p>' for note in notes)}</div>"
 
 
 def _title(text: str) -> str:

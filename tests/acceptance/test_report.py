@@ -84,6 +84,20 @@ class TestJobsInANotebook:
         for part in (lab.Fragile.jobs.errors, lab.Fragile.jobs.proj("status")):
             assert "2026-01-02" in part._repr_html_()
 
+    def test_their_rows_are_escaped_too(self, lab: ModuleType, connection: Any) -> None:
+        pipelines.fill(lab, subjects=2, sessions=5)
+        jobs = lab.Fragile.jobs
+        jobs.refresh()
+        change(jobs, "subject_id = 2", status="error", error_message="<script>alert(1)</script>")
+        messages = jobs.errors.proj("error_message")
+        with connection._config.override(display__limit=2):
+            for part in (jobs.errors, jobs & "subject_id = 2", messages):
+                html = part._repr_html_()
+                assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
+                assert "<script" not in html
+                assert "Total: 5" in html
+        assert "&lt;blob&gt;" in jobs.errors._repr_html_()
+
     def test_it_neither_raises_nor_writes(
         self, lab: ModuleType, connection: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
