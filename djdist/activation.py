@@ -1,9 +1,12 @@
 """``enable()`` and ``disable()``: djdist's populate and jobs on every auto-populated table."""
 
+import inspect
+from functools import cache
 from typing import Any
 
 import datajoint as dj
 
+from djdist.errors import IncompatibleDataJointError
 from djdist.jobs import Jobs, jobs_of
 from djdist.populate import populate
 
@@ -23,13 +26,58 @@ def enable() -> None:
     """Give every Computed and Imported table of this process djdist's ``populate`` and ``jobs``.
 
     Tables that were imported before are included. Calling it again changes nothing.
+
+    Raises
+    ------
+    IncompatibleDataJointError
+        DataJoint lacks what djdist knows of it.
     """
+    _check_datajoint()
     _give(_own)
 
 
 def disable() -> None:
     """Give the tables DataJoint's own ``populate`` and ``jobs`` back."""
     _give(_native)
+
+
+_KNOWN: tuple[tuple[Any, str, str], ...] = (
+    (
+        dj.AutoPopulate,
+        "_populate1",
+        "self key jobs suppress_errors return_exception_objects make_kwargs",
+    ),
+    (dj.AutoPopulate, "_jobs_to_do", "self restrictions"),
+    (dj.Connection, "start_transaction", "self"),
+    (dj.Connection, "commit_transaction", "self"),
+    (dj.Connection, "cancel_transaction", "self"),
+    (dj.Connection, "connect", "self"),
+    (dj.Connection, "close", "self"),
+    (dj.Job, "_get_fk_derived_pk_attrs", "self"),
+    (dj.jobs, "_get_job_version", "config"),
+    (dj.user_tables, "from_camel_case", "s"),
+)
+"""What djdist calls or replaces of DataJoint's private parts, with their parameters."""
+
+
+@cache
+def _check_datajoint() -> None:
+    """See that the names of DataJoint that djdist stands on are what it knows, lest it fail silently."""
+    unknown = [
+        f"{owner.__name__}.{name}" for owner, name, known in _KNOWN if _parameters(owner, name) != known
+    ]
+    if "commit_transaction" not in dj.AutoPopulate._populate1.__code__.co_names:
+        unknown.append("the commit of AutoPopulate._populate1")
+    if unknown:
+        raise IncompatibleDataJointError(
+            f"djdist does not know {', '.join(unknown)} of DataJoint {dj.__version__}: install a version of "
+            "DataJoint that djdist's requirements admit, or a newer djdist."
+        )
+
+
+def _parameters(owner: Any, name: str) -> str:
+    function = getattr(owner, name, None)
+    return " ".join(inspect.signature(function).parameters) if inspect.isfunction(function) else ""
 
 
 def _give(attributes: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@
         ├── ClusterError                      the cluster can't be joined, or lost the driver
         │   └── DriverLostError               the driver's process or node died
         ├── LeaseLostError                    a job that was rescued belongs to somebody else now
-        └── MakeError                         make() failed otherwise than by an exception that travels
+        ├── MakeError                         make() failed otherwise than by an exception that travels
+        └── IncompatibleDataJointError        this version of DataJoint works otherwise than djdist knows
     SystemExit
     └── Terminated                            SIGTERM came while populate() was running
 
@@ -53,6 +54,10 @@ class LeaseLostError(DjdistError):
 
 class MakeError(DjdistError):
     """``make()`` failed with an exception that can't be pickled, or closed its connection."""
+
+
+class IncompatibleDataJointError(DjdistError):
+    """This version of DataJoint works otherwise than djdist knows it."""
 
 
 class Terminated(SystemExit):

@@ -81,6 +81,13 @@ class Fence:
         """Tell whether the key of any of these jobs, which this worker has begun, is in the table."""
         return bool(self._execute(connection, self.made, jobs))
 
+    def holds(self, connection: Connection, job: Values) -> bool:
+        """Tell whether a job that this worker has begun is still to be finished.
+
+        It waits for a transaction that is finishing the job, be it one whose connection is gone.
+        """
+        return bool(self._execute(connection, self.held, [job], "FOR UPDATE"))
+
     def finish_or_undo(self, connection: Connection, values: Values) -> None:
         """Finish a job.
 
@@ -97,11 +104,14 @@ class Fence:
         """Undo the beginning of jobs that this worker has to leave, so that it costs the keys nothing."""
         self._execute(connection, self.forgo, jobs)
 
-    def _execute(self, connection: Connection, statement: Statement, jobs: Sequence[Values]) -> int:
+    def _execute(
+        self, connection: Connection, statement: Statement, jobs: Sequence[Values], ending: str = ""
+    ) -> int:
         """Execute one statement for all these jobs of one worker."""
         arguments = statement.arguments({**jobs[0], "token": self.token})
         arguments += [argument for values in jobs for argument in self.key.arguments(values)]
-        return int(connection.query(f"{statement.sql} AND ({self._among(jobs)})", args=arguments).rowcount)
+        sql = f"{statement.sql} AND ({self._among(jobs)}) {ending}"
+        return int(connection.query(sql, args=arguments).rowcount)
 
     def _among(self, jobs: Sequence[Values]) -> str:
         """Find jobs by their key, in the form in which the job store finds them, too."""

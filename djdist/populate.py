@@ -32,7 +32,7 @@ from djdist.runs import Run, result_of
 from djdist.settings import ExceptionClasses, class_names, config
 from djdist.shipping import pack_table, settings_of
 from djdist.signals import catching
-from djdist.worker import Parcel, Workplace
+from djdist.worker import Parcel, Workplace, is_making
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,8 @@ def populate(
     """Make the missing keys of a Computed or Imported table, here or on a cluster.
 
     After :func:`djdist.enable` it is the method ``populate`` of every such table. It takes all
-    that DataJoint's own ``populate()`` takes, with the same meaning, and ``executor``.
+    that DataJoint's own ``populate()`` takes, with the same meaning, and ``executor``. Called
+    within a ``make()``, it makes the keys at once in the same process, unless it names an executor.
 
     Parameters
     ----------
@@ -268,9 +269,11 @@ def _detach(executor: Executor, loop: Loop, info: RunInfo) -> Run:
 
 def _default(processes: int | None) -> Any:
     """Name the executor of a call that names none, which means processes as DataJoint does."""
-    return config.executor if processes == 1 else "local"
+    return config.executor if processes == 1 and not is_making() else "local"
 
 
 def _timeout_seconds(table: Any, given: float | None) -> float | None:
+    if given is None and is_making():  # the limit of the make() around it holds, in whose process this is
+        return None
     chosen = getattr(table, "timeout_seconds", None) if given is None else given
     return config.timeout_seconds if chosen is None else chosen

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -11,15 +11,27 @@ from djdist.errors import Terminated
 
 
 class Signals:
-    """Knows whether a signal has come."""
+    """Knows whether a signal has come.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    around : Signals, optional
+        Those of the ``make()`` from within which a table is populated: a signal ends both.
+    """
+
+    def __init__(self, around: "Signals | None" = None) -> None:
         self.received = False
+        self._around = around
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal as Python does for SIGINT, and remember it."""
-        self.received = True
+        self._note()
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated("SIGTERM received")
+
+    def _note(self) -> None:
+        self.received = True
+        if self._around:
+            self._around._note()
 
 
 @contextmanager
@@ -28,7 +40,7 @@ def catching(*numbers: signal.Signals) -> Iterator[Signals]:
 
     Only a main thread may; elsewhere nothing changes.
     """
-    signals = Signals()
+    signals = Signals(_handling(numbers))
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
@@ -39,6 +51,12 @@ def catching(*numbers: signal.Signals) -> Iterator[Signals]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _handling(numbers: Sequence[signal.Signals]) -> Signals | None:
+    """Give what handles one of these signals already."""
+    owners = [getattr(signal.getsignal(number), "__self__", None) for number in numbers]
+    return next((owner for owner in owners if isinstance(owner, Signals)), None)
 
 
 _forking = threading.local()

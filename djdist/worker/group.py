@@ -1,5 +1,6 @@
 """Makes the keys of one task and finishes their jobs; what a ``make()`` raises is an outcome."""
 
+import logging
 import os
 import platform
 import signal
@@ -23,14 +24,20 @@ from djdist.worker.failure import failure_of
 from djdist.worker.making import Making
 from djdist.worker.trial import trial
 
+logger = logging.getLogger(__name__)
+
 MADE = (Ending.MADE, Ending.PRESENT)
 THREADS = (
     "A worker process with several threads makes one key at a time, because a DataJoint connection serves "
     "one thread: give workers one thread each (Dask: threads_per_worker=1, or --nthreads 1)."
 )
 
+COMMIT_PATIENCE_SECONDS = 30.0
+"""So long a worker tries to ask a database that went away at a COMMIT what became of it."""
+PAUSE_SECONDS = 0.5
+
 _left_behind: set[int] = set()
-_lock = threading.Lock()
+_lock = threading.RLock()  # the keys that a make() populates itself are made in its thread
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,11 @@ class Group:
             self.all_missing = not fence.any_made(self.workplace.table.connection, [*self._values.values()])
         return self._begun[job.identity]
 
+    def holds(self, job: Job) -> bool:
+        """Tell whether a job that was begun is still to be finished."""
+        at = self.workplace
+        return at.fence is not None and at.fence.holds(at.table.connection, self.values(job))
+
     def forgo(self, connection: Any) -> None:
         """Undo the beginning of what is not finished, so that it costs the keys nothing."""
         if self.workplace.fence:
@@ -125,7 +137,7 @@ def make_job(group: Group, job: Job, making: Making, signals: Signals) -> Outcom
         ending, failure = Ending.DISOWNED, None
     except BaseException as error:
         ending, failure = _ending(error, interrupted=signals.received), failure_of(error)
-    if ending not in MADE:
+    if ending not in MADE and not making.is_nested:  # else the connection is still in use
         _leave_behind(group.workplace)
     return Outcome(job, ending, failure, platform.node(), os.getpid())
 
@@ -156,15 +168,33 @@ def _attempt(group: Group, job: Job, making: Making) -> Ending:
             values = {**group.values(job), "seconds": time.monotonic() - started}
             fence.finish_or_undo(connection, values)
 
-    missing = group.all_missing
+    missing = group.all_missing and not making.has_populated
     try:
         if making(job.key, finish, is_missing=missing):
             return Ending.MADE
     except Exception as error:
+        if making.committing and is_infrastructure(error) and _was_committed(group, job):
+            return Ending.MADE
         if not (missing and is_duplicate(error) and is_made(table, job.key)):
             raise
     finish(making.session)
     return Ending.PRESENT
+
+
+def _was_committed(group: Group, job: Job) -> bool:
+    """Ask the database whether it did a COMMIT whose answer was lost."""
+    workplace, give_up_at = group.workplace, time.monotonic() + COMMIT_PATIENCE_SECONDS
+    logger.warning("The answer to the COMMIT of %s was lost; asking whether it was done", job)
+    connection = workplace.table.connection
+    while True:
+        try:
+            if workplace.own_connection or not is_alive(connection):
+                connect_anew(connection)
+            return not group.holds(job) and is_made(workplace.table, job.key)
+        except Exception:
+            if time.monotonic() > give_up_at:
+                return False
+            time.sleep(PAUSE_SECONDS)
 
 
 def _ending(error: BaseException, *, interrupted: bool) -> Ending:
@@ -176,7 +206,10 @@ def _ending(error: BaseException, *, interrupted: bool) -> Ending:
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
     """One make() at a time in a process: DataJoint's connection serves one thread."""
-    if _lock.locked():
+    if not _lock.acquire(blocking=False):
         warnings.warn(THREADS, stacklevel=3)
-    with _lock:
+        _lock.acquire()
+    try:
         yield
+    finally:
+        _lock.release()

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib import import_module
-from types import TracebackType
+from threading import local
+from types import FrameType, TracebackType
 from typing import Any
 
 import datajoint as dj
 from typing_extensions import Self
 
-from djdist.errors import MakeError
+from djdist.errors import IncompatibleDataJointError, MakeError
 from djdist.fence import Connection
 from djdist.job import Key
 from djdist.worker.session import (
@@ -28,6 +29,8 @@ from djdist.worker.session import (
 
 logger = logging.getLogger(__name__)
 
+_here = local()
+
 WORTH_PREPARING = 10
 """Of so many keys and more, the server parses and plans the statement that ends a job only once."""
 
@@ -37,8 +40,16 @@ def load_early() -> None:
     import_module("deepdiff")
 
 
+def is_making() -> bool:
+    """Tell whether this thread is inside a ``make()``, which may populate what it needs itself."""
+    return getattr(_here, "depth", 0) > 0
+
+
 class Making:
     """Makes keys of one table, for the time of a ``with``.
+
+    A ``make()`` may populate other tables where it has no transaction open: those keys are made
+    at once, on its own connection, and their commits are none of its own.
 
     Parameters
     ----------
@@ -51,6 +62,15 @@ class Making:
     count : int
         So many keys will be made. Each has a transaction of its own; where nothing comes
         between two, the commit of one begins the next, which saves a statement.
+
+    Attributes
+    ----------
+    committing : bool
+        The latest ``make()`` had ended, and its commit may have reached the server.
+    has_populated : bool
+        Some ``make()`` has populated a table itself, be it this one.
+    is_nested : bool
+        It makes what another ``make()`` of this thread populates.
     """
 
     def __init__(self, table: Any, make_kwargs: dict[str, Any], version: str = "", *, count: int = 1) -> None:
@@ -62,6 +82,9 @@ class Making:
         self._count = count
         self._session: Session | None = None
         self._missing: Key | None = None
+        self._caller: FrameType | None = None
+        self.committing = self.has_populated = False
+        self.is_nested = is_making()
         self._patches = ExitStack()
 
     @property
@@ -89,13 +112,16 @@ class Making:
             (connection, "start_transaction", self._start_transaction),
             (connection, "commit_transaction", self._commit_transaction),
             (connection, "close", self._note_and_close),
+            (dj.AutoPopulate, "populate", lambda *tables, **options: self._populate(*tables, **options)),
         ):
             self._patches.enter_context(_replaced(owner, name, value))
+        _here.depth = getattr(_here, "depth", 0) + 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _here.depth -= 1
         self._patches.close()
         if self._chained:
             with suppress(Exception):  # a connection that is gone took it along
@@ -113,11 +139,17 @@ class Making:
         -------
         bool
             False if the key was in the table already; ``finish`` was not called then.
+
+        Raises
+        ------
+        IncompatibleDataJointError
+            DataJoint has committed the key otherwise than by the commit that djdist knows.
         """
         self._finish, self._missing = finish, key if is_missing else None
-        self._committed = self._closed = False
+        self._committed = self._closed = self.committing = False
+        self._caller = sys._getframe()
         try:
-            return bool(self._table._populate1(key, None, False, False, make_kwargs=self._make_kwargs))
+            made = bool(self._table._populate1(key, None, False, False, make_kwargs=self._make_kwargs))
         except Exception as error:
             if self._closed:
                 raise MakeError(
@@ -133,22 +165,42 @@ class Making:
             )
             return True
         finally:
-            self._missing = None
+            self._missing = self._caller = None
             _leave_transaction(self._table.connection)
+        if made and not self._committed:
+            raise IncompatibleDataJointError(
+                f"DataJoint {dj.__version__} has made the key, but not by the commit with which djdist ends "
+                "its job: install a version of DataJoint that djdist's requirements admit."
+            )
+        return made
+
+    def _populate(self, *arguments: Any, **options: Any) -> Any:
+        """Populate a table from within ``make()`` as djdist does: native's handles signals, as only a main
+        thread may.
+        """
+        self.has_populated = True
+        return import_module("djdist.populate").populate(*arguments, **options)
 
     def _start_transaction(self) -> None:
-        if self._chained:
-            self._chained, self._table.connection._in_transaction = False, True
+        is_begun = self._chained and self._session is self.session  # unless it was connected anew meanwhile
+        self._chained = False
+        if is_begun:
+            self._table.connection._in_transaction = True
         else:
             self._start()
 
     def _commit_transaction(self) -> None:
-        """Finish the job before the commit that ends a ``make()``, not before those inside it."""
-        ends_make = sys._getframe(1).f_code is dj.AutoPopulate._populate1.__code__
-        if not ends_make:
+        """Finish the job before the commit that ends its own ``make()``, not before those inside it.
+
+        Any other commit is of the code of ``make()``, or ends a key that it populates itself.
+        """
+        committer = sys._getframe(1)
+        is_populate1 = committer.f_code is dj.AutoPopulate._populate1.__code__
+        if not is_populate1 or committer.f_back is not self._caller:
             self._commit()
             return
-        if self._chains:
+        self.committing = True
+        if self._chains and self.session.in_transaction:  # make() may have ended it
             self._commit_and_chain()
         else:
             self._finish(self.session)
@@ -206,7 +258,8 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        if own is None:
+        is_ours = vars(owner).get(name) is value  # but where make() has imported what calls enable()
+        if is_ours and own is None:
             delattr(owner, name)
-        else:
+        elif is_ours:
             setattr(owner, name, own)

@@ -11,6 +11,9 @@ Translated = Callable[[Exception, str], Exception]
 
 COMMIT_AND_CHAIN = "COMMIT AND CHAIN"
 DIVISION_BY_ZERO = "22012"
+IDLE_IN_POSTGRESQL = 0
+IN_TRANSACTION_IN_MYSQL = 1
+"""A bit of the status that comes with each of the server's answers."""
 
 NO_HIT = "djdist: no job was hit"
 NOT_PREPARED = {1461, 1295, 1064}
@@ -41,6 +44,11 @@ class Session:
         self.connection = connection
         self._translated = translated
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the server has a transaction open, as it said itself."""
+        return bool(self.connection.server_status & IN_TRANSACTION_IN_MYSQL)
+
     def execute(self, sql: str, args: Any = None) -> Any:
         """Execute SQL with its ``%s`` filled in and return the cursor."""
         cursor = self.connection.cursor()
@@ -70,6 +78,10 @@ class Session:
 
 class PostgreSQLSession(Session):
     """Ends a transaction in one trip to the server, where an error keeps it from going on to the COMMIT."""
+
+    @property
+    def in_transaction(self) -> bool:
+        return bool(self.connection.info.transaction_status != IDLE_IN_POSTGRESQL)
 
     def commit_if_hit(self, query: str, args: Any = ()) -> bool:
         demand = f"WITH hit AS ({query} RETURNING 1) SELECT 1 / count(*) FROM hit"
