@@ -86,7 +86,7 @@ class Fence:
 
         It waits for a transaction that is finishing the job, be it one whose connection is gone.
         """
-        return bool(self._execute(connection, self.held, [job], "FOR UPDATE"))
+        return bool(self._execute(connection, self.held, [job], " FOR UPDATE"))
 
     def finish_or_undo(self, connection: Connection, values: Values) -> None:
         """Finish a job.
@@ -110,7 +110,7 @@ class Fence:
         """Execute one statement for all these jobs of one worker."""
         arguments = statement.arguments({**jobs[0], "token": self.token})
         arguments += [argument for values in jobs for argument in self.key.arguments(values)]
-        sql = f"{statement.sql} AND ({self._among(jobs)}) {ending}"
+        sql = f"{statement.sql} AND ({self._among(jobs)}){ending}"
         return int(connection.query(sql, args=arguments).rowcount)
 
     def _among(self, jobs: Sequence[Values]) -> str:

@@ -15,6 +15,7 @@ from lab.relay import Relay, relayed
 from servers import Server
 
 RESERVES = b"SET status='reserved'"
+FINISHES = b"DELETE FROM"
 KEYS = 20
 
 
@@ -55,3 +56,17 @@ class TestReserve:
         assert relay.has_lost_all
         assert (summary["success_count"], len(far_lab.Square())) == (12, 12)
         assert len(far_lab.Square.jobs.pending) == len(far_lab.Square.jobs) == KEYS - 12
+
+
+@pytest.mark.long_on("ray")
+class TestMake:
+    @pytest.mark.parametrize("reserve_jobs", [True, False])
+    def test_what_was_committed_is_counted_as_made(
+        self, far_lab: ModuleType, relay: Relay, executor: Any, reserve_jobs: bool
+    ) -> None:
+        relay.lose_commits(after=FINISHES if reserve_jobs else b"INSERT INTO", times=3)
+        summary = far_lab.Square.populate(reserve_jobs=reserve_jobs, executor=executor, max_calls=12)
+        assert relay.has_lost_all
+        assert (summary["success_count"], len(far_lab.Square())) == (12, 12)
+        if reserve_jobs:
+            assert len(far_lab.Square.jobs.pending) == len(far_lab.Square.jobs) == KEYS - 12

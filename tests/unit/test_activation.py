@@ -25,7 +25,7 @@ def commit_elsewhere(
 
 
 @pytest.mark.parametrize(
-    "owner, name, other",
+    ("owner", "name", "other"),
     [
         (dj.AutoPopulate, "_populate1", lambda self, key: None),
         (dj.AutoPopulate, "_populate1", commit_elsewhere),
