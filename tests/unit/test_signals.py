@@ -62,12 +62,18 @@ def test_handlers_are_put_back_also_after_a_signal(number: signal.Signals) -> No
 
 def test_an_inner_one_gives_back_to_the_outer_one() -> None:
     with catching(signal.SIGTERM) as outer:
-        with pytest.raises(Terminated), catching(signal.SIGTERM) as inner:
-            send(signal.SIGTERM)
-        assert (inner.received, outer.received) == (True, False)
+        with catching(signal.SIGTERM):
+            pass
         with pytest.raises(Terminated):
             send(signal.SIGTERM)
         assert outer.received
+
+
+def test_the_outer_one_knows_what_has_met_an_inner_one() -> None:
+    with catching(signal.SIGINT, signal.SIGTERM) as outer:
+        with pytest.raises(Terminated), catching(signal.SIGTERM) as inner:
+            send(signal.SIGTERM)
+        assert (inner.received, outer.received) == (True, True)
 
 
 def test_in_another_thread_nothing_changes() -> None:
