@@ -21,15 +21,13 @@ def bind(module: str, name: str, database: str) -> None:
         schema(table, context=vars(sys.modules[module]))
 
 
-def register(table: type[dj.Table], schemas: list[str]) -> None:
-    """Let ``self.upstream`` find a table that came by value, and those of the schemas it is made from."""
-    connection = table.connection
-    if table.database in connection.schemas:
-        return
+def register(connection: dj.Connection, schemas: list[str]) -> None:
+    """Let ``self.upstream`` find the schemas that the caller's connection knows."""
     for name in schemas:
-        schema = dj.Schema(connection=connection)
-        schema.database = name
-        connection.register(schema)
+        if name not in connection.schemas:
+            schema = dj.Schema(connection=connection)
+            schema.database = name
+            connection.register(schema)
 
 
 def tables(base: type[dj.Table]) -> Iterator[type[dj.Table]]:

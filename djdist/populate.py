@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Literal, TypedDict, overload
@@ -15,7 +15,6 @@ from typing_extensions import Unpack
 
 from djdist import executors
 from djdist.driver import drive
-from djdist.errors import OptionError
 from djdist.executor import Executor, Loop
 from djdist.executors import Choice
 from djdist.fence import Fence
@@ -30,7 +29,7 @@ from djdist.pipeline import check_populates, code_version, jobs_table_source, ke
 from djdist.progress_bar import ProgressBar
 from djdist.runs import Run, result_of
 from djdist.settings import ExceptionClasses, class_names, config
-from djdist.shipping import pack_table, settings_of
+from djdist.shipping import pack, settings_of, shared_settings
 from djdist.signals import catching
 from djdist.worker import Parcel, Workplace, is_making
 
@@ -224,28 +223,18 @@ def _parcel(
     fence: Fence | None,
     timeout_seconds: float | None,
 ) -> PickledWork:
-    kind = type(table)
+    ships = config.ship_credentials
     parcel = Parcel(
-        name=kind.__name__,
-        settings=settings_of(table.connection, ship_credentials=config.ship_credentials),
-        table=_packed(pack_table, kind, f"the class {kind.__name__}", kind),
-        make_kwargs=_packed(cloudpickle.dumps, make_kwargs, "make_kwargs", kind),
+        name=type(table).__name__,
+        settings=settings_of(table.connection, ship_credentials=ships),
+        pickled=pack(table, make_kwargs, ship_credentials=ships),
         version=version,
         fence=fence,
         preload=config.preload,
         timeout_seconds=timeout_seconds,
+        shared=shared_settings(table.connection, ship_credentials=ships),
     )
-    return PickledWork(_packed(cloudpickle.dumps, parcel, "the connection's settings", kind))
-
-
-def _packed(pack: Callable[[Any], bytes], value: Any, what: str, table: type[Any]) -> bytes:
-    try:
-        return pack(value)
-    except Exception as error:
-        raise OptionError(
-            f"{what} can't be sent to the workers of {table.__name__}: {type(error).__name__}: {error}. "
-            "Let it hold only what can be pickled: no open files, connections, locks or generators."
-        ) from error
+    return PickledWork(cloudpickle.dumps(parcel))
 
 
 def _follow(

@@ -1,22 +1,21 @@
 """What travels to a worker: the connection's settings and the table's class."""
 
-import io
 import logging
 import os
-import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
-import cloudpickle
 import datajoint as dj
 
-from djdist.bindings import bind, bindings, register, tables
+from djdist.bindings import bind, bindings, register
 from djdist.dbapi import ConnectionSettings, Login, connect
-from djdist.errors import WorkerSetupError
+from djdist.errors import OptionError, WorkerSetupError
+from djdist.pickling import SHARED, Pickler, Unpickler, login_of, open_connection
 
 _IMPORTED_IN_PID = os.getpid()
 
@@ -25,11 +24,20 @@ PLACE = ("host", "port", "database_name")
 
 def settings_of(connection: dj.Connection, *, ship_credentials: bool = True) -> ConnectionSettings:
     """Take the settings of a connection, with or without its credentials."""
-    config = connection._config.model_dump()
-    if not ship_credentials:
-        del config["database"], config["stores"]
-    login = _login(connection) if ship_credentials else None
-    return ConnectionSettings(connection.adapter.backend, login, config)
+    login = login_of(connection) if ship_credentials else None
+    return _settings(connection.adapter.backend, login, connection._config)
+
+
+def shared_settings(connection: dj.Connection, *, ship_credentials: bool = True) -> ConnectionSettings | None:
+    """Take the settings of ``dj.config`` and ``dj.conn()``, where a table's connection is another one."""
+    shared, config = dj.instance._singleton_connection, dj.instance._global_config
+    if shared is connection:
+        return None
+    if shared is not None:
+        return settings_of(shared, ship_credentials=ship_credentials)
+    login = _configured_login(config)
+    is_sent = ship_credentials and login["user"] is not None
+    return _settings(config.database.backend, login if is_sent else None, config)
 
 
 def apply_settings(settings: ConnectionSettings, config: Any) -> None:
@@ -51,15 +59,32 @@ def open_dbapi_connection(settings: ConnectionSettings) -> Any:
     return connect(settings.backend, settings.login or _own_login(), settings.charset)
 
 
-def pack_table(table: type[dj.Table]) -> bytes:
-    """Pickle a table's class: by name where a module holds it, else by value."""
-    file = io.BytesIO()
-    _Pickler(file).dump((table, bindings(), sorted(table.connection.schemas)))
-    return file.getvalue()
+def pack(table: dj.Table, make_kwargs: dict[str, Any], *, ship_credentials: bool = True) -> bytes:
+    """Pickle a table and the arguments of its ``make()``: by name what modules hold, else by value.
+
+    Raises
+    ------
+    OptionError
+        Something can't be pickled, or needs credentials that may not travel.
+    """
+    kind = type(table)
+    pickler = Pickler(table.connection, ship_credentials=ship_credentials)
+    pickler.dump_own_connection()
+    schemas = sorted(table.connection.schemas)
+    _dump(pickler, (kind, bindings(), schemas), f"the class {kind.__name__}", kind)
+    pickler.dump(list(make_kwargs))
+    for name, value in make_kwargs.items():
+        _dump(pickler, value, f"make_kwargs[{name!r}]", kind)
+    return pickler.pickled
 
 
-def unpack_table(packed: bytes, settings: ConnectionSettings, preload: tuple[str, ...] = ()) -> dj.Table:
-    """Load a table in a worker, connected as at the caller.
+def unpack(
+    packed: bytes,
+    settings: ConnectionSettings,
+    shared: ConnectionSettings | None = None,
+    preload: tuple[str, ...] = (),
+) -> tuple[dj.Table, dict[str, Any]]:
+    """Load a table in a worker, connected as at the caller, and the arguments of its ``make()``.
 
     Raises
     ------
@@ -68,20 +93,26 @@ def unpack_table(packed: bytes, settings: ConnectionSettings, preload: tuple[str
     Exception
         What connecting to the database raises.
     """
-    settings = _or_own(settings)
-    _own.note(settings.login)
-    apply_settings(settings, dj.config)
+    settings, shared = _or_own(settings), _or_own(shared or settings)
+    _own.note(shared.login)
+    apply_settings(shared, dj.instance._global_config)
     with quiet():
-        _leave_other_database(settings)
+        _leave_other_database(shared)
         for module in preload:
             import_module(module)
-        table, bound, schemas = _Unpickler(io.BytesIO(packed)).load()
+        unpickler = Unpickler(packed, partial(_shared_connection, shared))
+        unpickler.load_own_connection()
+        table, bound, schemas = unpickler.load()
         for module, name, database in bound:
             bind(module, name, database)
+        unpickler.own = table.connection
         _connect(table.connection, settings)
-    register(table, schemas)
-    apply_settings(settings, table.connection._config)
-    return table()
+        make_kwargs = {name: unpickler.load() for name in unpickler.load()}
+    if table.database not in table.connection.schemas:  # it came by value
+        register(table.connection, schemas)
+    if table.connection._config is not dj.instance._global_config:
+        apply_settings(settings, table.connection._config)
+    return table(), make_kwargs
 
 
 def is_alive(connection: dj.Connection) -> bool:
@@ -106,16 +137,21 @@ def quiet() -> Iterator[None]:
         dj.logger.setLevel(level)
 
 
-def _login(connection: dj.Connection) -> Login:
-    info = connection.conn_info
-    return {
-        "host": info["host"],
-        "port": info["port"],
-        "user": info["user"],
-        "password": info["passwd"],
-        "database_name": info["database_name"],
-        "use_tls": info["ssl_input"],
-    }
+def _settings(backend: str, login: Login | None, config: Any) -> ConnectionSettings:
+    left_out = {"database", "stores"} if login is None else set()
+    return ConnectionSettings(backend, login, config.model_dump(exclude=left_out))
+
+
+def _dump(pickler: Pickler, value: Any, what: str, table: type[Any]) -> None:
+    try:
+        pickler.dump(value)
+    except OptionError:
+        raise
+    except Exception as error:
+        raise OptionError(
+            f"{what} can't be sent to the workers of {table.__name__}: {type(error).__name__}: {error}. "
+            "Let it hold only what can be pickled: no open files, sockets, locks or generators."
+        ) from error
 
 
 def _apply_login(login: Login, config: Any) -> None:
@@ -138,15 +174,14 @@ class _Own:
     @property
     def replaced(self) -> bool:
         """Whether the process is logged in by what was sent to it."""
-        connection = dj.instance._singleton_connection
-        return connection is not None and self.sent == _login(connection)
+        return self.sent == _login_of_process()
 
     def note(self, login: Login | None) -> None:
         if login in (None, self.login):
             return
         if self.login is None or not self.replaced:
-            self.login = _configured_login(dj.config)
-            self.config = dj.config.model_dump(include={"database", "stores"})
+            self.login = _configured_login(dj.instance._global_config)
+            self.config = dj.instance._global_config.model_dump(include={"database", "stores"})
         self.sent = login
 
 
@@ -162,14 +197,18 @@ def _or_own(settings: ConnectionSettings) -> ConnectionSettings:
 
 def _own_login() -> Login:
     """Give the login of this process, which needs no connection for that."""
-    connection = dj.instance._singleton_connection
-    login = _login(connection) if connection else _configured_login(dj.config)
+    login = _login_of_process()
     if login["user"] is None:
         raise WorkerSetupError(
             "no login was sent here (djdist.config.ship_credentials is False) and none is configured: set "
             "DJ_USER and DJ_PASS, or write a datajoint.json, on every node."
         )
     return login
+
+
+def _login_of_process() -> Login:
+    connection = dj.instance._singleton_connection
+    return login_of(connection) if connection else _configured_login(dj.instance._global_config)
 
 
 def _configured_login(config: Any) -> Login:
@@ -185,12 +224,20 @@ def _configured_login(config: Any) -> Login:
     }
 
 
+def _shared_connection(settings: ConnectionSettings) -> dj.Connection:
+    """Give the connection of ``dj.conn()``, or one in its place where DataJoint is in thread-safe mode."""
+    if dj.instance._load_thread_safe():
+        login = settings.login or _own_login()
+        return open_connection(SHARED, dj.Connection, settings.backend, login, dj.instance._global_config, [])
+    return dj.conn()
+
+
 def _leave_other_database(settings: ConnectionSettings) -> None:
     """Let tables that are imported from now on connect anew; those of another run keep theirs."""
     connection = dj.instance._singleton_connection
     if connection is None:
         return
-    if settings.login not in (None, _login(connection)):
+    if settings.login not in (None, login_of(connection)):
         dj.conn(reset=True)
     else:
         _revive(connection)
@@ -198,7 +245,7 @@ def _leave_other_database(settings: ConnectionSettings) -> None:
 
 def _connect(connection: dj.Connection, settings: ConnectionSettings) -> None:
     """Log in as the caller did."""
-    login = _login(connection)
+    login = login_of(connection)
     if settings.login and any(login[name] != settings.login[name] for name in PLACE):
         raise WorkerSetupError(
             f"this process already has the pipeline connected to {login['host']}:{login['port']}, "
@@ -218,23 +265,3 @@ def _revive(connection: dj.Connection) -> None:
     """Connect anew where the socket is dead or the one of a forked process's parent."""
     if os.getpid() != _IMPORTED_IN_PID or not is_alive(connection):
         connection.connect()
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Leaves connections and namespaces behind, which belong to a process."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self._contexts = {id(t.__dict__.get("declaration_context")) for t in tables(dj.Table)}
-
-    def persistent_id(self, obj: Any) -> str | None:
-        if isinstance(obj, dj.Connection):
-            return "connection"
-        if isinstance(obj, dict) and ("__builtins__" in obj or id(obj) in self._contexts):
-            return "namespace"
-        return None
-
-
-class _Unpickler(pickle.Unpickler):
-    def persistent_load(self, pid: str) -> Any:
-        return dj.conn() if pid == "connection" else {}

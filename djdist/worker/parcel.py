@@ -9,15 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
-import cloudpickle
-
 from djdist.database_errors import is_full, is_infrastructure
 from djdist.dbapi import ConnectionSettings
 from djdist.errors import Terminated
 from djdist.fence import Fence
 from djdist.job import Ending, Job, Outcome, Report
 from djdist.pipeline import connect_anew
-from djdist.shipping import open_dbapi_connection, unpack_table
+from djdist.shipping import open_dbapi_connection, unpack
 from djdist.worker.failure import failure_of, portable
 from djdist.worker.group import Group, Workplace, make_group, one_at_a_time
 from djdist.worker.making import load_early
@@ -44,8 +42,8 @@ class Parcel:
         The table's name, for messages.
     settings : ConnectionSettings
         How to connect, and DataJoint's settings.
-    table, make_kwargs : bytes
-        The pickled class and the pickled arguments of ``make()``.
+    pickled : bytes
+        The pickled table and arguments of ``make()``.
     version : str
         The code's version.
     fence : Fence or None
@@ -54,16 +52,18 @@ class Parcel:
         Modules to import first.
     timeout_seconds : float or None
         How long a ``make()`` may take.
+    shared : ConnectionSettings or None
+        Settings of ``dj.config`` and ``dj.conn()``, where the table has a connection of its own.
     """
 
     name: str
     settings: ConnectionSettings = field(repr=False)
-    table: bytes = field(repr=False)
-    make_kwargs: bytes = field(repr=False)
+    pickled: bytes = field(repr=False)
     version: str = ""
     fence: Fence | None = field(default=None, repr=False)
     preload: tuple[str, ...] = ()
     timeout_seconds: float | None = None
+    shared: ConnectionSettings | None = field(default=None, repr=False)
     _workplace: Workplace | None = field(default=None, init=False, repr=False, compare=False)
 
     def __call__(self, jobs: Sequence[Job]) -> Report:
@@ -89,12 +89,11 @@ class Parcel:
         if self._workplace is None:
             _allow_children()
             load_early()
-            table = unpack_table(self.table, self.settings, self.preload)
-            make_kwargs = cloudpickle.loads(self.make_kwargs)
+            table, make_kwargs = unpack(self.pickled, self.settings, self.shared, self.preload)
             self._workplace = Workplace(
                 table, make_kwargs, self.settings, self.version, self.fence, own_connection=True
             )
-            self.table = self.make_kwargs = b""
+            self.pickled = b""
         return self._workplace
 
     def _limit(self) -> AbstractContextManager[None]:

@@ -86,7 +86,7 @@ class TestOptions:
         self, untouched: Any, remote_executor: Any
     ) -> None:
         kwargs = {"factor": threading.Lock()}
-        with pytest.raises(djdist.OptionError, match=r"make_kwargs can't be sent .* locks"):
+        with pytest.raises(djdist.OptionError, match=r"make_kwargs\['factor'\] can't be sent .* locks"):
             untouched.populate(reserve_jobs=True, executor=remote_executor, make_kwargs=kwargs)
 
     def test_make_kwargs_that_the_workers_can_not_load_are_a_clear_error(

@@ -18,7 +18,7 @@ from djdist.fence import Fence, Statement
 from djdist.job_stores.jobs_table import JobsTable, Owner
 from djdist.jobs_table_source import JobsTableSource
 from djdist.pickled_work import PickledWork
-from djdist.shipping import apply_settings, pack_table, settings_of, unpack_table
+from djdist.shipping import apply_settings, pack, settings_of, unpack
 from djdist.worker import Parcel
 
 PASSWORD = "p4ssw0rd of the lab"
@@ -138,7 +138,7 @@ class TestSecrets:
     def shipped(self, settings: ConnectionSettings) -> list[Any]:
         statement = Statement("DELETE", ())
         fence = Fence(1, statement, "(id)", *[statement] * 5)
-        parcel = Parcel("Table", settings, b"table", PASSWORD.encode(), "v", fence)
+        parcel = Parcel("Table", settings, PASSWORD.encode(), "v", fence, shared=settings)
         names = "schema.Table", "schema", "~~table", "__table"
         source = JobsTableSource(settings, *names, ("id",), frozenset(), False, ("id",), "SELECT 1", None)
         table = JobsTable(source, Owner(1))
@@ -175,6 +175,17 @@ def made_of(connection: dj.Connection, context: dict[str, Any]) -> type[dj.Manua
     Typed._connection = connection
     Typed.database = "a_schema"
     return Typed
+
+
+def pack_table(table_class: Any) -> bytes:
+    """Pack a table that is connected as the caller is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dj.instance, "_singleton_connection", table_class.connection)
+        return pack(table_class(), {})
+
+
+def unpack_table(packed: bytes, settings: ConnectionSettings, preload: tuple[str, ...] = ()) -> dj.Table:
+    return unpack(packed, settings, preload=preload)[0]
 
 
 class TestTables:
