@@ -70,7 +70,16 @@ real-mysql:  # Debian has MySQL itself in its unstable suite only
 		&& mv $(VENV)/mysql.part $(VENV)/mysql; \
 	} || echo 'No real MySQL server can be had here: its tests are skipped.' >&2
 
-test: $(BIN)/all-ready mysql-server real-mysql browser $(if $(findstring --thorough,$(ARGS)),ssh-server)  ## all tests, on servers of their own
+.PHONY: new-mariadb
+new-mariadb:  # 11.6.2 and newer isolate snapshots, and Debian 12 has an older one
+	@[ -n "$$DJDIST_TEST_NEW_MARIADB_URL" ] || [ -e $(VENV)/mariadb-11.8/usr/sbin/mariadbd ] || { \
+		[ "$$(id -u)" = 0 ] && rm -rf $(VENV)/mariadb-11.8.part \
+		&& { command -v debootstrap >/dev/null || { $(call apt_install,debootstrap); }; } \
+		&& timeout 600 debootstrap --variant=minbase --include=mariadb-server trixie $(VENV)/mariadb-11.8.part >/dev/null \
+		&& mv $(VENV)/mariadb-11.8.part $(VENV)/mariadb-11.8; \
+	} || echo 'No MariaDB 11.8 can be had here: its tests are skipped.' >&2
+
+test: $(BIN)/all-ready mysql-server real-mysql new-mariadb browser $(if $(findstring --thorough,$(ARGS)),ssh-server)  ## all tests, on servers of their own
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(BIN)/all-ready  ## lint, formatting, types, direction of imports

@@ -8,11 +8,11 @@ DENIED = frozenset({"42501", 1044, 1142, 1143})
 """What PostgreSQL and MySQL say to those who lack a right."""
 
 DEADLOCK_OR_LOST = frozenset(
-    {1040, 1053, 1203, 1226, 1205, 1213, 1243, 1836, 1927, 4031, 2003, 2006, 2013, 2055}
+    {1020, 1040, 1053, 1203, 1226, 1205, 1213, 1243, 1836, 1927, 4031, 2003, 2006, 2013, 2055}
 )
-"""MySQL's numbers for too many connections, shutdown, lock wait, deadlock, a prepared statement that is
-gone with its session, a server that may only be read, as one from which another one takes over, and
-lost connections."""
+"""MySQL's numbers for a row that has changed since the transaction began, too many connections, shutdown,
+lock wait, deadlock, a prepared statement that is gone with its session, a server that may only be read,
+as one from which another one takes over, and lost connections."""
 
 READ_ONLY_OPTION = 1290
 """Any option that forbids a statement."""

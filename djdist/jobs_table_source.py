@@ -11,7 +11,7 @@ class JobsTableSource:
 
     ``restricted_sql`` is None where a call has no restrictions; ``finer_source`` tells
     that several keys of the key source may fall on one job, ``keep_completed`` that jobs
-    stay as successes.
+    stay as successes; ``time_zone`` is the server's, where PostgreSQL has to be told it.
     """
 
     settings: ConnectionSettings
@@ -26,3 +26,4 @@ class JobsTableSource:
     key_source_sql: str
     restricted_sql: str | None
     keep_completed: bool = False
+    time_zone: str | None = None

@@ -17,6 +17,7 @@ from djdist.errors import DatabaseError, OptionError
 from djdist.job import Key
 from djdist.jobs_table_source import JobsTableSource
 from djdist.rights import check_key_is_seen
+from djdist.sessions import TIME_ZONE
 from djdist.shipping import quiet, settings_of
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,15 @@ def jobs_table_source(
         key_source_sql=plain_sql(todo),
         restricted_sql=plain_sql(table._jobs_to_do(restrictions)) if restrictions else None,
         keep_completed=table.connection._config.jobs.keep_completed,
+        time_zone=_time_zone(table.connection),
     )
+
+
+def _time_zone(connection: dj.Connection) -> str | None:
+    """Ask PostgreSQL once what a worker would else have to ask with each key that it makes."""
+    if connection.adapter.backend == "mysql" or not connection._config.jobs.keep_completed:
+        return None
+    return str(connection.query(f"SELECT {TIME_ZONE['postgresql']}").fetchone()[0])
 
 
 def plain_sql(query: dj.expression.QueryExpression) -> str:

@@ -9,6 +9,7 @@ import datajoint as dj
 from djdist.database_errors import RIGHTS
 from djdist.errors import DatabaseError
 from djdist.fence import Fence
+from djdist.sessions import SNAPSHOT_OFF
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def lacking_right(table: Any, fence: Fence) -> str:
     for place, sql, nothing in _trials(table, fence):
         if refusal := _refusal(table.connection, sql, nothing):
             user = table.connection.get_user()
-            return f"{user} needs {sql.split()[0]} on {place}: {refusal}. {RIGHTS}"
+            return f"{user} needs {_verb(sql)} on {place}: {refusal}. {RIGHTS}"
     return ""
 
 
@@ -50,6 +51,10 @@ def _vain_insert(table: Any) -> str:
     names = ", ".join(table.connection.adapter.quote_identifier(name) for name in table.heading.names)
     name = table.full_table_name
     return f"INSERT INTO {name} ({names}) SELECT {names} FROM {name} WHERE 1 = 0"
+
+
+def _verb(sql: str) -> str:
+    return sql.removeprefix(SNAPSHOT_OFF).split()[0]
 
 
 def _refusal(connection: dj.Connection, sql: str, arguments: list[None]) -> str:

@@ -28,15 +28,15 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session", params=["mysql", "postgresql", "real-mysql"])
+@pytest.fixture(scope="session", params=["mysql", "postgresql", "real-mysql", "new-mariadb"])
 def server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
-    """Each database in turn: a test that takes it runs once on each, a few also on a MySQL from Oracle."""
+    """Each database in turn: a test that takes it runs once on each, a few also on others' servers."""
     kind = cast("servers.Kind", request.param)
     with ExitStack() as stack:
         try:
             started = stack.enter_context(servers.running(kind))
         except servers.UnavailableError as reason:
-            if kind == "real-mysql":
+            if kind in FEW_ON:
                 pytest.skip(str(reason))
             unavailable(str(reason))
         yield started
@@ -164,10 +164,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _belongs_to_thorough_run(item: pytest.Item) -> bool:
-    parameters = _parameters(item)
-    if parameters.get("server") != "real-mysql":
-        return True
-    return item.path.name in ON_REAL_MYSQL and {"ray", "dask"}.isdisjoint(_executors(item))
+    few = FEW_ON.get(_parameters(item).get("server", ""))
+    return few is None or (item.path.name in few and {"ray", "dask"}.isdisjoint(_executors(item)))
 
 
 def _belongs_to_short_run(item: pytest.Item) -> bool:
@@ -177,10 +175,10 @@ def _belongs_to_short_run(item: pytest.Item) -> bool:
         return False
     if any(mark.args[0] in item.name for mark in item.iter_markers("long_on")):
         return False
-    if _parameters(item).get("server") == "real-mysql" and item.path.name == "test_job_stores.py":
-        return item.nodeid.split("::")[1] in SHORT_ON_REAL_MYSQL
     server, executors = _parameters(item).get("server"), _executors(item)
-    if server in (None, "real-mysql") or not executors:
+    if server in FEW_ON and item.path.name == "test_job_stores.py":
+        return item.nodeid.split("::")[1] in SHORT_ON[server]
+    if server is None or server in FEW_ON or not executors:
         return True
     return bool(server == PAIRS[executors[0]])
 
@@ -196,6 +194,17 @@ def _executors(item: pytest.Item) -> list[str]:
 
 
 LONG = {"test_failures.py", "test_interrupts.py"}
-ON_REAL_MYSQL = {"test_job_stores.py", "test_plans.py", "test_results.py", "test_retries.py"}
-SHORT_ON_REAL_MYSQL = {"TestJobsTable", "TestLease", "TestRefreshing"}
+FEW_ON = {
+    "real-mysql": {
+        "test_job_stores.py",
+        "test_plans.py",
+        "test_results.py",
+        "test_retries.py",
+        "test_sessions.py",
+    },
+    "new-mariadb": {"test_job_stores.py", "test_results.py", "test_sessions.py"},
+}
+"""The files that run on these servers, too."""
+
+SHORT_ON = {"real-mysql": {"TestJobsTable", "TestLease", "TestRefreshing"}, "new-mariadb": {"TestLease"}}
 PAIRS = {"local": "postgresql", "processes": "mysql", "ray": "postgresql", "dask": "mysql"}

@@ -22,12 +22,21 @@ import datajoint as dj
 import psutil
 
 Backend = Literal["mysql", "postgresql"]
-Kind = Literal["mysql", "postgresql", "real-mysql"]
-"""`mysql` is MariaDB on most machines, `real-mysql` never."""
+Kind = Literal["mysql", "postgresql", "real-mysql", "new-mariadb"]
+"""`mysql` is MariaDB on most machines, `real-mysql` never, `new-mariadb` one with snapshot isolation."""
 
-URLS = {"mysql": "MYSQL", "postgresql": "POSTGRES", "real-mysql": "REAL_MYSQL"}
-REAL_MYSQL = Path(__file__).parents[1] / ".venv" / "mysql"
+URLS = {
+    "mysql": "MYSQL",
+    "postgresql": "POSTGRES",
+    "real-mysql": "REAL_MYSQL",
+    "new-mariadb": "NEW_MARIADB",
+}
+FOREIGN = Path(__file__).parents[1] / ".venv"
+REAL_MYSQL = FOREIGN / "mysql"
 """Where `make real-mysql` puts Debian's unstable suite with a MySQL server."""
+
+NEW_MARIADB = FOREIGN / "mariadb-11.8"
+"""Where `make new-mariadb` puts Debian 13 with a MariaDB server."""
 
 USER = "djdist"
 PASSWORD = "password of the test servers"
@@ -173,7 +182,12 @@ def running(kind: Kind, *, durable: bool = False) -> Iterator[Server]:
     if url := os.environ.get(f"DJDIST_TEST_{URLS[kind]}_URL"):
         yield Server.from_url("postgresql" if kind == "postgresql" else "mysql", url)
         return
-    private = {"mysql": private_mysql, "postgresql": private_postgresql, "real-mysql": private_real_mysql}
+    private = {
+        "mysql": private_mysql,
+        "postgresql": private_postgresql,
+        "real-mysql": private_real_mysql,
+        "new-mariadb": private_new_mariadb,
+    }
     with private[kind](durable=durable) as server:
         yield server
 
@@ -190,15 +204,28 @@ def private_mysql(
 @contextmanager
 def private_real_mysql(*, durable: bool = False) -> Iterator[Server]:
     """Run the MySQL server that `make real-mysql` has got, with the libraries that came with it."""
-    loaders = list(REAL_MYSQL.glob("usr/lib/*-linux-gnu/ld-linux-*.so.*"))
-    if not loaders or not (REAL_MYSQL / "usr/sbin/mysqld").exists():
-        raise UnavailableError("no real MySQL server: `make real-mysql` gets one, as root on Debian")
-    libraries = loaders[0].parent
-    program = [str(loaders[0]), "--library-path", f"{libraries}:{libraries}/private"]
-    program += [str(REAL_MYSQL / "usr/sbin/mysqld"), "--no-defaults", f"--basedir={REAL_MYSQL}/usr"]
+    program = _foreign_program(REAL_MYSQL, "mysqld", "real-mysql")
     program += ["--secure-file-priv=NULL", "--mysqlx=OFF", "--skip-log-bin", "--innodb-doublewrite=OFF"]
     with mysql_daemon(program=program, durable=durable) as daemon:
         yield daemon.server
+
+
+@contextmanager
+def private_new_mariadb(*, durable: bool = False) -> Iterator[Server]:
+    """Run the MariaDB server that `make new-mariadb` has got, with the libraries that came with it."""
+    program = _foreign_program(NEW_MARIADB, "mariadbd", "new-mariadb")
+    with mysql_daemon(program=program, durable=durable) as daemon:
+        yield daemon.server
+
+
+def _foreign_program(root: Path, name: str, target: str) -> list[str]:
+    """Give the command of another Debian's server, which runs here with its own loader and libraries."""
+    loaders = list(root.glob("usr/lib/*-linux-gnu/ld-linux-*.so.*"))
+    if not loaders or not (root / "usr/sbin" / name).exists():
+        raise UnavailableError(f"no such server: `make {target}` gets one, as root on Debian")
+    libraries = loaders[0].parent
+    program = [str(loaders[0]), "--library-path", f"{libraries}:{libraries}/private"]
+    return [*program, str(root / "usr/sbin" / name), "--no-defaults", f"--basedir={root}/usr"]
 
 
 @contextmanager
@@ -324,17 +351,25 @@ def _mysql_command(program: list[str], folder: Path) -> list[str]:
 
 def _create_mysql_data(program: list[str], folder: Path) -> None:
     version = subprocess.run([*program, "--version"], check=True, capture_output=True, text=True).stdout
-    command = _mysql_command(program, folder)
-    if "MariaDB" in version:
+    command, tables = _mysql_command(program, folder), b""
+    if "MariaDB" not in version:
+        command.append("--initialize-insecure")
+    elif (
+        str(NEW_MARIADB / "usr/sbin/mariadbd") in program
+    ):  # its mariadb-install-db would use this machine's loader
+        (folder / "data" / "mysql").mkdir(parents=True)
+        command.append("--bootstrap")
+        tables = b"use mysql;\n" + (NEW_MARIADB / "usr/share/mariadb/mariadb_system_tables.sql").read_bytes()
+    else:
         install = _find_program("mariadb-install-db", "mysql_install_db")
         if install is None:
             raise UnavailableError("mariadbd is here, but mariadb-install-db is not")
         command = [install, *command[1:], "--auth-root-authentication-method=normal", "--skip-test-db"]
-    else:
-        command.append("--initialize-insecure")
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        command, input=tables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
     if done.returncode:
-        raise RuntimeError(f"{command[0]} failed:\n{done.stdout}")
+        raise RuntimeError(f"{command[0]} failed:\n{done.stdout.decode(errors='replace')}")
 
 
 def _create_role(server: Server, socket_folder: Path) -> None:

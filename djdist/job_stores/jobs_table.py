@@ -6,7 +6,7 @@ import platform
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 from uuid import UUID
@@ -26,6 +26,7 @@ from djdist.job_store import JobStore
 from djdist.job_stores.blob import pack_text
 from djdist.job_stores.turn import turn
 from djdist.jobs_table_source import JobsTableSource
+from djdist.sessions import SNAPSHOT_OFF, prepare, server_time
 
 logger = logging.getLogger(__name__)
 
@@ -257,9 +258,11 @@ class JobsTable(JobStore):
         ]
         worker: dict[str, Any] = {"host": sa.bindparam("worker_host"), "pid": sa.bindparam("worker_pid")}
         begun_here = [jobs[name] == parameter for name, parameter in worker.items()]
-        success = {
+        success: dict[str, Any] = {
             "status": sa.literal_column("'success'"),
-            "completed_time": this_moment(),
+            "completed_time": sa.literal_column(
+                server_time(self.source.settings.backend, self.source.time_zone)
+            ),
             "duration": sa.bindparam("seconds"),
         }
         finish = (
@@ -276,8 +279,14 @@ class JobsTable(JobStore):
             held=self._statement(held),
             made=self._statement(held.where(self._in_target(self._jobs))),
             forgo=self._statement(sa.update(self._jobs).where(*mine, *begun_here).values(nobody)),
-            finish=self._statement(finish.where(*mine, *begun_here, key)),
+            finish=self._unhindered(self._statement(finish.where(*mine, *begun_here, key))),
         )
+
+    def _unhindered(self, finish: Statement) -> Statement:
+        """Let the last statement of ``make()``'s transaction change a job that was renewed meanwhile."""
+        if self.source.settings.backend == "postgresql":
+            return finish  # the transaction itself allows it
+        return replace(finish, sql=f"{SNAPSHOT_OFF} {finish.sql}")
 
     def _expired(self, status: sa.ColumnElement[Any]) -> list[sa.ColumnElement[bool]]:
         jobs = self._jobs.c
@@ -561,22 +570,6 @@ class BinaryUuid(sa.types.TypeDecorator[UUID]):
         return None if value is None else UUID(bytes=value)
 
 
-class this_moment(FunctionElement[Any]):  # noqa: N801 - reads as an SQL function
-    """The time of a statement that ends a long transaction, whose begin is PostgreSQL's CURRENT_TIMESTAMP."""
-
-    inherit_cache = True
-
-
-@compiles(this_moment, "mysql", "mariadb")
-def _this_moment_in_mysql(element: this_moment, compiler: SQLCompiler, **kw: Any) -> str:
-    return "CURRENT_TIMESTAMP(3)"
-
-
-@compiles(this_moment, "postgresql")
-def _this_moment_in_postgresql(element: this_moment, compiler: SQLCompiler, **kw: Any) -> str:
-    return "clock_timestamp()"
-
-
 class shifted(FunctionElement[Any]):  # noqa: N801 - reads as an SQL function
     """A moment and the seconds to add to it."""
 
@@ -624,6 +617,12 @@ def _pauses() -> Iterator[float]:
 
 
 def _connection(settings: ConnectionSettings) -> Any:
+    connection = _opened(settings)
+    prepare(connection, settings.backend)
+    return connection
+
+
+def _opened(settings: ConnectionSettings) -> Any:
     if settings.login is not None:
         return connect(settings.backend, settings.login, settings.charset)
     from djdist.shipping import open_dbapi_connection  # it imports DataJoint, which takes half a second

@@ -79,7 +79,7 @@ class Group:
 
     def making(self) -> Making:
         at = self.workplace
-        return Making(at.table, at.make_kwargs, at.version, count=len(self.jobs))
+        return Making(at.table, at.make_kwargs, at.version, count=len(self.jobs), fenced=at.fence is not None)
 
     def values(self, job: Job) -> dict[str, Any]:
         return self._values[job.identity]

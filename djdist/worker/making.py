@@ -17,6 +17,7 @@ from typing_extensions import Self
 from djdist.errors import IncompatibleDataJointError, MakeError
 from djdist.fence import Connection
 from djdist.job import Key
+from djdist.sessions import READ_COMMITTED
 from djdist.worker.session import (
     COMMIT_AND_CHAIN,
     LastStatement,
@@ -62,6 +63,8 @@ class Making:
     count : int
         So many keys will be made. Each has a transaction of its own; where nothing comes
         between two, the commit of one begins the next, which saves a statement.
+    fenced : bool
+        Each transaction ends with a job, which its run keeps changing meanwhile.
 
     Attributes
     ----------
@@ -73,13 +76,22 @@ class Making:
         It makes what another ``make()`` of this thread populates.
     """
 
-    def __init__(self, table: Any, make_kwargs: dict[str, Any], version: str = "", *, count: int = 1) -> None:
+    def __init__(
+        self,
+        table: Any,
+        make_kwargs: dict[str, Any],
+        version: str = "",
+        *,
+        count: int = 1,
+        fenced: bool = True,
+    ) -> None:
         self._table = table
         self._make_kwargs = make_kwargs
         self._version = version
         self._chains = count > 1 and not _does_more_than_its_transaction(table)
         self._chained = False
         self._count = count
+        self._fenced = fenced
         self._session: Session | None = None
         self._missing: Key | None = None
         self._caller: FrameType | None = None
@@ -113,6 +125,7 @@ class Making:
             (connection, "commit_transaction", self._commit_transaction),
             (connection, "close", self._note_and_close),
             (dj.AutoPopulate, "populate", lambda *tables, **options: self._populate(*tables, **options)),
+            *(_isolation(connection.adapter) if self._fenced else ()),
         ):
             self._patches.enter_context(_replaced(owner, name, value))
         _here.depth = getattr(_here, "depth", 0) + 1
@@ -228,6 +241,13 @@ def _name_known(table: Any) -> property:
     """Give DataJoint's property with the answer known for one table."""
     work_out, kind, name = dj.Table.full_table_name.fget, type(table), table.full_table_name
     return property(lambda other: name if type(other) is kind else work_out(other))
+
+
+def _isolation(adapter: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Let PostgreSQL's transactions be as the fence needs them, whatever the account's default."""
+    if adapter.backend == "postgresql":
+        begin = adapter.start_transaction_sql
+        yield adapter, "start_transaction_sql", lambda level=None: begin(level or READ_COMMITTED)
 
 
 def _session_kind(connection: dj.Connection, count: int) -> type[Session]:

@@ -65,6 +65,20 @@ def wait_at_gate_and_take_a_while(table: dj.Table, key: Key, n: int, folder: str
     time.sleep(0.2)
 
 
+def wait_for_a_renewal(table: dj.Table, key: Key, n: int) -> None:
+    """Wait until the run has renewed the lease of this job."""
+    other = open_dbapi_connection(settings_of(table.connection))
+    where = " AND ".join(f"{name} = %s" for name in key)
+    jobs = table.connection.adapter.make_full_table_name(table.database, f"~~{table.table_name.lstrip('_')}")
+    renewed: set[Any] = set()
+    while len(renewed) < 2:
+        time.sleep(0.05)
+        cursor = other.cursor()
+        cursor.execute(f"SELECT reserved_time FROM {jobs} WHERE {where}", list(key.values()))
+        renewed |= set(cursor.fetchall())
+    other.close()
+
+
 def keep_the_processor_busy(table: dj.Table, key: Key, n: int, folder: str, seconds: float) -> None:
     _begin(n, folder)
     until = time.monotonic() + seconds
