@@ -52,6 +52,12 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         """All dumps so far."""
         return self._file.getvalue()
 
+    def tried(self, obj: Any) -> bytes:
+        """Pickle an object on its own: what fails in a dump would spoil those that follow."""
+        pickler = Pickler(self._own, ship_credentials=self._ship_credentials)
+        pickler.dump(obj)
+        return pickler.pickled
+
     def dump_own_connection(self) -> None:
         """Dump what opens the table's own connection where that is not the one of ``dj.conn()``."""
         shared = dj.instance._singleton_connection

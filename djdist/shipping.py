@@ -12,6 +12,7 @@ from typing import Any
 
 import datajoint as dj
 
+from djdist.assignments import Assignment, of_classes, of_instance
 from djdist.bindings import bind, bindings, register
 from djdist.dbapi import ConnectionSettings, Login, connect
 from djdist.errors import OptionError, WorkerSetupError
@@ -72,9 +73,9 @@ def pack(table: dj.Table, make_kwargs: dict[str, Any], *, ship_credentials: bool
     pickler.dump_own_connection()
     schemas = sorted(table.connection.schemas)
     _dump(pickler, (kind, bindings(), schemas), f"the class {kind.__name__}", kind)
-    pickler.dump(list(make_kwargs))
-    for name, value in make_kwargs.items():
-        _dump(pickler, value, f"make_kwargs[{name!r}]", kind)
+    pickler.dump(of_classes(kind, pickler.tried))
+    _dump_each(pickler, of_instance(table, pickler.tried), "{}, an attribute of the instance,", kind)
+    _dump_each(pickler, make_kwargs, "make_kwargs[{!r}]", kind)
     return pickler.pickled
 
 
@@ -83,8 +84,17 @@ def unpack(
     settings: ConnectionSettings,
     shared: ConnectionSettings | None = None,
     preload: tuple[str, ...] = (),
-) -> tuple[dj.Table, dict[str, Any]]:
-    """Load a table in a worker, connected as at the caller, and the arguments of its ``make()``.
+) -> tuple[dj.Table, dict[str, Any], list[Assignment]]:
+    """Load a table in a worker, connected as at the caller.
+
+    Returns
+    -------
+    datajoint.Table
+        The table, with the attributes of the caller's.
+    dict
+        The arguments of its ``make()``.
+    list
+        What classes are :func:`~djdist.assignments.assigned` while it is populated.
 
     Raises
     ------
@@ -107,12 +117,16 @@ def unpack(
             bind(module, name, database)
         unpickler.own = table.connection
         _connect(table.connection, settings)
+        assignments = unpickler.load()
+        attributes = {name: unpickler.load() for name in unpickler.load()}
         make_kwargs = {name: unpickler.load() for name in unpickler.load()}
     if table.database not in table.connection.schemas:  # it came by value
         register(table.connection, schemas)
     if table.connection._config is not dj.instance._global_config:
         apply_settings(settings, table.connection._config)
-    return table(), make_kwargs
+    instance = table()
+    vars(instance).update(attributes)
+    return instance, make_kwargs, assignments
 
 
 def is_alive(connection: dj.Connection) -> bool:
@@ -140,6 +154,12 @@ def quiet() -> Iterator[None]:
 def _settings(backend: str, login: Login | None, config: Any) -> ConnectionSettings:
     left_out = {"database", "stores"} if login is None else set()
     return ConnectionSettings(backend, login, config.model_dump(exclude=left_out))
+
+
+def _dump_each(pickler: Pickler, values: dict[str, Any], what: str, table: type[Any]) -> None:
+    pickler.dump(list(values))
+    for name, value in values.items():
+        _dump(pickler, value, what.format(name), table)
 
 
 def _dump(pickler: Pickler, value: Any, what: str, table: type[Any]) -> None:

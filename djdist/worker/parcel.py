@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
+from djdist.assignments import Assignment, assigned
 from djdist.database_errors import is_full, is_infrastructure
 from djdist.dbapi import ConnectionSettings
 from djdist.errors import Terminated
@@ -65,6 +66,7 @@ class Parcel:
     timeout_seconds: float | None = None
     shared: ConnectionSettings | None = field(default=None, repr=False)
     _workplace: Workplace | None = field(default=None, init=False, repr=False, compare=False)
+    _assignments: list[Assignment] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __call__(self, jobs: Sequence[Job]) -> Report:
         """Make a group of jobs on a worker; what comes back can be pickled."""
@@ -78,7 +80,8 @@ class Parcel:
             group = Group(workplace, jobs)
             _making_now.append(group)
             try:
-                report = make_group(group, self._limit)
+                with assigned(self._assignments):
+                    report = make_group(group, self._limit)
             finally:
                 _making_now.remove(group)
             _leave_if_told_to(group, report)
@@ -89,7 +92,9 @@ class Parcel:
         if self._workplace is None:
             _allow_children()
             load_early()
-            table, make_kwargs = unpack(self.pickled, self.settings, self.shared, self.preload)
+            table, make_kwargs, self._assignments = unpack(
+                self.pickled, self.settings, self.shared, self.preload
+            )
             self._workplace = Workplace(
                 table, make_kwargs, self.settings, self.version, self.fence, own_connection=True
             )

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -171,3 +172,96 @@ class TestConnections:
         output, error = process.communicate(timeout=2 * SECONDS)
         assert process.returncode == 0, error
         assert output.splitlines()[-1] == "True"
+
+
+ASSIGNED = """
+import os
+
+import datajoint as dj
+
+schema = dj.Schema({schema!r})
+
+
+@schema
+class Number(dj.Lookup):
+    definition = "n : int32"
+    contents = [[n] for n in range(3)]
+
+
+class Mixin:
+    gain = 1.0
+
+
+@schema
+class Detect(Mixin, dj.Computed):
+    definition = '''
+    -> Number
+    ---
+    value : varchar(255)
+    '''
+    threshold = 0.5
+    scale: int = 1
+    options = {{"a": 1}}
+    process = os.getpid()
+
+    class Peak(dj.Part):
+        definition = "-> master"
+        width = 1
+
+    def make(self, key):
+        rest = [getattr(self, "note", None), getattr(self, "twice", lambda n: n)(key["n"])]
+        value = [self.threshold, self.scale, self.gain, self.options, self.Peak.width, *rest]
+        self.insert1({{**key, "value": repr((value, self.process == os.getpid()))}})
+"""
+
+
+def doubled(self: Any, n: int) -> int:
+    return 2 * n
+
+
+class TestAssignments:
+    def test_what_is_set_on_an_instance_or_a_class_is_set_on_workers_for_this_run(
+        self,
+        connection: Any,
+        schema_name: str,
+        modules_folder: Path,
+        executor: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        name = f"assigned_{schema_name}"
+        (modules_folder / f"{name}.py").write_text(ASSIGNED.format(schema=schema_name))
+        importlib.invalidate_caches()
+        monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
+        detect = sys.modules[name].Detect
+        monkeypatch.setattr(doubled, "__module__", "__main__")
+        with monkeypatch.context() as patch:
+            for owner, attribute, value in (
+                (detect, "scale", 5),
+                (sys.modules[name].Mixin, "gain", 2.5),
+                (detect.Peak, "width", 7),
+                (detect, "note", "new"),
+                (detect, "twice", doubled),
+            ):
+                patch.setattr(owner, attribute, value, raising=False)
+            patch.setitem(detect.options, "b", [2])
+            table = detect()
+            table.threshold = 0.9
+            table.populate("n = 2", executor=executor, reserve_jobs=True)
+        detect.populate(executor=executor, reserve_jobs=True)
+        assert detect().to_arrays("value", order_by="n DESC").tolist() == [
+            repr(([0.9, 5, 2.5, {"a": 1, "b": [2]}, 7, "new", 4], True)),
+            *(repr(([0.5, 1, 1.0, {"a": 1}, 1, None, n], True)) for n in (1, 0)),
+        ]
+
+    def test_what_can_not_be_sent_is_named(
+        self, lab: ModuleType, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pipelines.fill(lab)
+        table = lab.Square()
+        table.lock = threading.Lock()
+        with pytest.raises(djdist.OptionError, match=r"lock, an attribute of the instance, can't be sent .*"):
+            table.populate(reserve_jobs=True, processes=2)
+        assert len(table.jobs) == 0
+        monkeypatch.setattr(lab.Square, "cache", threading.Lock(), raising=False)
+        lab.Square.populate(reserve_jobs=True, processes=2)
+        assert "Square.cache was assigned after the import and stays here" in caplog.text
