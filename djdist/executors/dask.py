@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -16,6 +18,8 @@ import cloudpickle
 import dask
 import distributed
 from distributed.protocol.serialize import Serialize
+from distributed.threadpoolexecutor import thread_state, threads_lock
+from distributed.worker_state_machine import SecedeEvent
 
 from djdist.driver.actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
@@ -23,10 +27,12 @@ from djdist.executor import Ask, Executor, Loop, default_places, what_is_made, w
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.pickled_work import PickledWork, fetched
 from djdist.settings import config
-from djdist.worker import leave
+from djdist.worker import leave, one_at_a_time
 
 logger = logging.getLogger(__name__)
 
+DRIVER = "djdist driver"
+TASK_ID = r"[0-9a-f]{8}-[0-9a-f]{4,8}-\d+"
 PLACES_AGE_SECONDS = 1.0
 RESTART_SECONDS = 30
 SILENCE_SECONDS = 10.0
@@ -43,6 +49,12 @@ LOST = (
 
 PATIENT_WITH_WORKERS = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
 """Else a cluster on this machine drops a worker that is being restarted, 15 s after an earlier restart."""
+
+TURN_SECONDS = 1.0
+"""So long a task waits for the make() that its process is at, before it looks for another worker."""
+
+LOOK_SECONDS = 0.1
+"""As often a worker looks whether the make() that it is at waits for other tasks."""
 
 IDLE_TIMEOUT = "10 minutes"
 """After it a cluster ends whose caller was killed before it could."""
@@ -106,7 +118,7 @@ class DaskExecutor(Executor):
         return outlive(self, lambda watch_all: self._drive_once(loop, watch_all, info), watch, info)
 
     def _drive_once(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
-        key = ("djdist driver", info.table, uuid4().hex[:8])
+        key = (DRIVER, info.table, uuid4().hex[:8])
         patience_seconds = config.lease_seconds
         if not self._client.nthreads():
             logger.warning("The Dask cluster has no workers now; the run of %s waits for one", info.table)
@@ -128,7 +140,7 @@ class DaskExecutor(Executor):
 
     def detach(self, loop: Loop, info: RunInfo) -> Ask:
         self._run = info.id
-        key = ("djdist driver", info.table, info.id)
+        key = (DRIVER, info.table, info.id)
         future = self._client.submit(_drive_as_task, loop, self, key=key, pure=False)
         self._publish(info, future)
         while not self._client.run_on_scheduler(
@@ -291,13 +303,13 @@ class _Workers:
 
     def running(self, wanted: Callable[[Any], bool]) -> dict[str, set[Any]]:
         """Find the workers that run some of these tasks, not those on which they only wait for another's."""
-        found: dict[str, tuple[list[Any], list[Any]]] = {}
+        found: dict[str, tuple[list[Any], list[Any], list[Any]]] = {}
         with suppress(*LOST):
             found = self._client.run_on_scheduler(_tasks_by_worker)
         wanted_by_worker = {
             worker: set(filter(wanted, assigned))
-            for worker, (assigned, executing) in found.items()
-            if not executing or any(map(wanted, executing))
+            for worker, (assigned, executing, seceded) in found.items()
+            if not executing or any(map(wanted, executing + seceded))
         }
         return {worker: keys for worker, keys in wanted_by_worker.items() if keys}
 
@@ -416,7 +428,74 @@ def _fetch(address: str, name: str) -> PickledWork:
 def _work_attended(work: Work, jobs: Sequence[Job]) -> Report:
     worker = distributed.get_worker()
     worker.loop.add_callback(_attend, worker)
-    return replace(work(jobs), place=worker.address)
+    with one_at_a_time(_await_turn), _Slot(worker):
+        return replace(work(jobs), place=worker.address)
+
+
+def _await_turn(lock: Any) -> None:
+    """Leave the slot to what the make() may have submitted that this process is at, and come back later.
+
+    A make() that computes on its own cluster gives up its slot until the chunks are there. If
+    the next task kept it, waiting, there would never be any; and another worker may be free.
+    """
+    distributed.secede()
+    if lock.acquire(timeout=TURN_SECONDS):
+        lock.release()
+    raise distributed.Reschedule
+
+
+class _Slot:
+    """The slot of this thread's task, which others get if its make() waits for what it has submitted itself.
+
+    ``compute()`` and ``worker_client()`` give the slot up. ``future.result()`` doesn't, which works where
+    make() runs beside the cluster, and on it waits for ever once all slots are taken by such tasks.
+    """
+
+    def __init__(self, worker: distributed.Worker) -> None:
+        self._worker, self._key = worker, worker.get_current_task()
+        self._pool: Any = worker.executors["default"]
+        self._thread = threading.current_thread()
+        self._began_at, self._is_over = time.monotonic(), False
+
+    def __enter__(self) -> None:
+        self._worker.loop.add_callback(self._look_later)
+
+    def __exit__(self, *error: object) -> None:
+        with threads_lock:
+            self._is_over = True
+            if self._thread not in self._pool._threads:
+                thread_state.proceed = False  # another thread has taken its place
+
+    def _look_later(self) -> None:
+        self._worker.loop.call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        if _awaits_results(self._worker):
+            self._give_up()
+        if not self._is_over:
+            self._look_later()
+
+    def _give_up(self) -> None:
+        """Do what ``secede()`` does, for a thread that can't do it itself any more."""
+        with threads_lock:
+            if self._is_over or self._thread not in self._pool._threads:
+                return
+            self._pool._threads.remove(self._thread)
+            self._pool._adjust_thread_count()
+        seconds = time.monotonic() - self._began_at
+        self._worker.handle_stimulus(
+            SecedeEvent(key=self._key, compute_duration=seconds, stimulus_id=f"djdist-{time.time()}")
+        )
+
+
+def _awaits_results(worker: distributed.Worker) -> bool:
+    """Tell whether tasks have not ended that were submitted in this process, but for those of runs."""
+    futures = dict(worker._client.futures) if worker._client else {}
+    return any(state.status == "pending" and not _is_of_run(key) for key, state in futures.items())
+
+
+def _is_of_run(key: Any) -> bool:
+    return isinstance(key, tuple) and bool(key[0] == DRIVER or re.fullmatch(TASK_ID, str(key[-1])))
 
 
 async def _attend(worker: distributed.Worker) -> None:
@@ -482,12 +561,17 @@ def _local_cluster() -> distributed.SpecCluster:
     )
 
 
-def _tasks_by_worker(dask_scheduler: distributed.Scheduler) -> dict[str, tuple[list[Any], list[Any]]]:
-    """Tell which tasks each worker has, and which of them were running when it was last heard of."""
+def _tasks_by_worker(
+    dask_scheduler: distributed.Scheduler,
+) -> dict[str, tuple[list[Any], list[Any], list[Any]]]:
+    """Tell which tasks each worker has, which of them were running when it was last heard of, and which have
+    seceded, such as a make() that waits for what it computes on the cluster.
+    """
     return {
         worker.address: (
             [task.key for task in worker.processing],
             [task.key for task in worker.executing if task in worker.processing - worker.long_running],
+            [task.key for task in worker.long_running],
         )
         for worker in dask_scheduler.workers.values()
     }

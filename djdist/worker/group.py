@@ -203,12 +203,19 @@ def _ending(error: BaseException, *, interrupted: bool) -> Ending:
     return Ending.DEFERRED if is_infrastructure(error) else Ending.FAILED
 
 
+def _warn_and_wait(lock: Any) -> None:
+    warnings.warn(THREADS, stacklevel=5)
+    lock.acquire()
+
+
 @contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """One make() at a time in a process: DataJoint's connection serves one thread."""
+def one_at_a_time(await_turn: Callable[[Any], None] = _warn_and_wait) -> Iterator[None]:
+    """One make() at a time in a process: DataJoint's connection serves one thread.
+
+    Where another thread has the lock, ``await_turn`` is given it to acquire it.
+    """
     if not _lock.acquire(blocking=False):
-        warnings.warn(THREADS, stacklevel=3)
-        _lock.acquire()
+        await_turn(_lock)
     try:
         yield
     finally:
