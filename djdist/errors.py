@@ -29,7 +29,7 @@ class OptionError(DjdistError, ValueError):
 
 
 class MissingLibraryError(DjdistError, ImportError):
-    """An optional library isn't installed; the message says how to install it."""
+    """An optional library isn't installed, is hidden or broken; the message says what to do."""
 
 
 class DatabaseError(DjdistError):

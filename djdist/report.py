@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
-from djdist.errors import MissingLibraryError, OptionError
+from djdist.errors import OptionError
 from djdist.history import History, history
 from djdist.jobs import jobs_to_look_at
+from djdist.libraries import explained
 
 if TYPE_CHECKING:
     from djdist.report_figure import ReportFigure
@@ -101,7 +102,7 @@ def _drawing() -> Any:
     try:
         return import_module("djdist.report_figure")
     except ImportError as error:
-        raise MissingLibraryError(f'A report needs {error.name}: pip install "djdist[report]"') from error
+        raise explained(error, "A report", "report") from error
 
 
 def _page(title: str, picture: bytes, found: History) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import datajoint as dj
 
 import djdist
+from djdist.libraries import explained
 
 FOLDER = Path("djdist-demo")
 PICTURE = "djdist-demo.png"
@@ -83,9 +84,7 @@ def _pipeline(*, fresh: bool) -> Any:
     try:
         pipeline = import_module("djdist.demo.pipeline")
     except ImportError as error:
-        raise djdist.MissingLibraryError(
-            f'The demo needs {error.name}: pip install "djdist[demo]"'
-        ) from error
+        raise explained(error, "The demo", "demo") from error
     if fresh:
         with dj.config.override(safemode=False):
             for table in (pipeline.GreyImage, pipeline.DarkObjects):

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, get_args
 from djdist.errors import MissingLibraryError, OptionError
 from djdist.executor import Executor
 from djdist.executors.futures import FuturesExecutor
+from djdist.libraries import explained
 
 ExecutorName = Literal["local", "ray", "dask"]
 
@@ -34,7 +35,7 @@ def executor_class(name: str) -> type[Executor]:
     OptionError
         There is no such name.
     MissingLibraryError
-        Its library isn't installed.
+        Its library isn't installed, is hidden or broken.
     """
     if name not in NAMES:
         raise OptionError(
@@ -43,10 +44,10 @@ def executor_class(name: str) -> type[Executor]:
     module, attribute = NAMES[name]
     try:
         found: type[Executor] = getattr(import_module(module), attribute)
-    except ImportError as error:
-        raise MissingLibraryError(
-            f'executor="{name}" needs {error.name}: pip install "djdist[{name}]"'
-        ) from error
+    except MissingLibraryError:  # from within a user's ray.py that uses djdist
+        raise
+    except (ImportError, AttributeError) as error:
+        raise explained(error, f'executor="{name}"', name) from error
     return found
 
 

