@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -190,9 +191,14 @@ def is_made(table: Any, key: Key) -> bool:
     return bool(key in table)
 
 
+_in_use = threading.RLock()
+
+
 @contextmanager
 def reachable(connection: dj.Connection) -> Iterator[None]:
-    """Say it clearly when the caller's own connection is gone.
+    """Use the caller's own connection, one thread at a time, and say it clearly when it is gone.
+
+    None of the user's code that may wait for other threads is called while it is used.
 
     Raises
     ------
@@ -200,7 +206,8 @@ def reachable(connection: dj.Connection) -> Iterator[None]:
         The database can't be reached by this connection.
     """
     try:
-        yield
+        with _in_use:
+            yield
     except Exception as error:
         if not is_infrastructure(error):
             raise

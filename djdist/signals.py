@@ -22,11 +22,17 @@ class Signals:
     def __init__(self, around: "Signals | None" = None) -> None:
         self.received = False
         self._around = around
+        self._on_sigint = signal.getsignal(signal.SIGINT)
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal as Python does for SIGINT, and remember it."""
-        self._note()
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated("SIGTERM received")
+        """Handle SIGINT as the program does, which may go on, and SIGTERM by an exit; remember an end."""
+        try:
+            if number == signal.SIGTERM:
+                raise Terminated("SIGTERM received")
+            (self._on_sigint if callable(self._on_sigint) else signal.default_int_handler)(number, frame)
+        except (KeyboardInterrupt, SystemExit):
+            self._note()
+            raise
 
     def _note(self) -> None:
         self.received = True
@@ -36,7 +42,7 @@ class Signals:
 
 @contextmanager
 def catching(*numbers: signal.Signals) -> Iterator[Signals]:
-    """Handle these signals for a while, but for those that the process ignores.
+    """Handle these signals for a while, but for those that the process ignores or handles outside Python.
 
     Only a main thread may; elsewhere nothing changes.
     """
@@ -44,7 +50,7 @@ def catching(*numbers: signal.Signals) -> Iterator[Signals]:
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    heeded = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     handlers = {number: signal.signal(number, signals.interrupt) for number in heeded}
     try:
         yield signals

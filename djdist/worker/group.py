@@ -198,7 +198,7 @@ def _was_committed(group: Group, job: Job) -> bool:
 
 
 def _ending(error: BaseException, *, interrupted: bool) -> Ending:
-    if isinstance(error, Terminated) or (interrupted and isinstance(error, KeyboardInterrupt)):
+    if isinstance(error, Terminated) or (interrupted and isinstance(error, KeyboardInterrupt | SystemExit)):
         return Ending.INTERRUPTED
     return Ending.DEFERRED if is_infrastructure(error) else Ending.FAILED
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import pytest
 
 import lab as pipelines
 import servers
@@ -40,3 +44,17 @@ def test_a_run_takes_one_for_each_worker_and_two(
     assert during[0] - before <= 2 + DRIVERS
     assert connections() <= before + 2
     watcher.close()
+
+
+@pytest.mark.on("dask")
+def test_threads_may_share_the_callers_connection(lab: ModuleType, dask_client: Any) -> None:
+    pipelines.fill(lab)
+    tables = [lab.Square, lab.Reading, lab.Stats, lab.Kwargs]
+    together = threading.Barrier(len(tables))
+
+    def populate(table: Any) -> int:
+        together.wait()
+        return int(table.populate(reserve_jobs=True, executor=dask_client)["success_count"])
+
+    with ThreadPoolExecutor(len(tables)) as threads:
+        assert list(threads.map(populate, tables)) == [6] * len(tables)

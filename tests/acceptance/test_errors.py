@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import djdist
 import lab as pipelines
+from lab import doing
 
 COUNTS = ["pending", "reserved", "success", "error", "ignore"]
 
@@ -132,3 +134,30 @@ lab.Logged.populate(processes=int(sys.argv[1]), suppress_errors=True, **options)
     assert process.returncode != 0
     assert counts(lab.Logged) == {"pending": 6}, error
     assert len(lab.Logged()) == 0
+
+
+class TestHandlersOfTheProgram:
+    """A signal that make() itself sends, so that it comes while the key is made."""
+
+    @pytest.fixture
+    def handle(self) -> Iterator[Callable[..., Any]]:
+        before = signal.getsignal(signal.SIGINT)
+        yield lambda handler: signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, before)
+
+    def test_one_that_goes_on_lets_the_run_go_on(self, lab: ModuleType, handle: Callable[..., Any]) -> None:
+        pipelines.fill(lab)
+        calls = list[int]()
+        handle(lambda number, frame: calls.append(number))
+        summary = lab.Scripted.populate(reserve_jobs=True, make_kwargs={"do": doing.interrupt_itself})
+        assert summary == {"success_count": 6, "error_list": []}
+        assert calls == [signal.SIGINT] * 6
+
+    def test_one_that_exits_ends_the_run_and_is_no_error_of_the_key(
+        self, lab: ModuleType, handle: Callable[..., Any]
+    ) -> None:
+        pipelines.fill(lab)
+        handle(lambda number, frame: sys.exit(3))
+        with pytest.raises(SystemExit, match="3"):
+            lab.Scripted.populate(reserve_jobs=True, make_kwargs={"do": doing.interrupt_itself})
+        assert counts(lab.Scripted) == {"pending": 6}

@@ -48,6 +48,10 @@ def note_limits_of_threads(table: dj.Table, key: Key, n: int, folder: str) -> No
     (Path(folder) / f"limits-{n}").write_text(" ".join(os.environ.get(name, "none") for name in THREADS))
 
 
+def interrupt_itself(table: dj.Table, key: Key, n: int) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
 def wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:
     _begin(n, folder)
     while not (Path(folder) / GATE).exists():

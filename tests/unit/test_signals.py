@@ -4,6 +4,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -74,6 +77,41 @@ def test_the_outer_one_knows_what_has_met_an_inner_one() -> None:
         with pytest.raises(Terminated), catching(signal.SIGTERM) as inner:
             send(signal.SIGTERM)
         assert (inner.received, outer.received) == (True, True)
+
+
+def test_a_handler_of_the_programs_own_is_called_and_may_let_all_go_on() -> None:
+    calls = list[int]()
+    with handling(signal.SIGINT, lambda number, frame: calls.append(number)):
+        with catching(signal.SIGINT) as outer, catching(signal.SIGINT) as inner:
+            signal.raise_signal(signal.SIGINT)
+        assert calls == [signal.SIGINT]
+        assert (inner.received, outer.received) == (False, False)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_handler_that_ends_the_program_is_remembered(error: type[BaseException]) -> None:
+    def end(number: int, frame: object) -> None:
+        raise error
+
+    with handling(signal.SIGINT, end), catching(signal.SIGINT) as outer:
+        with pytest.raises(error), catching(signal.SIGINT) as inner:
+            signal.raise_signal(signal.SIGINT)
+        assert (inner.received, outer.received) == (True, True)
+
+
+@contextmanager
+def handling(number: signal.Signals, handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    yield
+    signal.signal(number, before)
+
+
+def test_what_is_handled_outside_python_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: pytest.fail("it can't be put back"))
+    with catching(signal.SIGINT, signal.SIGTERM) as signals:
+        pass
+    assert not signals.received
 
 
 def test_in_another_thread_nothing_changes() -> None:
