@@ -10,6 +10,7 @@ import datajoint as dj
 import pandas as pd
 
 from djdist.job_stores.jobs_table import LEASE_RANGE, SMALLEST_TOKEN
+from djdist.sessions import server_now
 
 LAST_ERRORS = 1000
 PACE_SECONDS = 600
@@ -128,9 +129,10 @@ def cause_of_each(errors: pd.DataFrame) -> pd.Series:
 
 def pace(jobs: dj.Job) -> float:
     """Give how many keys a second were made of late; NaN where made jobs are not kept."""
-    recent = jobs.completed & f"completed_time > LOCALTIMESTAMP(3) - INTERVAL '{PACE_SECONDS}' SECOND"
-    seen = dj.U().aggr(recent, made="count(*)", first="min(completed_time)", now="LOCALTIMESTAMP(3)").fetch1()
-    seconds = (seen["now"] - seen["first"]).total_seconds() if seen["made"] else 0
+    now = server_now(jobs.connection)
+    recent = jobs.completed & f"completed_time > '{now - timedelta(seconds=PACE_SECONDS)}'"
+    seen = dj.U().aggr(recent, made="count(*)", first="min(completed_time)").fetch1()
+    seconds = (now - seen["first"]).total_seconds() if seen["made"] else 0
     return seen["made"] / seconds if seconds > 0 else float("nan")
 
 
@@ -187,16 +189,16 @@ def new_keys(jobs: dj.Job) -> int:
 
 def runs_seen(jobs: dj.Job) -> Iterator[RunSeen]:
     """Find who holds reservations, those with the most of them first."""
+    now = server_now(jobs.connection)
     reservations = dj.U("connection_id", "user").aggr(
         jobs.reserved,
         jobs="count(*)",
         begun="count(nullif(pid, 0))",
         hosts="count(distinct host)",
         renewed="max(reserved_time)",
-        now="LOCALTIMESTAMP(3)",
     )
     for row in reservations.to_dicts(order_by="jobs DESC"):
-        token, renewed, now = (row.pop(name) for name in ("connection_id", "renewed", "now"))
+        token, renewed = row.pop("connection_id"), row.pop("renewed")
         lease = timedelta(seconds=token % LEASE_RANGE) if token >= SMALLEST_TOKEN else None
         yield RunSeen(**row, silent_for=now - renewed, lease=lease)
 

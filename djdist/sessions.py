@@ -5,6 +5,7 @@ tables hold times without a zone, which all runs and native workers compare with
 in which ``make()`` runs keeps the zone that it has natively.
 """
 
+from datetime import datetime
 from typing import Any
 
 READ_COMMITTED = "READ COMMITTED"
@@ -37,6 +38,12 @@ PREPARE = {
 def prepare(connection: Any, backend: str) -> None:
     """Prepare a session of djdist's own, given as the connection of the database's driver."""
     connection.cursor().execute(PREPARE[backend])
+
+
+def server_now(connection: Any) -> datetime:
+    """Ask for the server's local time by a DataJoint connection."""
+    now: datetime = connection.query(f"SELECT {server_time(connection.adapter.backend)}").fetchone()[0]
+    return now
 
 
 def server_time(backend: str, time_zone: str | None = None) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from types import ModuleType
 from typing import Any
 
+import datajoint as dj
 import pytest
 
 import djdist
 import lab as pipelines
+from djdist.history import pace, runs_seen
+from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
+from djdist.pipeline import jobs_table_source
 from lab import doing
 from lab.watching import counts
 from servers import Server
@@ -36,6 +41,15 @@ def log_in(server: Server, connection: Any) -> Iterator[LogIn]:
     connection.conn_info.update(user=server.user)
     connection.connect()
     connection.query(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+@pytest.fixture
+def other_zone(request: pytest.FixtureRequest, server: Server, connection: Any) -> Callable[[int], None]:
+    """Puts this process, on PostgreSQL also its workers, into a time zone so many hours further east."""
+    if server.backend == "postgresql":
+        log_in = request.getfixturevalue("log_in")
+        return lambda hours: log_in(timezone=f"Etc/GMT{-hours:+}")
+    return lambda hours: connection.query(f"SET SESSION time_zone = '{hours:+03}:00'")
 
 
 def make_beyond_a_renewal(lab: ModuleType, executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,3 +78,49 @@ def test_a_strict_isolation_of_the_account_keeps_no_job_from_ending(
     make_beyond_a_renewal(lab, "local", monkeypatch)
     lab.Scripted.delete()
     make_beyond_a_renewal(lab, processes, monkeypatch)
+
+
+@pytest.mark.parametrize("hours", [-7, 9])
+def test_no_time_zone_of_a_client_hides_or_frees_jobs(
+    other_zone: Callable[[int], None], lab: ModuleType, server: Server, processes: Any, hours: int
+) -> None:
+    pipelines.fill(lab, subjects=1, sessions=4)
+    lab.Scripted.jobs.refresh()
+    options = {"reserve_jobs": True, "refresh": False, "make_kwargs": {"do": doing.nothing}}
+    with (
+        server.connect() as native,
+        closing(JobsTable(jobs_table_source(lab.Scripted.jobs), Owner(new_token(60)))) as other_run,
+        dj.config.override(jobs__keep_completed=True),
+    ):
+        assert len(other_run.reserve(1)) == 1
+        other_zone(hours)
+        assert lab.Scripted.jobs.rescue() == 0
+        assert [run.is_dead for run in runs_seen(lab.Scripted.jobs)] == [False]
+        assert lab.Scripted.populate(max_calls=2, **options)["success_count"] == 2
+        assert lab.Scripted.populate(executor=processes, **options)["success_count"] == 1
+        assert pace(lab.Scripted.jobs) > 0
+        jobs = dj.FreeTable(native, lab.Scripted.jobs.full_table_name)
+        completed = jobs & "status = 'success'" & "completed_time <= CURRENT_TIMESTAMP(3)"
+        assert len(completed & "completed_time > CURRENT_TIMESTAMP(3) - INTERVAL '10' MINUTE") == 3
+
+
+def test_native_workers_find_what_was_refreshed_from_another_time_zone(
+    other_zone: Callable[[int], None], lab: ModuleType, server: Server
+) -> None:
+    pipelines.fill(lab, subjects=1, sessions=2)
+    other_zone(9)
+    lab.Scripted.jobs.refresh()
+    with server.connect() as native:
+        jobs = dj.FreeTable(native, lab.Scripted.jobs.full_table_name)
+        assert len(jobs & "scheduled_time <= CURRENT_TIMESTAMP(3)") == 2
+
+
+def test_a_make_sees_the_time_zone_that_its_account_has(
+    log_in: LogIn, lab: ModuleType, processes: Any
+) -> None:
+    log_in(timezone="Asia/Tokyo")
+    pipelines.fill(lab, subjects=1, sessions=2)
+    options = {"reserve_jobs": True, "make_kwargs": {"do": doing.check_time_zone, "expected": "Asia/Tokyo"}}
+    lab.Scripted.populate(max_calls=1, **options)
+    lab.Scripted.populate(executor=processes, **options)
+    assert len(lab.Scripted()) == 2

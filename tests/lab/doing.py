@@ -83,6 +83,10 @@ def wait_for_a_renewal(table: dj.Table, key: Key, n: int) -> None:
     other.close()
 
 
+def check_time_zone(table: dj.Table, key: Key, n: int, expected: str) -> None:
+    assert table.connection.query("SHOW TimeZone").fetchone() == (expected,)
+
+
 def keep_the_processor_busy(table: dj.Table, key: Key, n: int, folder: str, seconds: float) -> None:
     _begin(n, folder)
     until = time.monotonic() + seconds
