@@ -1,5 +1,6 @@
 """What errors of the database mean, whether its driver raises them or DataJoint."""
 
+import re
 import sys
 
 RIGHTS = 'See "Database rights" in djdist\'s README.'
@@ -25,6 +26,15 @@ FULL = (
     "remaining connection slots",
 )
 """What MySQL and PostgreSQL say when they take no more connections; PostgreSQL's driver adds no code."""
+
+UNKNOWN_ROLE = re.compile(r'role ".*" does not exist')
+REFUSED_LOGIN = (
+    "password authentication failed",
+    "no pg_hba.conf entry",
+    "is not permitted to log in",
+    "(using password:",
+)
+"""What servers say to those whom they don't let in; PostgreSQL's driver adds no code."""
 
 PG_DEADLOCK_OR_LOST = ("08", "25006", "40", "53", "55P03", "57P0")
 """PostgreSQL's classes for connection, rollback, resources; read only, lock not available, shutdown."""
@@ -53,6 +63,12 @@ def _is_deadlock_or_lost(code: object = None, message: object = "") -> bool:
 def is_full(error: BaseException) -> bool:
     """Tell whether the server is there, but takes no more connections now."""
     return any(phrase in str(error) for phrase in FULL)
+
+
+def is_refused_login(error: BaseException) -> bool:
+    """Tell whether the server is there, but doesn't let the user in."""
+    text = str(error)
+    return any(phrase in text for phrase in REFUSED_LOGIN) or bool(UNKNOWN_ROLE.search(text))
 
 
 def is_denial(error: BaseException) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import datajoint as dj
 
-from djdist.database_errors import is_infrastructure
+from djdist.database_errors import is_infrastructure, is_refused_login
 from djdist.errors import DatabaseError, OptionError
 
 
@@ -77,6 +77,12 @@ def _imported(name: str) -> ModuleType:
                 "my_pipeline for my_pipeline.py, my_lab.ephys for my_lab/ephys.py."
             ) from error
         what = f"{type(error).__name__}: {error}".rstrip(". \n")
+        if is_refused_login(error):
+            database = dj.config.database
+            raise DatabaseError(
+                f"The database of {name} at {database.host}:{database.port} refuses the login of "
+                f"{database.user}: {what}. Set DJ_USER and DJ_PASS, or dj.config.database."
+            ) from error
         if is_infrastructure(error):
             raise DatabaseError(
                 f"{name} can't reach its database: {what}. See that it runs and that DJ_HOST, or "

@@ -3,6 +3,7 @@
 It loads pandas, DataJoint and the pipeline in the commands that need them, since help and completion don't.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,14 @@ from djdist.errors import DjdistError, OptionError, Terminated
 from djdist.executors import ExecutorName
 
 ERRORS_LEFT, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+LEVEL = "djdist.level"
+LEVELS = {
+    "-v": logging.INFO,
+    "--verbose": logging.INFO,
+    "-q": logging.ERROR,
+    "--quiet": logging.ERROR,
+}
+PICTURES = (".html", ".png")
 
 
 class Commands(TyperGroup):
@@ -37,10 +46,18 @@ class Commands(TyperGroup):
 
 
 class Command(TyperCommand):
-    """Gets ready when its options are known, so that help needs no DataJoint."""
+    """Gets ready when its options are known, so that help needs no DataJoint.
+
+    Like the options before the command's name, -v and -q may stand among those after it.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        for flag in LEVELS.keys() & {*args}:
+            ctx.meta[LEVEL] = LEVELS[flag]
+        return super().parse_args(ctx, [argument for argument in args if argument not in LEVELS])
 
     def invoke(self, ctx: Any) -> Any:
-        start()
+        start(ctx.meta.get(LEVEL, logging.WARNING))
         return super().invoke(ctx)
 
 
@@ -117,7 +134,9 @@ Address = Annotated[
     typer.Option(help="The cluster. Default: RAY_ADDRESS or DASK_SCHEDULER_ADDRESS, else a new one."),
 ]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Its id, which `djdist runs` lists.")]
-Watch = Annotated[bool | None, typer.Option("--watch/--quiet", help="Show a bar. Default: in a terminal.")]
+Watch = Annotated[
+    bool | None, typer.Option("--watch/--no-watch", help="Show a bar. Default: in a terminal, without -q.")
+]
 
 
 def _tell_version(wanted: bool) -> None:
@@ -128,6 +147,9 @@ def _tell_version(wanted: bool) -> None:
 
 @app.callback()
 def begin(
+    ctx: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what a run does.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log errors only, and show no bar.")] = False,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="Show the version.")
     ] = False,
@@ -138,9 +160,12 @@ def begin(
     installed one. The database is the one of DataJoint's own configuration: datajoint.json, or DJ_HOST,
     DJ_USER and DJ_PASS.
 
-    Exit codes: 0 no errors are left, 1 errors are left, 2 something was asked for that can't be done,
-    130 after Ctrl-C, 143 after SIGTERM.
+    Exit codes: 0 it is done, and populate or wait left no errors; 1 they left errors, or djdist itself
+    failed, with a traceback; 2 something was asked for that can't be done, or the database or the cluster
+    can't be reached; 130 after Ctrl-C (top: 0); 143 after SIGTERM.
     """
+    if verbose or quiet:
+        ctx.meta[LEVEL] = LEVELS["-v" if verbose else "-q"]
 
 
 @app.command(
@@ -225,7 +250,8 @@ def populate(
 
 
 def _shows(watch: bool | None) -> bool:
-    return sys.stderr.isatty() if watch is None else watch
+    is_quiet = logging.getLogger("djdist").level >= logging.ERROR
+    return sys.stderr.isatty() and not is_quiet if watch is None else watch
 
 
 def _tell_detached(run: "djdist.Run", name: str, flags: str, as_json: bool) -> None:
@@ -407,15 +433,19 @@ def rescue(names: Names, as_json: AsJson = False) -> None:
 @app.command(
     cls=Command,
     epilog=_examples(
-        "djdist report my_pipeline", f"djdist report {TABLE} \"completed_time > '2026-11-01'\" -o table.png"
+        "djdist report my_pipeline", f"djdist report {TABLE} \"completed_time > '2026-11-01'\" table.png"
     ),
 )
 def report(
     name: NameOrModule,
-    restrictions: Restrictions = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, .html or .png.")] = Path(
-        "report.html"
-    ),
+    restrictions: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RESTRICTION … FILE", help="Conditions in SQL; a file to write may be last."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write, .html or .png. Default: report.html."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Draw when and where jobs ran, how many, for how long, and the errors.
@@ -424,9 +454,13 @@ def report(
     """
     from djdist.cli.choosing import all_tables, jobs_seen
 
+    conditions = list(restrictions or ())
+    if output is None and conditions and conditions[-1].lower().endswith(PICTURES):
+        output = Path(conditions.pop())
+    output = output or Path("report.html")
     if output.exists() and not overwrite:
         raise OptionError(f"{output} is there already: give --overwrite, or another file with --output.")
-    tables = [jobs_seen(table, restrictions) for table in all_tables([name])]
+    tables = [jobs_seen(table, conditions) for table in all_tables([name])]
     typer.echo(djdist.report(*tables, file=output))
 
 

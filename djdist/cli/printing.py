@@ -52,7 +52,8 @@ def watch_progress(look: Callable[[], pd.DataFrame], every_seconds: float) -> No
         with Live(console=console, auto_refresh=False) as live:
             while True:
                 rows = _progress_rows(frame, console.width)
-                live.update(Group(rows, away) if away else rows, refresh=True)
+                foot = f"{datetime.now():%H:%M:%S}, every {every_seconds:g} s, Ctrl-C ends it. {away}"
+                live.update(Group(rows, foot.rstrip()), refresh=True)
                 time.sleep(every_seconds)
                 try:
                     frame, away = rates.fill(look(), time.monotonic()), ""

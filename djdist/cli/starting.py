@@ -1,5 +1,7 @@
 """What happens before each command: paths, the log, and DataJoint with its configuration."""
 
+import codecs
+import io
 import logging
 import os
 import sys
@@ -10,9 +12,17 @@ import djdist
 from djdist.driver.logs import LINE
 from djdist.errors import OptionError
 
+IN_ASCII = {"·": "-", "…": "...", "×": "x", "–": "-"}
+"""What terminals without Unicode are shown instead."""
 
-def start() -> None:
+
+def start(level: int = logging.WARNING) -> None:
     """Get ready to import a pipeline of the current folder.
+
+    Parameters
+    ----------
+    level : int
+        From which level on log lines are shown.
 
     Raises
     ------
@@ -22,9 +32,24 @@ def start() -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     os.environ.setdefault("DJ_LOG_STREAM", "stderr")  # for the processes that are started from here
+    _spell_for_terminal()
     _load_datajoint()
-    _log_to_stderr()
+    _log_to_stderr(level)
     djdist.enable()
+
+
+def _spell_for_terminal() -> None:
+    """Let no sign that a terminal doesn't know end the command."""
+    codecs.register_error("djdist", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="djdist")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    unknown = error.object[error.start : error.end]
+    return "".join(IN_ASCII.get(sign, "?") for sign in unknown), error.end
 
 
 def _load_datajoint() -> None:
@@ -44,7 +69,7 @@ def _refusals(error: ValueError) -> str:
     )
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(level: int) -> None:
     """Leave standard output to what was asked for."""
     from djdist.progress_bar import LogAboveBars
 
@@ -52,4 +77,6 @@ def _log_to_stderr() -> None:
     handler.setFormatter(logging.Formatter(LINE))
     for name in ("datajoint", "djdist"):
         logging.getLogger(name).handlers = [handler]
-    logging.getLogger("djdist").setLevel(logging.INFO)
+    logging.getLogger("djdist").setLevel(level)
+    if "DJ_LOG_LEVEL" not in os.environ:
+        logging.getLogger("datajoint").setLevel(level)

@@ -96,7 +96,7 @@ class TestFromAShell:
     def test_populate_and_status(self, lab: ModuleType, shell: Shell) -> None:
         pipelines.fill(lab, subjects=2, sessions=5)
         name = lab.__name__
-        populate = shell("populate", f"{name}:Fragile", "subject_id = 1", "--watch")
+        populate = shell("populate", f"{name}:Fragile", "subject_id = 1", "--watch", "-v")
         output, error = populate.communicate(timeout=SECONDS)
         assert (populate.returncode, output) == (1, "4 made, 1 error left\n"), error
         assert "5/5" in error
@@ -124,6 +124,7 @@ class TestFromAShell:
         assert top.stdout is not None
         shown = iter(top.stdout.readline, "")
         assert any("0 of 6" in line for line in shown)
+        assert any(re.search(r"\d\d:\d\d:\d\d, every 0.1 s, Ctrl-C ends it", line) for line in shown)
         lab.Square.populate(reserve_jobs=True)
         assert any("6 of 6" in line for line in shown)
         top.send_signal(signal.SIGINT)
@@ -205,6 +206,40 @@ class TestFromAShell:
             assert "djdist.cli.commands" in loaded
             assert "datajoint" not in loaded
             assert "pandas" not in loaded
+
+    def test_a_refused_login_is_one_clear_line(self, lab: ModuleType, shell: Shell, server: Server) -> None:
+        status = shell("status", lab.__name__, DJ_PASS="wrong")
+        output, error = status.communicate(timeout=SECONDS)
+        assert (status.returncode, output) == (2, "")
+        line = error.splitlines()[-1]
+        assert f"at {server.host}:{server.port} refuses the login of {server.user}" in line
+        assert "Set DJ_USER and DJ_PASS" in line
+
+    def test_a_terminal_that_knows_ascii_only(self, lab: ModuleType, shell: Shell) -> None:
+        pipelines.fill(lab, subjects=1, sessions=5)
+        with pytest.raises(ValueError, match="bad n 5"):
+            lab.Fragile.populate(reserve_jobs=True)
+        name, ascii_only = f"{lab.__name__}:Fragile", {"PYTHONIOENCODING": "ascii"}
+        for command, shown in (("status", " - "), ("errors", "1 x ValueError: bad n 5")):
+            asked = shell(command, name, **ascii_only)
+            output, error = asked.communicate(timeout=SECONDS)
+            assert asked.returncode == 0, error
+            assert shown in output
+
+    @pytest.mark.parametrize(("flags", "lines"), [((), 0), (("-v",), 2), (("-q",), 0)])
+    def test_what_a_run_does_is_logged_on_request(
+        self, lab: ModuleType, shell: Shell, flags: tuple[str, ...], lines: int
+    ) -> None:
+        pipelines.fill(lab)
+        for arguments in ((*flags, "populate", "Square"), ("populate", "Reading", *flags)):
+            command = [*arguments]
+            position = command.index("populate") + 1
+            command[position] = f"{lab.__name__}:{command[position]}"
+            populate = shell(*command)
+            output, error = populate.communicate(timeout=SECONDS)
+            assert (populate.returncode, output) == (0, "6 made, 0 errors left\n"), error
+            told = [line for line in error.splitlines() if "INFO djdist.driver: Run" in line]
+            assert len(told) == lines, error
 
     def test_no_database_is_one_clear_line(self, lab: ModuleType, shell: Shell) -> None:
         status = shell("status", lab.__name__, DJ_PORT="1")
@@ -411,6 +446,9 @@ class TestPutRight:
         assert (refused.exit_code, refused.stdout) == (2, "")
         assert f"{file} is there already: give --overwrite" in refused.stderr
         assert run("report", name, "--output", str(file), "--overwrite").exit_code == 0
+        other = tmp_path / "other.html"
+        assert run("report", name, "subject_id = 1", str(other)).stdout == f"{other}\n"
+        assert other.exists()
         assert "<title>Fragile: 8 made, 2 failed" in file.read_text()
 
 
