@@ -168,14 +168,17 @@ class Handover:
 
 @dataclass(frozen=True)
 class Status:
-    """A run's counts at one moment; ``pending`` is what it may still reserve.
+    """A run's counts at one moment.
 
+    ``running`` keys are being made; ``queued`` ones are on the cluster and wait there for a place,
+    or for others of their group; ``pending`` is what the run may still reserve.
     Of a run that has not ``begun`` to make keys the counts say nothing yet.
     """
 
     made: int = 0
     failed: int = 0
     running: int = 0
+    queued: int = 0
     pending: int = 0
     handover: Handover = field(default_factory=Handover, repr=False, compare=False)
     begun: bool = field(default=False, repr=False, compare=False)
@@ -191,7 +194,10 @@ class Status:
     @property
     def counts(self) -> str:
         """All counts in words."""
-        return f"{self.made} made, {self.failed} failed, {self.running} running, {self.pending} pending"
+        queued = f"{self.queued} queued, " if self.queued else ""
+        return (
+            f"{self.made} made, {self.failed} failed, {self.running} running, {queued}{self.pending} pending"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from djdist.job import Status
 
 
 class ProgressBar:
-    """Shows a run's status as one bar: done, errors, running, rate and time left.
+    """Shows a run's status as one bar: done, errors, running, queued, rate and time left.
 
     Parameters
     ----------
@@ -37,9 +37,10 @@ class ProgressBar:
     def show(self, status: Status) -> bool:
         """Draw a status; the run goes on."""
         done = status.made + status.failed
-        total = done + status.running + status.pending
+        total = done + status.running + status.queued + status.pending
         self._bar.total = total if self._max_calls is None else min(total, self._max_calls)
-        self._bar.set_postfix(errors=status.failed, running=status.running, refresh=False)
+        counts = {"errors": status.failed, "running": status.running, "queued": status.queued}
+        self._bar.set_postfix(counts, refresh=False)
         self._bar.update(done - self._bar.n)
         return True
 

@@ -47,7 +47,7 @@ class Run:
         return f"ended by {type(result).__name__}: {result}" if isinstance(result, DjdistError) else ""
 
     def status(self) -> Status:
-        """Tell how many keys are made, failed, running and pending.
+        """Tell how many keys are made, failed, running, queued on the cluster and pending.
 
         Raises
         ------

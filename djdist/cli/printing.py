@@ -28,6 +28,7 @@ STYLES = {"done": "success", "%": "success"} | {
 }
 FIRST_TO_GO = ("ignore", "new", "error", "left", "rate", "reserved", "pending")
 NEXT_TO_GO = ("%", "runs")
+COUNTS = ("made", "failed", "running", "queued", "pending")
 
 
 def print_json(value: Any) -> None:
@@ -91,7 +92,7 @@ def print_runs(runs: Sequence[Run], *, as_json: bool = False) -> None:
         rows = Rows("run", box=None, pad_edge=False)
         for heading in ("table", "by", "on", "since"):
             rows.add_column(heading, overflow="fold")
-        for heading in ("made", "failed", "running", "pending"):
+        for heading in COUNTS:
             rows.add_column(heading, justify="right", no_wrap=True)
         for record in records:
             rows.add_row(*_run_cells(record))
@@ -175,14 +176,14 @@ def _run_record(run: Run) -> dict[str, Any]:
     try:
         status = run.status()
     except DriverLostError:  # it has ended meanwhile
-        return record | dict.fromkeys(("made", "failed", "running", "pending"))
-    counts = {name: getattr(status, name) for name in ("made", "failed", "running", "pending")}
+        return record | dict.fromkeys(COUNTS)
+    counts = {name: getattr(status, name) for name in COUNTS}
     return record | counts
 
 
 def _run_cells(record: dict[str, Any]) -> list[str]:
     since = datetime.fromisoformat(record["since"]).astimezone()
-    counts = [record[name] for name in ("made", "failed", "running", "pending")]
+    counts = [record[name] for name in COUNTS]
     return [
         record["run"],
         escape(f"{record['schema']}.{record['table']}"),

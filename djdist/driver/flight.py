@@ -39,6 +39,11 @@ class Flight:
     def __len__(self) -> int:
         return sum(map(len, self._tasks.values()))
 
+    @property
+    def tasks(self) -> int:
+        """How many tasks there are."""
+        return len(self._tasks)
+
     def jobs(self) -> list[Job]:
         """Give all jobs in flight; the lease asks for them from a thread of its own."""
         return [job for jobs in list(self._tasks.values()) for job in jobs]

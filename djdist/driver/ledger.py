@@ -58,12 +58,12 @@ class Ledger:
         self.stopping = False
         self._disowned = self._waits_for_database = False
 
-    def status(self, *, running: int, pending: int, begun: bool) -> Status:
+    def status(self, *, running: int, queued: int, pending: int, begun: bool) -> Status:
         """Give the run's counts, and what a successor would have to know."""
         errors = () if self._policy.suppress_errors else tuple(self._errors[:1])
         losses = tuple(self._attempts.losses.items())
         handover = Handover(stopping=self.stopping, losses=losses, errors=errors)
-        return Status(self._made, self._failed, running, pending, handover, begun)
+        return Status(self._made, self._failed, running, queued, pending, handover, begun)
 
     def summary(self) -> Summary:
         """Give the run's result so far."""

@@ -136,7 +136,10 @@ class Driver:
         return self._ledger.summary()
 
     def _status(self, pending: int) -> Status:
-        return self._ledger.status(running=len(self._flight), pending=pending, begun=self._begun)
+        tasks = self._flight.tasks
+        running = min(tasks, self._executor.places()) if tasks else 0  # a task makes one key at a time
+        queued = len(self._flight) - running
+        return self._ledger.status(running=running, queued=queued, pending=pending, begun=self._begun)
 
     def _succeed(self, lost: Status, watch: Watch) -> None:
         """Go on where a driver was lost, which is a loss for keys in its process, and say so first."""

@@ -206,7 +206,7 @@ class RayExecutor(Executor):
             ray.cancel(reference, force=True)
         self._tickets.clear()
         if self._shown_table:
-            self.show(self._shown_table, replace(self._shown, running=0, pending=0), ())
+            self.show(self._shown_table, replace(self._shown, running=0, queued=0, pending=0), ())
 
     def _remote(self, function: Callable[..., Any]) -> Any:
         once: Any = ray.remote
@@ -231,7 +231,7 @@ class _Metrics:
             self._finished.inc(now.made - before.made, tags)
         if now.failed > before.failed:
             self._failed.inc(now.failed - before.failed, tags)
-        self._in_flight.set(now.running, tags)
+        self._in_flight.set(now.running + now.queued, tags)
         self._pending.set(now.pending, tags)
         for seconds in make_seconds:
             self._seconds.observe(seconds, tags)

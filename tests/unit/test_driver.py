@@ -540,7 +540,7 @@ def test_what_is_given_back_is_pending_again() -> None:
     for _ in range(3):
         driver.step()
         status = driver.status()
-        assert status.running + status.pending == 4
+        assert status.running + status.queued + status.pending == 4
 
 
 class TestSuccessor:
@@ -763,6 +763,17 @@ def test_status_counts_what_is_left_only_if_the_policy_asks() -> None:
         executor.running.clear()
         driver.step()
         assert driver.status() == Status(made=0, failed=0, running=2, pending=pending)
+
+
+def test_what_waits_on_the_cluster_is_not_told_as_running() -> None:
+    class Busy(ScriptedExecutor):
+        def free_places(self) -> int:
+            return 3 - len(self.running)
+
+    driver = Driver(MemoryStore(keys(10)), Busy(places=2, answer=lambda t, job: None), Policy())
+    driver.step()
+    assert (driver.status().running, driver.status().queued) == (2, 1)
+    assert driver.status().counts == "0 made, 0 failed, 2 running, 1 queued, 0 pending"
 
 
 def test_status_knows_what_was_counted_for_the_dashboard() -> None:
