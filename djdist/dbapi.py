@@ -60,14 +60,20 @@ def connect(backend: str, login: Login, charset: str) -> Any:
 
 def keep_alive(connection: Any) -> None:
     """Notice a peer that is gone, also while it owes an answer, but wait for one that is slow."""
-    with _socket_of(connection) as line, suppress(OSError):  # a Unix socket has none of it
+    with socket_of(connection) as line, suppress(OSError):  # a Unix socket has none of it
         line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE.items():
             if hasattr(socket, name):
                 line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _socket_of(connection: Any) -> socket.socket:
+def shut(connection: Any) -> None:
+    """End a connection that another thread waits for, which gets an error."""
+    with suppress(OSError, AttributeError), socket_of(connection) as line:
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def socket_of(connection: Any) -> socket.socket:
     """Return a connection's socket a second time, to be closed without ending the connection."""
     number = getattr(connection, "_sock", connection).fileno()
     return socket.socket(fileno=os.dup(number))

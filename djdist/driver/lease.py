@@ -12,6 +12,7 @@ from djdist.job_store import JobStore
 logger = logging.getLogger(__package__)
 
 LONGEST_RENEWAL_SECONDS = 1.0
+LONGEST_END_SECONDS = 10.0
 
 
 class Lease:
@@ -48,7 +49,7 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(LONGEST_END_SECONDS)  # longer than a store waits for what nobody wants any more
 
     @contextmanager
     def held_off(self) -> Iterator[None]:
@@ -85,6 +86,8 @@ class Lease:
                     self._renew(self._jobs())
                 self._store.rescue()
             except Exception as error:
+                if self._over.is_set():
+                    return
                 logger.warning("The lease could not be renewed, trying again: %s", error)
 
     def _renew(self, jobs: Sequence[Job]) -> None:

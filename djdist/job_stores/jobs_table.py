@@ -18,15 +18,17 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from djdist.database_errors import RIGHTS, is_denial, is_full, is_infrastructure
-from djdist.dbapi import ConnectionSettings, connect
+from djdist.dbapi import ConnectionSettings, connect, shut
 from djdist.errors import DatabaseError
 from djdist.fence import Fence, Statement, are_searched_as_list, key_name
 from djdist.job import Failure, Job
 from djdist.job_store import JobStore
 from djdist.job_stores.blob import pack_text
+from djdist.job_stores.errand import Errand, Hand
 from djdist.job_stores.turn import turn
 from djdist.jobs_table_source import JobsTableSource
 from djdist.sessions import SNAPSHOT_OFF, prepare, server_time
+from djdist.silence import DOUBT_SECONDS, Line, server_name
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ BATCH = 500
 FIRST_PATIENCE_SECONDS = 2.0
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
+LOOK_SECONDS = 0.5
+LAST_SECONDS = 3.0
 
 NOW: sa.ColumnElement[Any] = sa.literal_column("CURRENT_TIMESTAMP(3)")
 COLUMNS = (
@@ -120,6 +124,8 @@ class JobsTable(JobStore):
         default_factory=lambda: lambda: True, init=False, repr=False, compare=False
     )
     _open_engine: sa.Engine | None = field(default=None, init=False, repr=False, compare=False)
+
+    _hands: list[Hand] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         columns: list[sa.Column[Any]] = [self._key_column(name) for name in self.source.key]
@@ -244,6 +250,8 @@ class JobsTable(JobStore):
         self._goes_on = wanted
 
     def close(self) -> None:
+        while self._hands:
+            self._hands.pop().let_go()
         if self._open_engine is not None:
             self._open_engine.dispose()
             self._open_engine = None
@@ -504,8 +512,7 @@ class JobsTable(JobStore):
         began_at, told = time.monotonic(), False
         for pause_seconds in _pauses():
             try:
-                with self._engine().begin() as connection:
-                    result = act(connection)
+                result = self._in_time(act)
             except sa.exc.DBAPIError as error:
                 waited_seconds = time.monotonic() + pause_seconds - began_at
                 if error.orig is None or waited_seconds > self._patience_seconds(error.orig):
@@ -524,6 +531,51 @@ class JobsTable(JobStore):
                 return result
         raise AssertionError("unreachable")
 
+    def _in_time(self, act: Callable[[sa.Connection], Result]) -> Result:
+        """Do something in a transaction, and leave it where the run is to end before it is done."""
+        engine, lines = self._engine(), list[Line]()
+
+        def transact() -> Result:
+            with engine.begin() as connection:
+                lines.append(self._line_of(connection))
+                return act(connection)
+
+        hand = self._hands.pop() if self._hands else Hand()
+        errand = hand.begin(transact)
+        try:
+            self._wait_for(errand, lines)
+        finally:  # by a signal, too
+            self._wait_no_longer(errand, hand, lines)
+        if not errand.is_done:
+            raise DatabaseError(
+                f"The database gives no answer to {platform.node()}, which is waited for no longer."
+            )
+        return errand.result()
+
+    def _wait_for(self, errand: Errand[Result], lines: Sequence[Line]) -> None:
+        began_at, doubted = time.monotonic(), False
+        while not errand.wait(LOOK_SECONDS) and self._goes_on():
+            if lines and not doubted and time.monotonic() - began_at >= DOUBT_SECONDS:
+                doubted = True
+                lines[0].doubt(lambda: not errand.is_done)
+
+    def _wait_no_longer(self, errand: Errand[Result], hand: Hand, lines: Sequence[Line]) -> None:
+        """Grant a COMMIT that is on its way a moment, then end its connection."""
+        try:
+            errand.wait(LAST_SECONDS)
+        finally:
+            if errand.is_done:
+                self._hands.append(hand)
+            else:
+                for line in lines:
+                    shut(line.connection)
+                self._engine().dispose()  # nobody gets what the hand still holds
+                hand.let_go()
+
+    def _line_of(self, connection: sa.Connection) -> Line:
+        raw = connection.connection.dbapi_connection
+        return Line(raw, lambda: _connection(self.source.settings), connection.info["server"])
+
     def _patience_seconds(self, error: BaseException) -> float:
         if not is_infrastructure(error):
             return 0
@@ -538,9 +590,9 @@ class JobsTable(JobStore):
                 isolation_level="READ COMMITTED",
                 pool_size=2,
                 max_overflow=0,
-                pool_pre_ping=True,
                 pool_reset_on_return=None,  # every transaction is ended already
             )
+            sa.event.listen(self._open_engine, "connect", _note_server)
         return self._open_engine
 
     def _unreachable(self, error: sa.exc.DBAPIError) -> DatabaseError:
@@ -614,6 +666,10 @@ def _pauses() -> Iterator[float]:
     while True:
         yield min(seconds, LONGEST_PAUSE_SECONDS)
         seconds *= 2
+
+
+def _note_server(connection: Any, record: sa.pool.ConnectionPoolEntry) -> None:
+    record.info["server"] = server_name(connection)
 
 
 def _connection(settings: ConnectionSettings) -> Any:

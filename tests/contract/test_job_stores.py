@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 import pickle
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -19,11 +21,12 @@ import pytest
 import sqlalchemy as sa
 
 import lab as pipelines
-from djdist import populate
+from djdist import dbapi, populate, silence
 from djdist.errors import DatabaseError, LeaseLostError
 from djdist.fence import key_name
 from djdist.job import Failure, Job
 from djdist.job_store import JobStore
+from djdist.job_stores import jobs_table
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.turn import LONGEST_WAIT_SECONDS, turn
@@ -39,7 +42,7 @@ from djdist.worker.session import (
     Session,
     is_mariadb,
 )
-from lab.relay import relayed
+from lab.relay import Relay, relayed
 from lab.watching import meanwhile, wait_until
 
 FAILURE = Failure("ValueError: no", "Traceback of it")
@@ -442,6 +445,61 @@ class TestReserving:
             relay.come_back()
             assert far.pending() == 6
             far.close()
+
+    @pytest.fixture
+    def doubting_soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(jobs_table, "DOUBT_SECONDS", 0.5)
+        monkeypatch.setattr(silence, "ASK_SECONDS", 0.2)
+        monkeypatch.setattr(silence, "CERTAIN_SECONDS", 1)
+        monkeypatch.setattr(dbapi, "TIMEOUT_SECONDS", 2)
+
+    @pytest.fixture
+    def far(self, store: JobsTable, server: Any) -> Iterator[tuple[JobsTable, Relay]]:
+        """The same jobs over a relay, with a connection that is open."""
+        with relayed(server.host, server.port) as relay:
+            login = {**(store.source.settings.login or {}), "port": relay.port}
+            source = replace(store.source, settings=replace(store.source.settings, login=login))
+            with closing(JobsTable(source, store.owner, patience_seconds=3600)) as far:
+                assert far.pending() == 6
+                yield far, relay
+                relay.speak_again()
+
+    def test_a_connection_that_a_relay_has_forgotten_is_replaced(
+        self, far: tuple[JobsTable, Relay], doubting_soon: None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store, relay = far
+        relay.forget()
+        assert store.pending() == 6
+        assert "fell silent" in caplog.text
+
+    def test_a_server_that_falls_silent_is_waited_for_no_longer_than_that_is_wanted(
+        self, far: tuple[JobsTable, Relay]
+    ) -> None:
+        store, relay = far
+        relay.fall_silent()
+        store.wait_while(lambda: False)
+        with pytest.raises(DatabaseError, match=r"no answer|can't be reached"):
+            store.pending()
+
+    def test_a_statement_that_takes_long_is_not_cut(
+        self, store: JobsTable, far: tuple[JobsTable, Relay], doubting_soon: None, server: Any, jobs: Any
+    ) -> None:
+        reserved, slow = store.reserve(1), far[0]
+        with server.connect() as other, ThreadPoolExecutor() as thread:
+            other.start_transaction()
+            other.query(f"SELECT status FROM {jobs.full_table_name} FOR UPDATE")
+            released = thread.submit(slow.release, reserved)
+            assert not wait([released], 4).done
+            other.cancel_transaction()
+            assert released.result() == 1
+
+    def test_a_silent_server_keeps_no_signal_from_ending_the_wait(self, far: tuple[JobsTable, Relay]) -> None:
+        store, relay = far
+        relay.fall_silent()
+        timer = threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            store.pending()
 
 
 def end_other_sessions(connection: Any) -> None:

@@ -1,0 +1,134 @@
+"""Tells a database that has fallen silent from one that is slow, by asking it on a second connection.
+
+A machine that is gone acknowledges nothing, which the kernel notices. A relay or a load balancer
+that has forgotten a connection acknowledges all, and its client waits for ever.
+"""
+
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from djdist.database_errors import is_full, is_infrastructure
+from djdist.dbapi import shut, socket_of
+
+logger = logging.getLogger(__name__)
+
+DOUBT_SECONDS = 20.0
+"""After so long without an answer the server is asked what became of it."""
+CERTAIN_SECONDS = 25.0
+"""For so long nothing that it says must change, and no byte must come or go."""
+ASK_SECONDS = 5.0
+
+BYTES_ACKED_AND_RECEIVED = slice(120, 136)
+"""Where Linux's tcp_info has them."""
+
+DOING = {
+    "mysql": "SELECT CONNECTION_ID(), @@hostname, "
+    "(SELECT IF(command = 'Sleep', 'idle', 'busy') FROM information_schema.processlist WHERE id = %s)",
+    "postgresql": "SELECT pg_backend_pid(), '', "
+    "(SELECT state || state_change::text FROM pg_stat_activity WHERE pid = %s)",
+}
+GONE = "gone"
+AWAY = "away"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A connection, and how to reach its server by another one.
+
+    Parameters
+    ----------
+    connection : pymysql.Connection or psycopg2.extensions.connection
+        The connection of the database's driver.
+    reopen : callable
+        Opens another one.
+    server : str
+        The name of the MySQL server, of which a cluster has several.
+    """
+
+    connection: Any
+    reopen: Callable[[], Any]
+    server: str = ""
+
+    def doubt(self, waits: Callable[[], bool]) -> None:
+        """End the connection, in a thread of its own, if the answer that it waits for will never come."""
+        threading.Thread(target=self._end_if_silent, args=(waits,), name="djdist-doubt", daemon=True).start()
+
+    def _end_if_silent(self, waits: Callable[[], bool]) -> None:
+        evidence: tuple[str, bytes] | None = None
+        since = time.monotonic()
+        while waits():
+            last, evidence = evidence, self._evidence()
+            if evidence is None or evidence != last:
+                since = time.monotonic()
+            elif time.monotonic() - since >= CERTAIN_SECONDS and waits():
+                logger.warning(
+                    "The database fell silent: its server is %s, so this connects anew", evidence[0]
+                )
+                shut(self.connection)
+                return
+            time.sleep(ASK_SECONDS)
+
+    def _evidence(self) -> tuple[str, bytes] | None:
+        """Return what tells that the server does nothing for this connection, if all tells that."""
+        traffic = _traffic(self.connection)
+        doing = self._doing() if traffic else None
+        return (doing, traffic) if doing and traffic else None
+
+    def _doing(self) -> str | None:
+        try:
+            other = self.reopen()
+        except Exception as error:
+            return AWAY if is_infrastructure(error) and not is_full(error) else None
+        try:
+            return self._told_by(other)
+        except Exception:
+            return None
+        finally:
+            other.close()
+
+    def _told_by(self, other: Any) -> str | None:
+        """Ask what the session does; what a proxy or another server tells is nothing."""
+        cursor = other.cursor()
+        cursor.execute(DOING["mysql" if _is_mysql(other) else "postgresql"], [session_id(self.connection)])
+        me, server, doing = cursor.fetchone()
+        if me != session_id(other) or server != self.server:
+            return None
+        if doing is None:
+            return GONE
+        return str(doing) if doing.startswith("idle") else None
+
+
+def session_id(connection: Any) -> int:
+    """Return the number by which the server knows a connection, as its driver was told it at the start."""
+    return int(connection.thread_id() if _is_mysql(connection) else connection.info.backend_pid)
+
+
+def server_name(connection: Any) -> str:
+    """Return the name of a MySQL server."""
+    if not _is_mysql(connection):
+        return ""
+    cursor = connection.cursor()
+    cursor.execute("SELECT @@hostname")
+    return str(cursor.fetchone()[0])
+
+
+def _is_mysql(connection: Any) -> bool:
+    return hasattr(connection, "thread_id")
+
+
+def _traffic(connection: Any) -> bytes:
+    """Return what has come and gone so far; nothing where an answer waits to be read, or nobody knows."""
+    try:
+        with socket_of(connection) as line:
+            poll = select.poll()
+            poll.register(line, select.POLLIN)
+            info = line.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_ACKED_AND_RECEIVED.stop)
+            return b"" if poll.poll(0) else info[BYTES_ACKED_AND_RECEIVED]
+    except (OSError, AttributeError):
+        return b""
