@@ -1,5 +1,6 @@
 """How DataJoint's objects are pickled for workers, and unpickled there."""
 
+import inspect
 import io
 import os
 import pickle
@@ -92,7 +93,11 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return __newobj__, (type(obj),), {**vars(obj), "context": None, "declare_list": []}
         if isinstance(obj, dj.VirtualModule):
             return _new_virtual_module, (type(obj), obj.__name__), vars(obj).copy()
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if inspect.isclass(obj) and issubclass(obj, dj.Codec) and reduced is not NotImplemented:
+            make, arguments, *rest = reduced
+            return _new_codec_class, (make, *arguments), *rest
+        return reduced
 
     def _opening(self, connection: dj.Connection) -> tuple[Any, ...]:
         if not any(connection is known for known in self._known):
@@ -130,6 +135,10 @@ class Unpickler(pickle.Unpickler):
     def load_own_connection(self) -> None:
         """Load what opens the table's own connection, if it must be opened."""
         self._opening = self.load()
+
+    def of(self, pickled: bytes) -> "Unpickler":
+        """Give another one in the same place, for what was tried on its own."""
+        return Unpickler(pickled, self._shared)
 
     def persistent_load(self, pid: str) -> Any:
         """Give what this process has itself."""
@@ -186,3 +195,13 @@ def _new_virtual_module(kind: type[dj.VirtualModule], name: str) -> dj.VirtualMo
     module = types.ModuleType.__new__(kind)
     types.ModuleType.__init__(module, name)
     return module
+
+
+def _new_codec_class(
+    make: Callable[..., Any], kind: Any, name: str, bases: Any, body: Any, *rest: Any
+) -> Any:
+    """Make a class whose attributes come later; DataJoint would register it by a name that is inherited."""
+    made = make(kind, name, bases, {**body, "name": None}, *rest)
+    if "name" in vars(made):
+        del made.name
+    return made

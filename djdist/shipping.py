@@ -14,6 +14,7 @@ import datajoint as dj
 
 from djdist.assignments import Assignment, of_classes, of_instance
 from djdist.bindings import bind, bindings, register
+from djdist.codecs import codecs_beside_datajoints, codecs_used, register_codec
 from djdist.dbapi import ConnectionSettings, Login, connect
 from djdist.errors import OptionError, WorkerSetupError
 from djdist.pickling import SHARED, Pickler, Unpickler, login_of, open_connection
@@ -71,6 +72,7 @@ def pack(table: dj.Table, make_kwargs: dict[str, Any], *, ship_credentials: bool
     kind = type(table)
     pickler = Pickler(table.connection, ship_credentials=ship_credentials)
     pickler.dump_own_connection()
+    pickler.dump(_codecs(pickler, table))
     schemas = sorted(table.connection.schemas)
     _dump(pickler, (kind, bindings(), schemas), f"the class {kind.__name__}", kind)
     pickler.dump(of_classes(kind, pickler.tried))
@@ -112,6 +114,8 @@ def unpack(
             import_module(module)
         unpickler = Unpickler(packed, partial(_shared_connection, shared))
         unpickler.load_own_connection()
+        for codec, pickled, is_needed in unpickler.load():
+            register_codec(codec, unpickler.of(pickled).load, is_needed=is_needed)
         table, bound, schemas = unpickler.load()
         for module, name, database in bound:
             bind(module, name, database)
@@ -154,6 +158,13 @@ def quiet() -> Iterator[None]:
 def _settings(backend: str, login: Login | None, config: Any) -> ConnectionSettings:
     left_out = {"database", "stores"} if login is None else set()
     return ConnectionSettings(backend, login, config.model_dump(exclude=left_out))
+
+
+def _codecs(pickler: Pickler, table: dj.Table) -> list[tuple[str, bytes, bool]]:
+    """Pickle each codec on its own: workers may lack those that this run doesn't need."""
+    codecs = codecs_beside_datajoints()
+    used = codecs_used(table) if codecs else set()
+    return [(name, pickler.tried(kind), name in used) for name, kind in codecs.items()]
 
 
 def _dump_each(pickler: Pickler, values: dict[str, Any], what: str, table: type[Any]) -> None:

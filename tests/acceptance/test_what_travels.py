@@ -265,3 +265,103 @@ class TestAssignments:
         monkeypatch.setattr(lab.Square, "cache", threading.Lock(), raising=False)
         lab.Square.populate(reserve_jobs=True, processes=2)
         assert "Square.cache was assigned after the import and stays here" in caplog.text
+
+
+CODEC = """
+import datajoint as dj
+
+
+class Halves(dj.Codec):
+    name = {codec!r}
+
+    def get_dtype(self, is_store):
+        return "json"
+
+    def encode(self, value, *, key=None, context=None, store_name=None):
+        return {{"halves": 2 * value}}
+
+    def decode(self, stored, *, key=None, context=None):
+        return stored["halves"] / 2
+
+
+class OfHalves(Halves, register=False):
+    pass
+"""
+
+HALF = """
+import datajoint as dj
+
+schema = dj.Schema({schema!r})
+
+
+@schema
+class Number(dj.Manual):
+    definition = '''
+    n : int32
+    ---
+    half : <{codec}>
+    '''
+
+
+@schema
+class Quarter(dj.Computed):
+    definition = '''
+    -> Number
+    ---
+    quarter : <{codec}>
+    '''
+
+    def make(self, key):
+        half = float((Number & key).fetch1("half"))
+        rows = dj.FreeTable(self.connection, Number.full_table_name) & key
+        assert rows.fetch1("half") == half
+        self.insert1({{**key, "quarter": half / 2}})
+"""
+
+
+class TestCodecs:
+    @pytest.fixture
+    def names(self, connection: Any, schema_name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+        monkeypatch.setattr(dj.codecs, "_codec_registry", dj.codecs._codec_registry.copy())
+        return {"schema": schema_name, "codec": f"halves_{schema_name}"}
+
+    @pytest.fixture(params=["module", "script"])
+    def pipeline(
+        self,
+        request: pytest.FixtureRequest,
+        names: dict[str, str],
+        modules_folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> dict[str, Any]:
+        """A pipeline whose codec is in the script, or in a module that only the script imports."""
+        if request.param == "script":
+            script: dict[str, Any] = {"__name__": "__main__"}
+            exec((CODEC + HALF).format(**names), script)
+            return script
+        for name, code in ((names["codec"], CODEC), (f"half_{names['schema']}", HALF)):
+            (modules_folder / f"{name}.py").write_text(code.format(**names))
+            importlib.invalidate_caches()
+            monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
+        return vars(sys.modules[name])
+
+    def test_of_the_caller_are_known_to_workers(self, pipeline: dict[str, Any], remote_executor: Any) -> None:
+        pipeline["Number"].insert({"n": n, "half": n / 2} for n in range(3))
+        summary = pipeline["Quarter"].populate(executor=remote_executor, reserve_jobs=True)
+        assert summary == {"success_count": 3, "error_list": []}
+        assert pipeline["Quarter"]().to_arrays("quarter", order_by="n").tolist() == [0, 0.25, 0.5]
+
+    @pytest.mark.on("processes")
+    def test_that_can_not_be_had_are_a_clear_error_where_they_are_needed(
+        self, names: dict[str, str], lab: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = ModuleType("only_here")
+        monkeypatch.setitem(sys.modules, "only_here", module)
+        exec(CODEC.format(**names), vars(module))
+        pipelines.fill(lab)
+        assert lab.Square.populate(processes=2, reserve_jobs=True)["success_count"] == 6
+        script: dict[str, Any] = {"__name__": "__main__"}
+        exec(HALF.format(**names), script)
+        script["Number"].insert1({"n": 1, "half": 0.5})
+        with pytest.raises(djdist.WorkerSetupError, match="No module named 'only_here'"):
+            script["Quarter"].populate(processes=2, reserve_jobs=True)
+        assert len(script["Quarter"].jobs) == 0
