@@ -1,16 +1,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := $(VENV)/lowest
 ARGS ?=
 
 # many processes import the same packages, and without compiled files each takes seconds for it
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check demo bench soak clean
+.PHONY: help venv test test-lowest check demo bench soak clean
 
 help:  ## say what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, ARGS="-k name" goes to pytest'
 
 # $(call apt_install,PACKAGE) is true if Debian's package could be installed; it never asks for a password
@@ -81,6 +82,16 @@ new-mariadb:  # 11.6.2 and newer isolate snapshots, and Debian 12 has an older o
 
 test: $(BIN)/all-ready mysql-server real-mysql new-mariadb browser $(if $(findstring --thorough,$(ARGS)),ssh-server)  ## all tests, on servers of their own
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(if $(filter --thorough,$(ARGS)),$(if $(filter-out --thorough,$(ARGS)),,$(MAKE) test-lowest ARGS=))
+
+$(LOWEST)/ready: pyproject.toml | $(BIN)/pip-ready
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable '.[all]' --group test
+	@touch $@
+
+test-lowest: $(LOWEST)/ready mysql-server  ## units and each executor with the lowest versions that pyproject.toml admits
+	$(LOWEST)/bin/python -m pytest tests/unit tests/acceptance/test_results.py $(ARGS)
 
 check: $(BIN)/all-ready  ## lint, formatting, types, direction of imports
 	$(BIN)/ruff check .

@@ -76,7 +76,7 @@ class FuturesExecutor(Executor):
     def _ended(self, future: "cf.Future[Report | None]") -> Completion | None:
         ticket, jobs = self._running.pop(future)
         completion = completion_of(ticket, future)
-        self._spared += 1 if completion else -1
+        self._spared = min(0, self._spared + (1 if completion else -1))
         if completion is None:
             self._send(self._work, ticket, jobs)
         return completion

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import datajoint as dj
-import psycopg2
 import pymysql
 import pytest
 
 from djdist.database_errors import is_denial, is_full, is_infrastructure
+
+pytest.importorskip("psycopg2")
+import psycopg2
 
 FULL = [
     pymysql.err.OperationalError(1040, "Too many connections"),

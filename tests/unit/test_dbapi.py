@@ -9,11 +9,13 @@ from typing import Any
 from unittest.mock import Mock
 
 import datajoint as dj
-import psycopg2
 import pymysql
 import pytest
 
 from djdist import dbapi
+
+pytest.importorskip("psycopg2")
+import psycopg2
 
 DRIVERS = {"mysql": pymysql, "postgresql": psycopg2}
 LOGIN = {"host": "db.lab", "port": 3307, "user": "me", "password": "p4ss", "database_name": "lab"}

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgb
 
 from djdist.drawing import DAY_SECONDS, TABLES, lasting
 from djdist.history import History, by_cause
+
+pytest.importorskip("matplotlib")
+from matplotlib.colors import to_rgb
+
 from djdist.report_figure import MOST_BARS, RATES, draw
 
 BEGIN = pd.Timestamp("2026-01-01 20:00")

@@ -152,6 +152,7 @@ class TestSecrets:
                 assert STORE_SECRET not in text
 
     def test_a_driver_unpickles_its_part_without_datajoint(self, shipped: list[Any]) -> None:
+        pytest.importorskip("ray")
         *_, loop = shipped
         subprocess.run([sys.executable, "-c", DRIVERS_PROCESS], input=pickle.dumps(loop), check=True)
 

@@ -62,6 +62,8 @@ def test_jupyter_completes_executor(method: Any) -> None:
 
 
 def test_the_executors_classes_are_listed_though_they_load_late() -> None:
+    for library in ("ray", "distributed"):
+        pytest.importorskip(library)
     assert {"DaskExecutor", "FuturesExecutor", "LocalExecutor", "RayExecutor"} <= {*dir(djdist)}
 
 
