@@ -17,6 +17,10 @@ Ask = Callable[[str], Any]
 """Asks the driver of a run for its ``status`` or ``result``, or lets it ``stop`` or ``forget`` the run."""
 
 
+TAKEN_RESULT_KEPT_SECONDS = 3600.0
+"""So long a detached run's result can be had again after somebody has waited for it."""
+
+
 def window(places: int) -> int:
     """Give how many tasks to keep in flight for so many places.
 

@@ -52,7 +52,7 @@ class Run:
         Raises
         ------
         DriverLostError
-            The run is over, and somebody has taken its result, or its driver is lost.
+            The run is over and its result no longer kept, or its driver is lost.
         """
         status: Status = self._ask("status")
         return status
@@ -64,7 +64,7 @@ class Run:
     def wait(self, timeout_seconds: float | None = None, *, display_progress: bool = False) -> dict[str, Any]:
         """Wait for the end of the run. Ctrl-C ends the waiting, not the run.
 
-        A detached run's result is kept for a day, or until one process has taken it.
+        A detached run's result is kept for a day, and for an hour after somebody has waited for it.
 
         Parameters
         ----------

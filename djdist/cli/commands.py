@@ -493,7 +493,7 @@ def wait(
 ) -> None:
     """Wait for the end of a run on a cluster; Ctrl-C ends the waiting, not the run.
 
-    The result of a detached run goes to the first who waits for it.
+    The result of a detached run is kept for a day, and for an hour after somebody has waited for it.
     """
     found = run_of(run, executor_of(executor, address))
     result = _awaited(found, _shows(watch))

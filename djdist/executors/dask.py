@@ -23,7 +23,15 @@ from distributed.worker_state_machine import SecedeEvent
 
 from djdist.driver.actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
-from djdist.executor import Ask, Executor, Loop, default_places, what_is_made, window
+from djdist.executor import (
+    TAKEN_RESULT_KEPT_SECONDS,
+    Ask,
+    Executor,
+    Loop,
+    default_places,
+    what_is_made,
+    window,
+)
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.pickled_work import PickledWork, fetched
 from djdist.settings import config
@@ -139,6 +147,7 @@ class DaskExecutor(Executor):
             super().check_detaches()
 
     def detach(self, loop: Loop, info: RunInfo) -> Ask:
+        self._withdraw_taken()
         self._run = info.id
         key = (DRIVER, info.table, info.id)
         future = self._client.submit(_drive_as_task, loop, self, key=key, pure=False)
@@ -150,6 +159,7 @@ class DaskExecutor(Executor):
         return self._line_to(info, future)
 
     def runs(self) -> list[tuple[RunInfo, Ask]]:
+        self._withdraw_taken()
         names = [name for name in self._client.list_datasets() if str(name).startswith(_published(""))]
         published = [self._client.get_dataset(name, None) for name in names]
         return [(info, self._line_to(info, future)) for info, future in filter(None, published)]
@@ -162,7 +172,7 @@ class DaskExecutor(Executor):
 
         def ask(method: str) -> Any:
             if method == "forget":
-                return self._withdraw(info.id)
+                return self._client.set_metadata([*_place(info.id), "taken"], time.time())
             with _losing():
                 return getattr(board, method)() if info.detached else self._ask_actor(driver, method)
 
@@ -171,6 +181,13 @@ class DaskExecutor(Executor):
     def _ask_actor(self, actor: "distributed.Future[Any]", method: str) -> Any:
         with _losing(), self._client.as_current():
             return getattr(actor.result(), method)().result()
+
+    def _withdraw_taken(self) -> None:
+        """Let the scheduler forget the runs whose result somebody has had for long."""
+        told: dict[str, dict[str, Any]] = self._client.get_metadata(["djdist"], {})
+        long_ago = time.time() - TAKEN_RESULT_KEPT_SECONDS
+        for run in [run for run, place in told.items() if place.get("taken", long_ago) < long_ago]:
+            self._withdraw(run)
 
     def _withdraw(self, run: str) -> None:
         with suppress(*LOST):

@@ -18,7 +18,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from djdist.driver.actor import MAX_DRIVERS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError
-from djdist.executor import Ask, Executor, Loop, task_name, window
+from djdist.executor import TAKEN_RESULT_KEPT_SECONDS, Ask, Executor, Loop, task_name, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.pickled_work import fetched
 from djdist.settings import config
@@ -265,7 +265,10 @@ class DriverHost:
 
 
 class LastingCaller:
-    """Stands in for the caller of a run that goes on without it, and keeps its result for a day."""
+    """Stands in for the caller of a run that goes on without it, and keeps its result for a day.
+
+    Once somebody has taken it, it is kept for an hour: who waited may have lost it.
+    """
 
     def __init__(self, info: RunInfo, loop: Loop, executor: Executor) -> None:
         context = ray.get_runtime_context()
@@ -275,6 +278,7 @@ class LastingCaller:
         self._status = Status()
         self._stopping = False
         self._result: Summary | DjdistError | None = None
+        self._taken = threading.Event()
         arguments = (executor, loop, context.current_actor)
         threading.Thread(target=self._drive, args=arguments, daemon=True).start()
 
@@ -299,12 +303,13 @@ class LastingCaller:
         return [self._info]
 
     def forget(self, run: str) -> None:
-        """End with the run."""
-        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
+        """Note that somebody has the result."""
+        self._taken.set()
 
     def _drive(self, executor: Executor, loop: Loop, me: Any) -> None:
         self._result = end_of(lambda: executor.drive(loop, self._watch, self._info))
-        time.sleep(RESULT_KEPT_SECONDS)
+        if self._taken.wait(RESULT_KEPT_SECONDS):
+            time.sleep(TAKEN_RESULT_KEPT_SECONDS)
         ray.kill(me)
 
     def _watch(self, status: Status) -> bool:
