@@ -38,6 +38,8 @@ PAUSE_SECONDS = 0.5
 
 _left_behind: set[int] = set()
 _lock = threading.RLock()  # the keys that a make() populates itself are made in its thread
+made_for_others: list["Group"] = []
+"""What this process makes as a worker."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,11 @@ class Workplace:
     own_connection: bool = False
 
     def __call__(self, jobs: Sequence[Job]) -> Report:
-        """Make a group of jobs in the process of the caller, with the caller's own table."""
-        with one_at_a_time():
+        """Make a group of jobs in the process of the caller, with the caller's own table.
+
+        On a worker the caller is what it makes: a thread of that make() which waits for this one.
+        """
+        with nullcontext() if made_for_others else one_at_a_time():
             if not jobs:
                 return trial(self.table, self.fence)
             return make_group(Group(self, jobs))

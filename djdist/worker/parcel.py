@@ -18,7 +18,7 @@ from djdist.job import Ending, Job, Outcome, Report
 from djdist.pipeline import connect_anew
 from djdist.shipping import open_dbapi_connection, unpack
 from djdist.worker.failure import failure_of, portable
-from djdist.worker.group import Group, Workplace, make_group, one_at_a_time
+from djdist.worker.group import Group, Workplace, made_for_others, make_group, one_at_a_time
 from djdist.worker.making import load_early
 from djdist.worker.session import Session
 from djdist.worker.trial import setup_trouble, trial
@@ -26,8 +26,6 @@ from djdist.worker.trial import setup_trouble, trial
 EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
 OVERDUE_FACTOR = 1.2
 OVERDUE_SECONDS = 5.0
-
-_making_now: list[Group] = []
 
 
 @dataclass
@@ -78,12 +76,12 @@ class Parcel:
             if not jobs:
                 return trial(workplace.table, workplace.fence)
             group = Group(workplace, jobs)
-            _making_now.append(group)
+            made_for_others.append(group)
             try:
                 with assigned(self._assignments):
                     report = make_group(group, self._limit)
             finally:
-                _making_now.remove(group)
+                made_for_others.remove(group)
             _leave_if_told_to(group, report)
             return replace(report, outcomes=tuple(map(_portable, report.outcomes)))
 
@@ -109,7 +107,7 @@ class Parcel:
 
 def leave(*, end_process: bool) -> None:
     """Give back what this process is making, because it is told to go."""
-    for group in _making_now.copy():
+    for group in made_for_others.copy():
         with suppress(Exception), _opened(group.workplace.settings) as connection:
             group.forgo(connection)
         if end_process:

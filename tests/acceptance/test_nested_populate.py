@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,6 +60,21 @@ def test_a_make_that_populates_what_it_needs(
     if reserve_jobs:
         assert counts(lab.Needing) == {"error": 2}
         assert counts(lab.Restarting) == counts(lab.Square) == {}
+
+
+@pytest.mark.long_on("ray")
+def test_a_make_that_populates_in_a_thread(lab: ModuleType, remote_executor: Any) -> None:
+    def populate_other(table: Any, key: dict[str, Any], n: int) -> None:
+        square = importlib.import_module(type(table).__module__).Square
+        table.connection.cancel_transaction()
+        with ThreadPoolExecutor() as pool:
+            assert pool.submit(square.populate, key).result()["success_count"] == 1
+        table.connection.start_transaction()
+
+    pipelines.fill(lab)
+    options = {"reserve_jobs": True, "executor": remote_executor, "make_kwargs": {"do": populate_other}}
+    assert lab.Scripted.populate(**options) == {"success_count": 6, "error_list": []}
+    assert len(lab.Square()) == 6
 
 
 @pytest.mark.parametrize("reserve_jobs", [True, False])
