@@ -9,9 +9,10 @@ from djdist.dbapi import ConnectionSettings
 class JobsTableSource:
     """Where a jobs table is and the queries that say which keys it should hold.
 
-    ``restricted_sql`` is None where a call has no restrictions; ``finer_source`` tells
-    that several keys of the key source may fall on one job, ``keep_completed`` that jobs
-    stay as successes; ``time_zone`` is the server's, where PostgreSQL has to be told it.
+    ``restricted_sql`` is None where a call has no restrictions; ``new_keys_sql`` finds the keys
+    without row and job; ``finer_source`` tells that several keys of the key source may fall on
+    one job, ``keep_completed`` that jobs stay as successes; ``time_zone`` is the server's, where
+    PostgreSQL has to be told it.
     """
 
     settings: ConnectionSettings
@@ -25,5 +26,6 @@ class JobsTableSource:
     target_key: tuple[str, ...]
     key_source_sql: str
     restricted_sql: str | None
+    new_keys_sql: str
     keep_completed: bool = False
     time_zone: str | None = None

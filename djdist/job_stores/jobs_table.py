@@ -395,31 +395,20 @@ class JobsTable(JobStore):
         return sa.exists().where(_are_same(keys, self._jobs, self.source.key))
 
     def _in_target(self, keys: sa.FromClause) -> sa.ColumnElement[bool]:
-        target = self._target_of(keys)
-        return sa.exists().select_from(target).where(_are_same(target, keys, target.c.keys()))
-
-    def _target_of(self, keys: sa.FromClause) -> sa.TableClause:
         names = [name for name in self.source.target_key if name in keys.c]
-        return sa.table(self.source.target_table, *[sa.column(n) for n in names], schema=self.source.schema)
+        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in names]
+        target = sa.table(self.source.target_table, *columns, schema=self.source.schema)
+        return sa.exists().select_from(target).where(_are_same(target, keys, names))
 
     def _wanted(self) -> sa.Subquery:
         return self._keys(self.source.restricted_sql or self.source.key_source_sql)
 
     def _add(self, priority: int, delay_seconds: float) -> int:
-        keys = self._new_keys().subquery("new_keys")
+        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self.source.key]
+        keys = _verbatim(self.source.new_keys_sql).columns(*columns).subquery("new_keys")
         due = shifted(NOW, sa.literal(delay_seconds))
         rows = sa.select(*keys.c, sa.literal("pending"), sa.literal(priority), due)
         return self._insert_missing([*self.source.key, "status", "priority", "scheduled_time"], rows)
-
-    def _new_keys(self) -> sa.Select[Any]:
-        """Find the keys without row and job, by joins, which MariaDB does faster than NOT EXISTS."""
-        wanted = self._wanted()
-        target = self._target_of(wanted)
-        rows = wanted.outerjoin(target, _are_same(target, wanted, target.c.keys()))
-        rows = rows.outerjoin(self._jobs, _are_same(self._jobs, wanted, self.source.key))
-        keys = sa.select(*[wanted.c[name] for name in self.source.key]).select_from(rows)
-        new = keys.where(*[column.is_(None) for column in (*target.c, *self._key())])
-        return new.distinct() if self.source.finer_source else new
 
     def _insert_missing(self, names: list[str], rows: sa.Select[Any]) -> int:
         """Insert all at once, and leave alone what another refresh has added meanwhile.

@@ -140,7 +140,8 @@ class TestSecrets:
         fence = Fence(1, statement, "(id)", *[statement] * 5)
         parcel = Parcel("Table", settings, PASSWORD.encode(), "v", fence, shared=settings)
         names = "schema.Table", "schema", "~~table", "__table"
-        source = JobsTableSource(settings, *names, ("id",), frozenset(), False, ("id",), "SELECT 1", None)
+        key, sql = ("id",), "SELECT 1"
+        source = JobsTableSource(settings, *names, key, frozenset(), False, key, sql, None, sql)
         table = JobsTable(source, Owner(1))
         loop = functools.partial(print, store=table, work=PickledWork(pickle.dumps(parcel)))
         return [settings, parcel, source, table, loop]
