@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 OF_DATAJOINT = {
     name for tier in (dj.Computed, dj.Imported, dj.Part) for base in tier.__mro__ for name in vars(base)
 }
-Assignment = tuple[type, str, Any]
+Assignment = tuple[type | ModuleType, str, Any]
 Written = dict[str, ast.expr | None]
 """Expressions by the name they are assigned to; None where it takes more to know the value."""
 
@@ -46,7 +46,7 @@ def of_classes(kind: type[dj.Table], dumps: Dumps) -> list[Assignment]:
 
 @contextmanager
 def assigned(assignments: list[Assignment]) -> Iterator[None]:
-    """Let classes have the caller's data for the time of a ``with``: another run may have other data."""
+    """Let classes and modules have the caller's data for a ``with``: another run may have other data."""
     before = [(owner, name, vars(owner).get(name, assigned)) for owner, name, _ in assignments]
     try:
         for owner, name, value in assignments:

@@ -136,9 +136,11 @@ class Unpickler(pickle.Unpickler):
         """Load what opens the table's own connection, if it must be opened."""
         self._opening = self.load()
 
-    def of(self, pickled: bytes) -> "Unpickler":
-        """Give another one in the same place, for what was tried on its own."""
-        return Unpickler(pickled, self._shared)
+    def loads(self, pickled: bytes) -> Any:
+        """Unpickle what was :meth:`Pickler.tried`."""
+        unpickler = Unpickler(pickled, self._shared)
+        unpickler.own, unpickler._opening = self.own, self._opening
+        return unpickler.load()
 
     def persistent_load(self, pid: str) -> Any:
         """Give what this process has itself."""

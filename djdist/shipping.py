@@ -13,7 +13,7 @@ from typing import Any
 import datajoint as dj
 
 from djdist.assignments import Assignment, of_classes, of_instance
-from djdist.bindings import bind, bindings, register
+from djdist.bindings import bindings, register
 from djdist.codecs import codecs_beside_datajoints, codecs_used, register_codec
 from djdist.dbapi import ConnectionSettings, Login, connect
 from djdist.errors import OptionError, WorkerSetupError
@@ -74,7 +74,7 @@ def pack(table: dj.Table, make_kwargs: dict[str, Any], *, ship_credentials: bool
     pickler.dump_own_connection()
     pickler.dump(_codecs(pickler, table))
     schemas = sorted(table.connection.schemas)
-    _dump(pickler, (kind, bindings(), schemas), f"the class {kind.__name__}", kind)
+    _dump(pickler, (kind, bindings(kind, pickler.tried), schemas), f"the class {kind.__name__}", kind)
     pickler.dump(of_classes(kind, pickler.tried))
     _dump_each(pickler, of_instance(table, pickler.tried), "{}, an attribute of the instance,", kind)
     _dump_each(pickler, make_kwargs, "make_kwargs[{!r}]", kind)
@@ -96,7 +96,7 @@ def unpack(
     dict
         The arguments of its ``make()``.
     list
-        What classes are :func:`~djdist.assignments.assigned` while it is populated.
+        What classes and modules are :func:`~djdist.assignments.assigned` while it is populated.
 
     Raises
     ------
@@ -115,10 +115,9 @@ def unpack(
         unpickler = Unpickler(packed, partial(_shared_connection, shared))
         unpickler.load_own_connection()
         for codec, pickled, is_needed in unpickler.load():
-            register_codec(codec, unpickler.of(pickled).load, is_needed=is_needed)
+            register_codec(codec, partial(unpickler.loads, pickled), is_needed=is_needed)
         table, bound, schemas = unpickler.load()
-        for module, name, database in bound:
-            bind(module, name, database)
+        links = bound.apply(unpickler.loads)
         unpickler.own = table.connection
         _connect(table.connection, settings)
         assignments = unpickler.load()
@@ -130,7 +129,7 @@ def unpack(
         apply_settings(settings, table.connection._config)
     instance = table()
     vars(instance).update(attributes)
-    return instance, make_kwargs, assignments
+    return instance, make_kwargs, assignments + links
 
 
 def is_alive(connection: dj.Connection) -> bool:

@@ -4,6 +4,7 @@ import platform
 from typing import Any
 
 from djdist.database_errors import RIGHTS, is_denial
+from djdist.errors import WorkerSetupError
 from djdist.fence import Fence
 from djdist.job import Report
 from djdist.rights import lacking_right
@@ -12,6 +13,10 @@ CURES = (
     "Install the pipeline's package on every node, or send it along "
     '(Ray: RayExecutor(runtime_env={"working_dir": "."}), Dask: client.upload_file(...)), '
     "or pickle it by value: cloudpickle.register_pickle_by_value(module)."
+)
+ENVIRONMENT = (
+    "What its modules need beside code, such as environment variables and files, has to be on every node too "
+    '(Ray: RayExecutor(runtime_env={"env_vars": {...}}), Dask: start the workers with it).'
 )
 
 
@@ -24,9 +29,16 @@ def trial(table: Any, fence: Fence | None) -> Report:
 def setup_trouble(name: str, error: Exception) -> str:
     """Say what kept this worker from loading a table or from connecting, and what cures it."""
     place = f"{_place(name)}: {type(error).__name__}: {error}"
+    cure = _cure(error.__cause__ if isinstance(error, WorkerSetupError) and error.__cause__ else error)
+    return f"{place}\n{cure}" if cure else place
+
+
+def _cure(error: BaseException) -> str:
     if isinstance(error, (ImportError, AttributeError)):
-        return f"{place}\n{CURES}"
-    return f"{place}\n{RIGHTS}" if is_denial(error) else place
+        return CURES
+    if is_denial(error):
+        return RIGHTS
+    return ENVIRONMENT if isinstance(error, (LookupError, OSError)) else ""
 
 
 def _place(name: str) -> str:

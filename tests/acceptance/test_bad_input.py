@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -182,6 +183,22 @@ def test_a_module_that_the_workers_can_not_import_is_named_with_the_cures(
     for cure in ("No module named", "Square", "every node", "runtime_env", "register_pickle_by_value"):
         assert cure in str(refused.value)
     assert lab.Square.jobs.to_dicts() == before
+
+
+@pytest.mark.parametrize("needed", ["os.environ['OF_THE_CALLER']", "open('of_the_caller.txt')"])
+def test_what_a_module_needs_beside_code_is_named(
+    untouched: Any, lab: ModuleType, processes: Any, modules_folder: Path, needed: str
+) -> None:
+    name = f"needy_{lab.SCHEMA}"
+    code = f"import os\nos.getpid() == {os.getpid()} or {needed}\nSCHEMA = '{lab.SCHEMA}'\n"
+    (modules_folder / f"{name}.py").write_text(code + pipelines.TEMPLATE.read_text())
+    importlib.invalidate_caches()
+    module = importlib.import_module(name)
+    with pytest.raises(
+        djdist.WorkerSetupError, match=r"(?i)of_the_caller(.|\n)*environment variables and files"
+    ):
+        module.Kwargs.populate(reserve_jobs=True, executor=processes)
+    pipelines.forget(module)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -206,6 +206,7 @@ class Doubled(dj.Computed):
     -> Number
     ---
     result : int64
+    bound_to : varchar(64)
     '''
 
     class Half(dj.Part):
@@ -217,7 +218,7 @@ class Doubled(dj.Computed):
 
     def make(self, key):
         n = int((Number & key).fetch1("n"))
-        self.insert1({**key, "result": 2 * n})
+        self.insert1({**key, "result": 2 * n, "bound_to": schema.database})
         self.Half.insert1({**key, "half": n})
 """
 
@@ -243,6 +244,92 @@ def test_tables_that_are_bound_to_a_schema_after_the_import(
     assert summary == {"success_count": 4, "error_list": []}
     assert lazy.Doubled().to_arrays("result", order_by="n").tolist() == [0, 2, 4, 6]
     assert lazy.Doubled.Half().to_arrays("half", order_by="n").tolist() == [0, 1, 2, 3]
+    assert set(lazy.Doubled().to_arrays("bound_to")) == {schema_name}
+
+
+ELSEWHERE = """
+import os
+
+import datajoint as dj
+
+NUMBERS, DOUBLES = {schemas!r} if {is_as_at_the_caller} else {others!r}
+schema, schema_of_doubles = dj.Schema(NUMBERS), dj.Schema(DOUBLES)
+
+
+@schema
+class Number(dj.Manual):
+    definition = "n : int32"
+
+
+@schema_of_doubles
+class Doubled(dj.Computed):
+    definition = '''
+    -> Number
+    ---
+    pid : int64
+    '''
+
+    def make(self, key):
+        self.insert1({{**key, "pid": os.getpid()}})
+
+
+Number.insert([{{"n": n}} for n in range(12)], skip_duplicates=True)
+"""
+"""As if the schemas' names came from an environment variable that not every process has."""
+
+
+class TestOtherSchemas:
+    @pytest.fixture
+    def pipeline(
+        self, connection: Any, new_schema_name: Callable[[], str], modules_folder: Path
+    ) -> Iterator[Callable[..., Any]]:
+        import importlib
+
+        names = [new_schema_name() for _ in range(4)]
+        module = f"elsewhere_{names[0]}"
+
+        def load(*, others: Sequence[int], is_as_at_the_caller: str = f"os.getpid() == {os.getpid()}") -> Any:
+            code = ELSEWHERE.format(
+                schemas=names[::2][::-1],
+                others=[names[n] for n in others],
+                is_as_at_the_caller=is_as_at_the_caller,
+            )
+            (modules_folder / f"{module}.py").write_text(code)
+            importlib.invalidate_caches()
+            return importlib.import_module(module)
+
+        yield load
+        del sys.modules[module]
+
+    @pytest.mark.parametrize("others", [(2, 1), (3, 0)], ids=["of the table", "of what it is made from"])
+    def test_on_workers_are_refused_before_a_job_is_touched(
+        self, pipeline: Callable[..., Any], remote_executor: Any, others: Sequence[int]
+    ) -> None:
+        module = pipeline(others=others)
+        module.Doubled.jobs.refresh()
+        before = module.Doubled.jobs.to_dicts()
+        there = module.DOUBLES if others[0] == 2 else module.NUMBERS
+        with pytest.raises(
+            djdist.WorkerSetupError, match=f"belongs to the schema '.*' here, and to '{there}'"
+        ):
+            module.Doubled.populate(reserve_jobs=True, executor=remote_executor)
+        assert (len(before), module.Doubled.jobs.to_dicts()) == (12, before)
+        with pytest.raises(djdist.WorkerSetupError, match="env_vars"):
+            module.Doubled.populate(executor=remote_executor)
+        assert len(module.Doubled()) == 0
+
+    @pytest.mark.on("processes")
+    def test_on_a_worker_that_joins_later_cost_no_key(
+        self, pipeline: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        right = f"os.getpid() == {os.getpid()} or not os.path.exists({str(tmp_path / 'one')!r})"
+        module = pipeline(
+            others=(3, 1), is_as_at_the_caller=f"{right} and not os.mkdir({str(tmp_path / 'one')!r})"
+        )
+        with djdist.LocalExecutor(processes=2) as executor:
+            summary = module.Doubled.populate(reserve_jobs=True, executor=executor)
+        assert summary == {"success_count": 12, "error_list": []}
+        assert len(set(module.Doubled().to_arrays("pid"))) == 1
 
 
 class TestActivation:
