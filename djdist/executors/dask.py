@@ -1,9 +1,7 @@
 """Dask: the driver as an actor on a worker, keys as tasks."""
 
 import logging
-import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +30,7 @@ from djdist.executor import (
     what_is_made,
     window,
 )
+from djdist.executors.dask_cluster import own_cluster
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.pickled_work import PickledWork, fetched
 from djdist.settings import config
@@ -63,9 +62,6 @@ TURN_SECONDS = 1.0
 
 LOOK_SECONDS = 0.1
 """As often a worker looks whether the make() that it is at waits for other tasks."""
-
-IDLE_TIMEOUT = "10 minutes"
-"""After it a cluster ends whose caller was killed before it could."""
 
 
 class DaskExecutor(Executor):
@@ -280,7 +276,7 @@ class DaskExecutor(Executor):
         if address is not None:
             return _client_at(address)
         self._started.enter_context(dask.config.set(PATIENT_WITH_WORKERS))
-        cluster = self._started.enter_context(closing(_local_cluster()))
+        cluster = self._started.enter_context(own_cluster(default_places()))
         return self._started.enter_context(closing(distributed.Client(cluster, set_as_default=False)))
 
     def _belongs_to_run(self, key: Any) -> bool:
@@ -562,20 +558,6 @@ def _client_at(address: str) -> distributed.Client:
     if address not in _clients or _clients[address].status != "running":
         _clients[address] = distributed.Client(address, set_as_default=False)
     return _clients[address]
-
-
-def _local_cluster() -> distributed.SpecCluster:
-    """Start a cluster whose workers, unlike LocalCluster's, don't run the caller's script again."""
-    environment = {
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "PYTHONWARNINGS": "ignore:No datajoint.json found",
-    }
-    return distributed.SubprocessCluster(
-        n_workers=default_places(),
-        threads_per_worker=1,
-        worker_kwargs={"env": environment},
-        scheduler_kwargs={"idle_timeout": IDLE_TIMEOUT, "allowed_failures": 0},
-    )
 
 
 def _tasks_by_worker(
