@@ -14,7 +14,7 @@ import cloudpickle
 import datajoint as dj
 
 from djdist.bindings import register, tables
-from djdist.dbapi import Login
+from djdist.dbapi import Login, keep_alive
 from djdist.errors import OptionError
 
 OWN_CONNECTION, SHARED_CONNECTION = "own connection", "shared connection"
@@ -62,10 +62,10 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def dump_own_connection(self) -> None:
         """Dump what opens the table's own connection where that is not the one of ``dj.conn()``."""
         shared = dj.instance._singleton_connection
-        if self._own is shared or (shared is None and not self._ship_credentials):
+        if self._ship_credentials:
+            self.dump(None if self._own is shared else self._opening(self._own))
+        elif shared is None or self._own == shared:  # the same login does, as after dj.conn(reset=True)
             self.dump(None)
-        elif self._ship_credentials:
-            self.dump(self._opening(self._own))
         else:
             raise self._refusal(self._own)
 
@@ -181,6 +181,7 @@ def open_connection(
         options = {"database_name": login["database_name"], "backend": backend, "config_override": config}
         connection = _opened[os.getpid(), number] = object.__new__(kind)
         dj.Connection.__init__(connection, *place, **options)
+    keep_alive(connection._conn)
     register(connection, schemas)
     return connection
 
