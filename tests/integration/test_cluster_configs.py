@@ -87,6 +87,13 @@ class TestRayUp:
         spot = {name for name in types if re.search("spot|preemptible", str(types[name]["node_config"]))}
         assert spot == {"cpu-spot", "gpu-spot"}
 
+    @pytest.mark.parametrize("cloud", CLOUDS)
+    def test_only_the_head_has_the_rights_of_the_autoscaler(self, cloud: str) -> None:
+        (config,) = documents(f"ray/{cloud}.yaml")
+        for name, kind in config["available_node_types"].items():
+            profiles = set(re.findall("djdist-[a-z]+", str(kind["node_config"])))
+            assert profiles == {"djdist-head" if name == config["head_node_type"] else "djdist-worker"}
+
 
 class TestKubernetes:
     @pytest.fixture(params=KUBERNETES)
@@ -126,6 +133,16 @@ class TestKubernetes:
             assert container["resources"].keys() == {"requests", "limits"}
             secret = {env["name"] for env in container["env"] if "secretKeyRef" in env.get("valueFrom", {})}
             assert secret == CREDENTIALS
+
+    @pytest.mark.parametrize("name", KUBERNETES)
+    def test_the_secret_has_no_newline(self, name: str, tmp_path: Path) -> None:
+        text = (FOLDER / name).read_text()
+        write, create = re.findall(r"#   (.*datajoint\.env.*)", text)
+        subprocess.run(["bash", "-c", write], check=True, cwd=tmp_path)
+        assert "--from-env-file=" in create  # --from-file= takes the file's last newline into the password
+        written = (tmp_path / "datajoint.env").read_text().splitlines()
+        asked = re.findall("secretKeyRef: {name: lab-datajoint, key: (.*?)}", text)
+        assert [line.partition("=")[0] for line in written] == asked == ["user", "password"]
 
     def test_the_job_starts_the_same_cluster(self) -> None:
         (cluster,), (job,) = documents(KUBERNETES[0]), documents(KUBERNETES[1])
