@@ -15,6 +15,9 @@ DEADLOCK_OR_LOST = frozenset(
 lock wait, deadlock, a prepared statement that is gone with its session, a server that may only be read,
 as one from which another one takes over, and lost connections."""
 
+LOST = {None, 0, 2006, 2013, 2055}
+"""MySQL's numbers for a lost connection, and what PostgreSQL's driver has instead."""
+
 READ_ONLY_OPTION = 1290
 """Any option that forbids a statement."""
 
@@ -38,6 +41,45 @@ REFUSED_LOGIN = (
 
 PG_DEADLOCK_OR_LOST = ("08", "25006", "40", "53", "55P03", "57P0")
 """PostgreSQL's classes for connection, rollback, resources; read only, lock not available, shutdown."""
+
+LIMITS: dict[object, str] = {
+    "57014": "statement_timeout",
+    "55P03": "lock_timeout",
+    1969: "max_statement_time",
+    3024: "max_execution_time",
+    4031: "wait_timeout",
+}
+"""The settings by which servers end statements, and MySQL sessions, by what they say then."""
+
+NO_LIMITS = ("user request", "could not obtain lock")
+"""What PostgreSQL says with the same codes where a statement was cancelled by somebody, or not to wait."""
+
+
+def is_lost(error: BaseException) -> bool:
+    """Tell whether the connection is gone, of which PostgreSQL's driver gives no code."""
+    if not is_infrastructure(error):
+        return False
+    return _is_of_datajoint(error, "LostConnectionError") or _code(error) in LOST
+
+
+def limit_of(error: BaseException | None) -> str:
+    """Name the server's setting by which a statement or its session was ended, if it was one.
+
+    Where the session was ended, what DataJoint met afterwards may stand before it.
+    """
+    while error is not None:
+        limit = LIMITS.get(_code(error))
+        if limit and not any(phrase in str(error) for phrase in NO_LIMITS):
+            return limit
+        error = error.__context__ if is_infrastructure(error) else None
+    return ""
+
+
+def _code(error: BaseException) -> object:
+    """Give the server's number or code, if the error is one of its driver."""
+    if _library(error) == "pymysql":
+        return next(iter(error.args), None)
+    return getattr(error, "pgcode", None)
 
 
 def is_infrastructure(error: BaseException) -> bool:

@@ -65,13 +65,15 @@ class Failure:
 
     ``exception`` is the object itself where it was raised in this process, its
     pickle where it comes from another one, None where it can't be pickled; ``kinds`` are
-    the names of its class and of that class's bases.
+    the names of its class and of that class's bases, ``limit`` the setting of the server by which
+    a statement or the session was ended.
     """
 
     message: str
     traceback: str = ""
     exception: BaseException | bytes | None = field(default=None, repr=False)
     kinds: tuple[str, ...] = ()
+    limit: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,14 @@ TIME_ZONE = {
 }
 """SQL of the server's time zone, by backend."""
 
+IDLE_LIMITS = {
+    "mysql": "SELECT 'wait_timeout', @@wait_timeout",
+    "postgresql": """
+        SELECT name, setting::float / 1000 FROM pg_settings WHERE setting <> '0' AND name IN
+            ('idle_in_transaction_session_timeout', 'transaction_timeout', 'idle_session_timeout')""",
+}
+"""SQL of the settings by which a server ends sessions that ask nothing, in seconds; nobody is told of it."""
+
 PREPARE = {
     "mysql": f"SET SESSION time_zone = {TIME_ZONE['mysql']}",
     "postgresql": f"SELECT set_config('TimeZone', {TIME_ZONE['postgresql']}, false)",

@@ -16,7 +16,7 @@ MAX_DEFERRALS = 20
 MAX_WAITS = 1000
 """So often a key may meet a worker that gets no connection, such as when the server is full."""
 MAX_LOST_CONNECTIONS = 5
-"""So often a key may lose its connection while it is made."""
+"""So often a key may lose its connection while it is made, or meet a limit of the server."""
 MAX_OBSTACLES = 20
 LONGEST_OBSTACLE_SECONDS = 30.0
 
@@ -52,11 +52,11 @@ class Attempts:
         for counter in filter(None, (self.losses, self._deferrals, self._failures)):
             counter.pop(job.identity, None)
 
-    def after_deferral(self, job: Job, *, begun: bool, connection_lost: bool = False) -> float | None:
-        """The database could not be used, or not even be reached to begin."""
+    def after_deferral(self, job: Job, *, begun: bool, hopeless: bool = False) -> float | None:
+        """The database could not be used, or not even be reached to begin; ``hopeless``: maybe for good."""
         self._deferrals[job.identity] += 1
         tries = self._deferrals[job.identity]
-        most = MAX_LOST_CONNECTIONS if connection_lost else MAX_DEFERRALS
+        most = MAX_LOST_CONNECTIONS if hopeless else MAX_DEFERRALS
         if tries > (most if begun else MAX_WAITS):
             return None
         return _pause(self.chance, tries, FIRST_DEFERRAL_SECONDS, LONGEST_DEFERRAL_SECONDS)

@@ -20,6 +20,14 @@ UNFINISHED = (
 CONNECTION_LOST = "LostConnectionError"
 TOO_LARGE = "The server may close a connection over a value that is larger than its max_allowed_packet."
 
+IDLING = {
+    "idle_in_transaction_session_timeout",
+    "transaction_timeout",
+    "idle_session_timeout",
+    "wait_timeout",
+}
+"""What ends a session whose make() computes for long between two queries."""
+
 
 class Ledger:
     """Decides by its ending whether a job is done, an error or tried again, and says so to the store.
@@ -173,12 +181,12 @@ class Ledger:
         failure = outcome.failure or UNKNOWN
         begun = bool(self._store.begun([outcome.job]))
         connection_lost = CONNECTION_LOST in failure.kinds
-        pause_seconds = self._attempts.after_deferral(
-            outcome.job, begun=begun, connection_lost=connection_lost
-        )
+        hopeless = connection_lost or bool(failure.limit)
+        pause_seconds = self._attempts.after_deferral(outcome.job, begun=begun, hopeless=hopeless)
         if pause_seconds is None:
-            hint = f" {TOO_LARGE}" if connection_lost else ""
-            failure = replace(failure, message=f"tried again and again, last: {failure.message}{hint}")
+            hint = _limit_hint(failure.limit) if failure.limit else TOO_LARGE if connection_lost else ""
+            message = f"tried again and again, last: {failure.message.strip()} {hint}".strip()
+            failure = replace(failure, message=message)
             self._fail(outcome.job, failure, outcome.host, outcome.pid)
             return
         if pause_seconds >= 1 and not self._waits_for_database:
@@ -200,3 +208,14 @@ class Ledger:
 
     def _log(self, message: str, job: Job, *arguments: object) -> None:
         logger.warning("%s(%s) " + message, self._table, job, *arguments)
+
+
+def _limit_hint(limit: str) -> str:
+    if limit not in IDLING:
+        return (
+            f"The server's {limit} ended a statement: raise it for this account, or ask for less at a time."
+        )
+    return (
+        f"The server's {limit} ended the session in the middle of make(): raise it for this account, or "
+        "split make() into make_fetch, make_compute and make_insert."
+    )

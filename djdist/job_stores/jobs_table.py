@@ -17,7 +17,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from djdist.database_errors import RIGHTS, is_denial, is_full, is_infrastructure
+from djdist.database_errors import RIGHTS, is_denial, is_full, is_infrastructure, limit_of
 from djdist.dbapi import ConnectionSettings, connect, shut
 from djdist.errors import DatabaseError
 from djdist.fence import Fence, Statement, are_searched_as_list, key_name
@@ -566,9 +566,11 @@ class JobsTable(JobStore):
         return Line(raw, lambda: _connection(self.source.settings), connection.info["server"])
 
     def _patience_seconds(self, error: BaseException) -> float:
+        if limit_of(error) or is_full(error):
+            return self.patience_seconds
         if not is_infrastructure(error):
             return 0
-        return self.patience_seconds if self._reached or is_full(error) else FIRST_PATIENCE_SECONDS
+        return self.patience_seconds if self._reached else FIRST_PATIENCE_SECONDS
 
     def _engine(self) -> sa.Engine:
         if self._open_engine is None:

@@ -8,16 +8,17 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from djdist.database_errors import is_infrastructure
+from djdist.database_errors import is_infrastructure, is_lost, limit_of
 from djdist.dbapi import ConnectionSettings
 from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Connection, Fence, key_name
 from djdist.job import GROUP_SECONDS, Ending, Identity, Job, Outcome, Report
 from djdist.pipeline import connect_anew, end_session, is_duplicate, is_made, job_columns
+from djdist.sessions import IDLE_LIMITS
 from djdist.shipping import is_alive
 from djdist.signals import Signals, catching
 from djdist.worker.failure import failure_of
@@ -136,15 +137,30 @@ def make_group(group: Group, limit: Callable[[], AbstractContextManager[None]] =
 
 def make_job(group: Group, job: Job, making: Making, signals: Signals) -> Outcome:
     """Begin, make and finish one job."""
+    started = time.monotonic()
     try:
         ending, failure = _attempt(group, job, making), None
     except LeaseLostError:
         ending, failure = Ending.DISOWNED, None
     except BaseException as error:
         ending, failure = _ending(error, interrupted=signals.received), failure_of(error)
+        if is_lost(error) and not failure.limit and not making.is_nested:
+            limit = _limit_of_idling(group.workplace.table.connection, time.monotonic() - started)
+            failure = replace(failure, limit=limit)
     if ending not in MADE and not making.is_nested:  # else the connection is still in use
         _leave_behind(group.workplace)
     return Outcome(job, ending, failure, platform.node(), os.getpid())
+
+
+def _limit_of_idling(connection: Any, seconds: float) -> str:
+    """Name the setting by which the server may have ended a session that made a key for so long."""
+    with suppress(Exception):
+        if not is_alive(connection):
+            connect_anew(connection)
+        for setting, longest in connection.query(IDLE_LIMITS[connection.adapter.backend]).fetchall():
+            if seconds >= longest:
+                return str(setting)
+    return ""
 
 
 def _leave_behind(workplace: Workplace) -> None:
@@ -205,7 +221,7 @@ def _was_committed(group: Group, job: Job) -> bool:
 def _ending(error: BaseException, *, interrupted: bool) -> Ending:
     if isinstance(error, Terminated) or (interrupted and isinstance(error, KeyboardInterrupt | SystemExit)):
         return Ending.INTERRUPTED
-    return Ending.DEFERRED if is_infrastructure(error) else Ending.FAILED
+    return Ending.DEFERRED if is_infrastructure(error) or limit_of(error) else Ending.FAILED
 
 
 def _warn_and_wait(lock: Any) -> None:

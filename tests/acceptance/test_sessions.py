@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -124,3 +127,63 @@ def test_a_make_sees_the_time_zone_that_its_account_has(
     lab.Scripted.populate(max_calls=1, **options)
     lab.Scripted.populate(executor=processes, **options)
     assert len(lab.Scripted()) == 2
+
+
+@pytest.fixture
+def short_of_time(server: Server, connection: Any) -> Iterator[str]:
+    """Lets the server end sessions that idle for a second; gives the setting's name."""
+    if server.backend == "postgresql":
+        setting = "idle_in_transaction_session_timeout"
+        change, undo = (
+            f"ALTER ROLE {server.user} {how}" for how in (f"SET {setting} = '1s'", f"RESET {setting}")
+        )
+    else:
+        setting = "wait_timeout"
+        change, undo = (f"SET GLOBAL {setting} = {value}" for value in ("1", "DEFAULT"))
+    connection.query(change)
+    connection.connect()
+    yield setting
+    with server.connect() as other:
+        other.query(undo)
+    connection.connect()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_an_idle_session_that_the_server_ends_is_named(
+    short_of_time: str, lab: ModuleType, processes: Any, remote: bool, tmp_path: Path
+) -> None:
+    pipelines.fill(lab, subjects=1, sessions=1)
+    options = {"executor": processes if remote else "local", "suppress_errors": True, "reserve_jobs": True}
+    idle = {"do": doing.idle_until_the_session_ends, "folder": str(tmp_path)}
+    ((_, message),) = lab.Scripted.populate(make_kwargs=idle, **options)["error_list"]
+    assert f"The server's {short_of_time} ended the session" in message
+    assert len(doing.begun(tmp_path)) <= 6
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_statement_that_takes_too_long_is_an_error_that_names_the_limit(
+    lab: ModuleType, processes: Any, server: Server, remote: bool, tmp_path: Path
+) -> None:
+    pipelines.fill(lab, subjects=1, sessions=2)
+    options = {"executor": processes if remote else "local", "suppress_errors": True, "reserve_jobs": True}
+    sleep = {"do": doing.exceed_a_limit, "folder": str(tmp_path)}
+    result = lab.Scripted.populate(make_kwargs=sleep, **options)
+    limit = {"mysql": "max_statement_time", "postgresql": "statement_timeout"}[server.backend]
+    assert [f"The server's {limit} ended" in message for _, message in result["error_list"]] == [True, True]
+    assert len(doing.begun(tmp_path)) <= 12
+
+
+def test_a_driver_waits_for_a_lock_though_its_statements_may_not_take_long(
+    log_in: LogIn, lab: ModuleType, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipelines.fill(lab, subjects=1, sessions=2)
+    lab.Scripted.jobs.refresh()
+    log_in(statement_timeout="200ms")
+    with server.connect() as other, ThreadPoolExecutor() as threads, other.transaction:
+        other.query(f"LOCK TABLE {lab.Scripted.jobs.full_table_name} IN ACCESS EXCLUSIVE MODE")
+        options = {"reserve_jobs": True, "refresh": False, "make_kwargs": {"do": doing.nothing}}
+        run = threads.submit(lab.Scripted.populate, **options)
+        while not run.done() and "Waiting for the database" not in caplog.text:
+            time.sleep(0.01)
+        other.query("COMMIT")
+        assert run.result() == {"success_count": 2, "error_list": []}

@@ -87,6 +87,29 @@ def check_time_zone(table: dj.Table, key: Key, n: int, expected: str) -> None:
     assert table.connection.query("SHOW TimeZone").fetchone() == (expected,)
 
 
+def idle_until_the_session_ends(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    _begin(n, folder)
+    mysql = table.connection.adapter.backend == "mysql"
+    session = table.connection.query(
+        f"SELECT {'connection_id()' if mysql else 'pg_backend_pid()'}"
+    ).fetchone()
+    sessions = "information_schema.processlist WHERE id" if mysql else "pg_stat_activity WHERE pid"
+    there = True
+    while there:
+        time.sleep(0.05)
+        other = open_dbapi_connection(settings_of(table.connection))
+        cursor = other.cursor()
+        cursor.execute(f"SELECT 1 FROM {sessions} = %s", session)
+        there = bool(cursor.fetchall())
+        other.close()
+
+
+def exceed_a_limit(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    mysql = table.connection.adapter.backend == "mysql"
+    table.connection.query(f"SET {'max_statement_time = 0.2' if mysql else 'statement_timeout = 200'}")
+    sleep_in_the_database(table, key, n, folder)
+
+
 def keep_the_processor_busy(table: dj.Table, key: Key, n: int, folder: str, seconds: float) -> None:
     _begin(n, folder)
     until = time.monotonic() + seconds

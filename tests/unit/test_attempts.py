@@ -55,8 +55,8 @@ def test_a_key_that_is_begun_shows_that_there_is_a_way() -> None:
 def test_a_key_that_loses_its_connection_again_and_again_has_fewer_tries() -> None:
     attempts = Attempts(Policy())
     for _ in range(MAX_LOST_CONNECTIONS):
-        assert attempts.after_deferral(JOB, begun=True, connection_lost=True) is not None
-    assert attempts.after_deferral(JOB, begun=True, connection_lost=True) is None
+        assert attempts.after_deferral(JOB, begun=True, hopeless=True) is not None
+    assert attempts.after_deferral(JOB, begun=True, hopeless=True) is None
 
 
 def test_deferrals_get_longer_up_to_a_limit_and_end() -> None:

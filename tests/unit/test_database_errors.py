@@ -4,7 +4,7 @@ import datajoint as dj
 import pymysql
 import pytest
 
-from djdist.database_errors import is_denial, is_full, is_infrastructure
+from djdist.database_errors import is_denial, is_full, is_infrastructure, is_lost, limit_of
 
 pytest.importorskip("psycopg2")
 import psycopg2
@@ -81,6 +81,7 @@ def test_a_full_server_is_infrastructure(error: Exception) -> None:
 @pytest.mark.parametrize("error", AWAY + GIVEN_UP, ids=str)
 def test_a_server_that_is_away_is_not_full(error: Exception) -> None:
     assert not is_full(error)
+    assert is_lost(error) is (error in AWAY)
     assert is_infrastructure(error)
 
 
@@ -94,3 +95,29 @@ def test_errors_derived_from_datajoints_are_taken_for_those() -> None:
 def test_errors_of_the_pipeline_are_neither(error: Exception) -> None:
     assert not is_full(error)
     assert not is_infrastructure(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "limit"),
+    [
+        (of_postgresql("57014", "canceling statement due to statement timeout"), "statement_timeout"),
+        (of_postgresql("57014", "canceling statement due to user request"), ""),
+        (of_postgresql("55P03", "canceling statement due to lock timeout"), "lock_timeout"),
+        (of_postgresql("55P03", "could not obtain lock on row"), ""),
+        (pymysql.err.OperationalError(1969, "Query execution was interrupted"), "max_statement_time"),
+        (pymysql.err.OperationalError(3024, "Query execution was interrupted"), "max_execution_time"),
+        (ValueError(3024), ""),
+        *[(error, "") for error in FULL + AWAY],
+    ],
+    ids=repr,
+)
+def test_a_limit_of_the_server_is_named(error: Exception, limit: str) -> None:
+    assert limit_of(error) == limit
+
+
+def test_the_limit_that_ended_a_session_is_named_by_what_was_met_afterwards() -> None:
+    lost, own = dj.errors.LostConnectionError("Connection timed out"), ValueError("after a caught one")
+    for error in (lost, own):
+        error.__context__ = pymysql.err.OperationalError(4031, "disconnected because of inactivity")
+    assert limit_of(lost) == "wait_timeout"
+    assert limit_of(own) == ""
