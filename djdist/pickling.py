@@ -89,6 +89,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return open_connection, self._opening(obj)
         if isinstance(obj, dj.instance.Config) and not self._ship_credentials:
             raise self._refusal(obj)
+        if obj is dj.config:
+            return getattr, (dj, "config")
         if isinstance(obj, dj.schemas._Schema):
             return __newobj__, (type(obj),), {**vars(obj), "context": None, "declare_list": []}
         if isinstance(obj, dj.VirtualModule):

@@ -18,6 +18,7 @@ from djdist.fence import Fence, Statement
 from djdist.job_stores.jobs_table import JobsTable, Owner
 from djdist.jobs_table_source import JobsTableSource
 from djdist.pickled_work import PickledWork
+from djdist.pickling import Pickler, Unpickler
 from djdist.shipping import apply_settings, pack, settings_of, unpack
 from djdist.worker import Parcel
 
@@ -212,6 +213,13 @@ class TestTables:
         assert table.doubled(4) == 8
         assert table.connection is worker
         assert PASSWORD.encode() not in packed
+
+    def test_the_settings_that_code_uses_are_the_workers(self) -> None:
+        pickler = Pickler(FakeConnection(), ship_credentials=False)
+        pickler.dump((dj.config, dj.instance._global_config))
+        loaded = Unpickler(pickler.pickled, dj.conn).load()
+        assert loaded[0] is dj.config
+        assert loaded[1] is dj.instance._global_config
 
     def test_a_worker_has_the_callers_settings_before_the_table_is_loaded(
         self, worker: FakeConnection, settings: ConnectionSettings
