@@ -57,6 +57,8 @@ class Dashboard:
     def _tell_places(self, places: int) -> None:
         if places != self._places and logger.isEnabledFor(logging.INFO):
             pending = self._supply.count(RECOUNT_SECONDS)
+            if not self._supply.is_counted:  # next time it may be
+                return
             logger.info(
                 "%s has %d places, %d before; %d keys are pending", self._table, places, self._places, pending
             )

@@ -66,9 +66,9 @@ class Grouping:
     def split(self, jobs: Sequence[Job], size: int, places: int) -> Iterator[tuple[Job, ...]]:
         """Divide jobs into groups of a size, or into so many groups if there are fewer jobs."""
         alone = [job for job in jobs if job.identity in self._alone]
+        others = [job for job in jobs if job.identity not in self._alone] if alone else jobs
         self._alone -= {job.identity for job in alone}
         yield from ((job,) for job in alone)
-        others = [job for job in jobs if job not in alone] if alone else jobs
         size = max(1, min(size, -(-len(others) // places)))
         yield from (tuple(others[first : first + size]) for first in range(0, len(others), size))
 

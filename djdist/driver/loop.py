@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from djdist.driver.dashboard import RECOUNT_SECONDS, Dashboard
 from djdist.driver.flight import Flight
@@ -93,7 +93,10 @@ class Driver:
         finally:
             self._give_back_all()
             self._dashboard.show()
-        watch(self.status())
+        if self._policy.count_pending or logger.isEnabledFor(logging.INFO):
+            with suppress(DatabaseError):  # all else is done
+                self._supply.count_in_the_end()
+        watch(self.last_status)
         return self.summary()
 
     def step(self) -> bool:

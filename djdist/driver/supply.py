@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from djdist.driver.counting import Counting
 from djdist.job import Job
 from djdist.job_store import JobStore
 
@@ -28,15 +29,17 @@ class Supply:
     pauses : bool
         The store had less than it was asked for.
     pending : int
-        What was left when it was last counted.
+        What was left when it was last seen.
+    is_counted : bool
+        That is known.
     """
 
     def __init__(self, store: JobStore, clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
-        self.pending = 0
+        self.pending, self.is_counted = 0, False
+        self._counting = Counting(store.pending, clock)
         self._left, self._looks_at = 0, clock()
-        self._counted_at = float("-inf")
         self._due_at = clock()
         self.refill(0)
 
@@ -64,7 +67,7 @@ class Supply:
         self.empty = idle and not jobs and self._clock() >= self._due_at
         self.pauses = len(jobs) < limit
         self._asked_at = self._clock()
-        self.pending = max(0, self.pending - len(jobs))
+        self.pending = 0 if self.pauses else max(0, self.pending - len(jobs))
         self._left -= len(jobs)
         return jobs
 
@@ -79,8 +82,13 @@ class Supply:
         return max(0, min(self._left, enough))
 
     def count(self, age_seconds: float) -> int:
-        """Count what is left, unless that was done so shortly ago."""
-        now = self._clock()
-        if now - self._counted_at >= age_seconds:
-            self.pending, self._counted_at = self._store.pending(), now
+        """Count what is left, unless that was done so shortly ago; a count that takes long is seen later."""
+        found = self._counting.found(age_seconds)
+        if found is not None:
+            self.is_counted, self.pending = True, 0 if self.empty else found
         return self.pending
+
+    def count_in_the_end(self) -> None:
+        """Count what others may go on with, unless the store was seen empty."""
+        if not self.empty:
+            self.pending = self._store.pending()

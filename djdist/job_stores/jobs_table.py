@@ -581,6 +581,7 @@ class JobsTable(JobStore):
                 isolation_level="READ COMMITTED",
                 pool_size=2,
                 max_overflow=0,
+                pool_timeout=None,  # the loop, the lease and a count share them
                 pool_reset_on_return=None,  # every transaction is ended already
             )
             sa.event.listen(self._open_engine, "connect", _note_server)

@@ -74,8 +74,8 @@ class MemoryStore(JobStore):
         return []
 
     def pending(self, most: int | None = None) -> int:
-        self._let_due_in()
-        return len(self._pending) if most is None else min(most, len(self._pending))
+        due = len(self._pending) + sum(at <= time.monotonic() for at, _ in self._later)
+        return due if most is None else min(most, due)
 
     def _let_due_in(self) -> None:
         now = time.monotonic()

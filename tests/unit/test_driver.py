@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 import tracemalloc
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import pytest
 import djdist
 from djdist.driver import WAIT_SECONDS, Driver
 from djdist.driver.attempts import MAX_OBSTACLES
+from djdist.driver.counting import SHARE, Counting
 from djdist.errors import DatabaseError, WorkerSetupError
 from djdist.executor import Executor
 from djdist.job import Completion, Ending, Failure, Handover, Job, Policy, Report, Status, Summary
@@ -782,6 +784,74 @@ def test_status_knows_what_was_counted_for_the_dashboard() -> None:
     driver = Driver(MemoryStore(keys(10)), executor, Policy())
     driver.step()
     assert driver.status().pending == 8
+
+
+def test_a_count_that_takes_long_holds_up_no_key() -> None:
+    class Slow(CountingStore):
+        is_over = threading.Event()
+
+        def pending(self, most: int | None = None) -> int:
+            assert self.is_over.wait(60)
+            return super().pending(most)
+
+    def watch(status: Status) -> bool:
+        if status.made == 9:
+            store.is_over.set()
+        return True
+
+    store = Slow(10)
+    assert (
+        Driver(store, ScriptedExecutor(places=1), Policy(count_pending=True)).run(watch).success_count == 10
+    )
+
+
+def test_the_longer_a_count_takes_the_longer_is_the_pause_before_the_next() -> None:
+    clock = Clock()
+
+    def count() -> int:
+        clock.seconds += 2.5
+        return 7
+
+    counting = Counting(count, clock)
+    for _ in range(2):
+        wait_until(lambda: counting.found(2) == 7, "a count")
+        clock.seconds += 2.5 * SHARE - 0.1
+        assert counting.found(2) is None
+        clock.seconds += 0.1
+
+
+def test_a_count_that_fails_is_tried_again() -> None:
+    answers = iter([None, 7])
+
+    def count() -> int:
+        answer = next(answers)
+        if answer is None:
+            raise DatabaseError("away")
+        return answer
+
+    counting = Counting(count, Clock())
+    wait_until(lambda: counting.found(0) == 7, "the second count")
+
+
+@pytest.mark.parametrize("max_calls", [None, 4])
+def test_the_last_status_knows_what_others_have_made_meanwhile(max_calls: int | None) -> None:
+    """Of what was counted before."""
+    store, told = CountingStore(20), list[Status]()
+
+    def answer(ticket: int, job: Job) -> Completion:
+        if job.key["n"] == 3:
+            while len(store._pending) > 5 * (max_calls is not None):
+                store._pending.pop()
+        return made(ticket, job)
+
+    def watch(status: Status) -> bool:
+        told.append(status)
+        return True
+
+    policy = Policy(count_pending=True, max_calls=max_calls)
+    Driver(store, ScriptedExecutor(places=2, answer=answer), policy).run(watch)
+    assert max(status.pending for status in told) >= 16
+    assert (told[-1].made, told[-1].pending) == ((4, 0) if max_calls is None else (4, 5))
 
 
 def test_a_run_is_starting_until_its_workers_have_been_tried() -> None:

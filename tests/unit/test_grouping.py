@@ -100,6 +100,18 @@ class TestShares:
         assert Grouping().size_of_shares(never, places=4) == 1
 
 
+def test_jobs_that_are_isolated_are_not_compared_with_each_other() -> None:
+    class Incomparable(Job):
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError
+
+        __hash__ = None  # type: ignore[assignment]
+
+    grouping, lost = Grouping(), [Incomparable({"n": n}) for n in range(4)]
+    grouping.isolate(lost[:3])
+    assert [[job.key["n"] for job in group] for group in grouping.split(lost, 4, 1)] == [[0], [1], [2], [3]]
+
+
 class TestLeft:
     def test_it_is_counted_again_when_what_was_seen_is_used_up(self) -> None:
         store = CountingStore(1000)
