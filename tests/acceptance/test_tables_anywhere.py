@@ -299,7 +299,7 @@ class TestOtherSchemas:
             return importlib.import_module(module)
 
         yield load
-        del sys.modules[module]
+        sys.modules.pop(module, None)
 
     @pytest.mark.parametrize("others", [(2, 1), (3, 0)], ids=["of the table", "of what it is made from"])
     def test_on_workers_are_refused_before_a_job_is_touched(
@@ -317,6 +317,17 @@ class TestOtherSchemas:
         with pytest.raises(djdist.WorkerSetupError, match="env_vars"):
             module.Doubled.populate(executor=remote_executor)
         assert len(module.Doubled()) == 0
+
+    @pytest.mark.on("ray")
+    def test_are_the_callers_with_the_cure_that_is_named(
+        self, pipeline: Callable[..., Any], ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LAB", "ours")
+        module = pipeline(others=(3, 1), is_as_at_the_caller="os.environ.get('LAB') == 'ours'")
+        with pytest.raises(djdist.WorkerSetupError, match="belongs to the schema"):
+            module.Doubled.populate(reserve_jobs=True, executor="ray")
+        executor = djdist.RayExecutor(runtime_env={"env_vars": {"LAB": "ours"}})
+        assert module.Doubled.populate(reserve_jobs=True, executor=executor)["success_count"] == 12
 
     @pytest.mark.on("processes")
     def test_on_a_worker_that_joins_later_cost_no_key(
