@@ -143,15 +143,22 @@ def is_alive(connection: dj.Connection) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Spare the caller's terminal a message for each worker that connects."""
+    """Spare the caller's terminal a message for each worker that connects, and of TLS after each error."""
     level = dj.logger.level
     dj.logger.setLevel(logging.WARNING)
+    dj.logger.addFilter(_says_more_than_that_there_is_no_tls)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             yield
     finally:
+        dj.logger.removeFilter(_says_more_than_that_there_is_no_tls)
         dj.logger.setLevel(level)
+
+
+def _says_more_than_that_there_is_no_tls(record: logging.LogRecord) -> bool:
+    """The caller has been told so already, by its own connection."""
+    return not str(record.msg).startswith("SSL connection failed")
 
 
 def _settings(backend: str, login: Login | None, config: Any) -> ConnectionSettings:

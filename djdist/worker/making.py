@@ -18,6 +18,7 @@ from djdist.errors import IncompatibleDataJointError, MakeError
 from djdist.fence import Connection
 from djdist.job import Key
 from djdist.sessions import READ_COMMITTED
+from djdist.shipping import quiet
 from djdist.worker.session import (
     COMMIT_AND_CHAIN,
     LastStatement,
@@ -268,7 +269,8 @@ def _leave_transaction(connection: dj.Connection) -> None:
         if connection.in_transaction:
             connection.cancel_transaction()
     except dj.errors.LostConnectionError:
-        connection.connect()
+        with quiet():
+            connection.connect()
 
 
 @contextmanager

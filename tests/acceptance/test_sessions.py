@@ -19,6 +19,7 @@ import lab as pipelines
 from djdist.history import pace, runs_seen
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.pipeline import jobs_table_source
+from djdist.worker.session import is_mariadb
 from lab import doing
 from lab.watching import counts
 from servers import Server
@@ -83,7 +84,7 @@ def test_a_strict_isolation_of_the_account_keeps_no_job_from_ending(
     make_beyond_a_renewal(lab, processes, monkeypatch)
 
 
-@pytest.mark.parametrize("hours", [-7, 9])
+@pytest.mark.parametrize("hours", [pytest.param(-7, marks=pytest.mark.long), 9])
 def test_no_time_zone_of_a_client_hides_or_frees_jobs(
     other_zone: Callable[[int], None], lab: ModuleType, server: Server, processes: Any, hours: int
 ) -> None:
@@ -148,7 +149,7 @@ def short_of_time(server: Server, connection: Any) -> Iterator[str]:
     connection.connect()
 
 
-@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("remote", [pytest.param(False, marks=pytest.mark.long), True])
 def test_an_idle_session_that_the_server_ends_is_named(
     short_of_time: str, lab: ModuleType, processes: Any, remote: bool, tmp_path: Path
 ) -> None:
@@ -160,15 +161,17 @@ def test_an_idle_session_that_the_server_ends_is_named(
     assert len(doing.begun(tmp_path)) <= 6
 
 
-@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("remote", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_statement_that_takes_too_long_is_an_error_that_names_the_limit(
     lab: ModuleType, processes: Any, server: Server, remote: bool, tmp_path: Path
 ) -> None:
     pipelines.fill(lab, subjects=1, sessions=2)
     options = {"executor": processes if remote else "local", "suppress_errors": True, "reserve_jobs": True}
-    sleep = {"do": doing.exceed_a_limit, "folder": str(tmp_path)}
+    limit = "statement_timeout"
+    if server.backend == "mysql":
+        limit = "max_statement_time" if is_mariadb(lab.schema.connection._conn) else "max_execution_time"
+    sleep = {"do": doing.exceed_a_limit, "folder": str(tmp_path), "limit_name": limit}
     result = lab.Scripted.populate(make_kwargs=sleep, **options)
-    limit = {"mysql": "max_statement_time", "postgresql": "statement_timeout"}[server.backend]
     assert [f"The server's {limit} ended" in message for _, message in result["error_list"]] == [True, True]
     assert len(doing.begun(tmp_path)) <= 12
 
@@ -187,3 +190,29 @@ def test_a_driver_waits_for_a_lock_though_its_statements_may_not_take_long(
             time.sleep(0.01)
         other.query("COMMIT")
         assert run.result() == {"success_count": 2, "error_list": []}
+
+
+def test_workers_say_nothing_of_tls_that_the_server_lacks(
+    lab: ModuleType, server: Server, script: Callable[..., Any]
+) -> None:
+    if server.backend != "postgresql":
+        pytest.skip("the private MariaDB speaks TLS")
+    pipelines.fill(lab, subjects=1, sessions=2)
+    process = script(WITHOUT_TLS.format(module=lab.__name__))
+    output = "".join(process.communicate(timeout=120))
+    assert "2 errors" in output
+    assert output.count("SSL connection failed") == 1  # the caller's
+
+
+WITHOUT_TLS = """
+database.use_tls = None
+if __name__ == "__main__":
+    import {module} as pipeline
+    from lab import doing
+
+    options = {{"reserve_jobs": True, "suppress_errors": True, "make_kwargs": {{"do": doing.exit_python}}}}
+    for _ in range(2):
+        errors = pipeline.Scripted.populate(processes=2, **options)["error_list"]
+        pipeline.Scripted.jobs.retry()
+    print(len(errors), "errors")
+"""

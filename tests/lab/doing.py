@@ -23,6 +23,13 @@ IMPATIENT = {
     "mysql": "SET SESSION innodb_lock_wait_timeout = 1",
     "postgresql": "SET lock_timeout = '100ms'",
 }
+COLLATIONS = ", ".join(f"information_schema.collations AS {name}" for name in "abcd")
+LIMITED = {
+    "max_statement_time": ("SET SESSION max_statement_time = 0.2", "SELECT SLEEP(20)"),
+    # on MySQL it lets SLEEP end early, but as if nothing had happened
+    "max_execution_time": ("SET SESSION max_execution_time = 200", f"SELECT count(*) FROM {COLLATIONS}"),
+    "statement_timeout": ("SET statement_timeout = 200", "SELECT pg_sleep(20)"),
+}
 SLEEP = {"mysql": "SELECT SLEEP(2)", "postgresql": "SELECT pg_sleep(2)"}
 
 
@@ -104,10 +111,11 @@ def idle_until_the_session_ends(table: dj.Table, key: Key, n: int, folder: str) 
         other.close()
 
 
-def exceed_a_limit(table: dj.Table, key: Key, n: int, folder: str) -> None:
-    mysql = table.connection.adapter.backend == "mysql"
-    table.connection.query(f"SET {'max_statement_time = 0.2' if mysql else 'statement_timeout = 200'}")
-    sleep_in_the_database(table, key, n, folder)
+def exceed_a_limit(table: dj.Table, key: Key, n: int, folder: str, limit_name: str) -> None:
+    _begin(n, folder)
+    limit, long_statement = LIMITED[limit_name]
+    table.connection.query(limit)
+    table.connection.query(long_statement)
 
 
 def keep_the_processor_busy(table: dj.Table, key: Key, n: int, folder: str, seconds: float) -> None:
