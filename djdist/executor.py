@@ -1,7 +1,8 @@
 """Contract of what runs tasks, on this machine or on a cluster."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -86,6 +87,26 @@ class Executor(ABC):
         self._entered -= 1
         if not self._entered:
             self.disconnect()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Keep others away for the time of a run: the tasks of two would be mixed up.
+
+        Raises
+        ------
+        OptionError
+            It is at a run of another thread.
+        """
+        me = object()
+        if self.__dict__.setdefault("_taken_by", me) is not me:
+            raise OptionError(
+                f"{self!r} is at another run of this process: give each run that goes on at the same time "
+                "an executor of its own."
+            )
+        try:
+            yield
+        finally:
+            del self.__dict__["_taken_by"]
 
     def connect(self) -> None:
         """Join the cluster, or start one, with a clear error where that fails."""

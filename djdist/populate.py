@@ -241,6 +241,7 @@ def _follow(
     executor: Executor, loop: Loop, info: RunInfo, max_calls: int | None, *, display_progress: bool
 ) -> dict[str, Any]:
     with (
+        executor.taken(),
         executor,
         catching(signal.SIGTERM),
         ProgressBar(info.table, max_calls, shown=display_progress) as bar,
@@ -251,9 +252,10 @@ def _follow(
 
 def _detach(executor: Executor, loop: Loop, info: RunInfo) -> Run:
     """Start a run; the way to the cluster stays open for its handle."""
-    executor.__enter__()
-    logger.info("%s goes on without its caller on %r", info, executor)
-    return Run(info, executor.detach(loop, info))
+    with executor.taken():
+        executor.__enter__()
+        logger.info("%s goes on without its caller on %r", info, executor)
+        return Run(info, executor.detach(loop, info))
 
 
 def _default(processes: int | None) -> Any:

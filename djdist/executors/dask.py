@@ -4,6 +4,7 @@ import logging
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
@@ -20,7 +21,7 @@ from distributed.threadpoolexecutor import thread_state, threads_lock
 from distributed.worker_state_machine import SecedeEvent
 
 from djdist.driver.actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
-from djdist.errors import ClusterError, DjdistError, DriverLostError
+from djdist.errors import ClusterError, DjdistError, DriverLostError, OptionError
 from djdist.executor import (
     TAKEN_RESULT_KEPT_SECONDS,
     Ask,
@@ -54,6 +55,12 @@ LOST = (
 )
 """What Dask raises where a worker, a task's future or the scheduler is gone."""
 
+ABSENCE_SECONDS = 5.0
+ABSENT = (
+    "A key needs %s of one worker, and no worker of the Dask cluster has that: it has %s. The run waits for "
+    "a worker that has it (dask worker --resources %r)."
+)
+
 PATIENT_WITH_WORKERS = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
 """Else a cluster on this machine drops a worker that is being restarted, 15 s after an earlier restart."""
 
@@ -67,8 +74,8 @@ LOOK_SECONDS = 0.1
 class DaskExecutor(Executor):
     """Runs tasks on a Dask cluster.
 
-    Give its workers one thread each: a DataJoint connection serves one thread, so a
-    worker with several makes one key at a time all the same.
+    A worker makes one key at a time, however many threads it has, because a DataJoint connection
+    serves one thread: give it one, unless ``make()`` computes with Dask.
 
     Parameters
     ----------
@@ -109,27 +116,32 @@ class DaskExecutor(Executor):
         return _without_cluster, (self._options, self._run, self.predecessor)
 
     def connect(self) -> None:
-        try:
-            self._use(self._find_client())
-        except (OSError, ValueError, distributed.TimeoutError) as error:
-            raise ClusterError(
-                f"Can't reach the Dask scheduler at {self._cluster or _configured_address()}: {error}. "
-                "Check the address, or leave it out to start a cluster on this machine."
-            ) from error
+        self._use(self._joined() or self._started_client())
+
+    def killing(self) -> Executor:
+        client = self._joined()
+        if client and (beside := _beside_others(client)):
+            raise OptionError(
+                f"timeout_seconds ends the process of a make() that takes too long, but {', '.join(beside)} "
+                "is in the process of its client or scheduler: leave timeout_seconds out, or start workers "
+                "as processes of their own, as LocalCluster(processes=True) does."
+            )
+        return self
 
     def drive(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
         self._run = info.id
-        return outlive(self, lambda watch_all: self._drive_once(loop, watch_all, info), watch, info)
+        with _slot_given_up():
+            return outlive(self, lambda watch_all: self._drive_once(loop, watch_all, info), watch, info)
 
     def _drive_once(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
         key = (DRIVER, info.table, uuid4().hex[:8])
         patience_seconds = config.lease_seconds
-        if not self._client.nthreads():
+        if self._joined() and not self._client.nthreads():
             logger.warning("The Dask cluster has no workers now; the run of %s waits for one", info.table)
         submitted = self._client.submit(DriverActor, loop, self, patience_seconds, actor=True, key=key)
         try:
             self._publish(info, submitted)
-            return follow(partial(self._ask_actor, submitted), watch)
+            return follow(partial(self._ask_actor, submitted), self._explaining(watch))
         except DriverLostError:
             self._workers.restart(self._workers.still_running(self._belongs_to_run))
             raise
@@ -263,21 +275,34 @@ class DaskExecutor(Executor):
             self._workers.restart({self._own_worker})
 
     def _use(self, client: distributed.Client) -> None:
-        self._client, self._workers = client, _Workers(client)
+        self._client, self._workers = client, _Workers(client, self._options)
 
-    def _find_client(self) -> distributed.Client:
-        if isinstance(self._cluster, distributed.Client):
-            return self._cluster
-        if self._cluster is None and (found := _default_client()):
-            return found
-        return self._start_client(self._cluster or _configured_address())
+    def _joined(self) -> distributed.Client | None:
+        """Give the client of the cluster that is there, None where one has to be started."""
+        client = self._cluster or _default_client() or _configured_address()
+        if isinstance(client, distributed.Client):
+            return _blocking(client)
+        try:
+            return _client_at(client) if client else None
+        except (OSError, ValueError, distributed.TimeoutError) as error:
+            raise ClusterError(
+                f"Can't reach the Dask scheduler at {client}: {error}. "
+                "Check the address, or leave it out to start a cluster on this machine."
+            ) from error
 
-    def _start_client(self, address: str | None) -> distributed.Client:
-        if address is not None:
-            return _client_at(address)
+    def _started_client(self) -> distributed.Client:
         self._started.enter_context(dask.config.set(PATIENT_WITH_WORKERS))
         cluster = self._started.enter_context(own_cluster(default_places()))
         return self._started.enter_context(closing(distributed.Client(cluster, set_as_default=False)))
+
+    def _explaining(self, watch: Watch) -> Watch:
+        """Let the user know while a run is watched why none of its tasks begins."""
+
+        def told(status: Status) -> bool:
+            self._workers.explain_absence()
+            return watch(status)
+
+        return told
 
     def _belongs_to_run(self, key: Any) -> bool:
         return isinstance(key, tuple) and str(key[-1]).startswith(f"{self._run}-")
@@ -292,19 +317,39 @@ class _Workers:
         The addresses of those that can't make keys, as far as is known.
     """
 
-    def __init__(self, client: distributed.Client) -> None:
+    def __init__(self, client: distributed.Client, options: dict[str, Any]) -> None:
         self._client = client
-        self._threads: dict[str, int] = {}
+        self._needs: dict[str, float] = options.get("resources") or {}
+        among = () if options.get("allow_other_workers") else options.get("workers") or ()
+        self._among = [among] if isinstance(among, str) else list(among)
+        self._able: set[str] = set()
         self._counted_at = float("-inf")
+        self._absent_since: float | None = None
+        self._explained = False
         self.unfit: set[str] = set()
 
     def places(self) -> int:
-        """Count the tasks that can run at the same time."""
+        """Count the tasks that can run at the same time: one per worker that has what a key needs."""
         now = time.monotonic()
         if now - self._counted_at >= PLACES_AGE_SECONDS:
-            self._threads = self._client.nthreads()
-            self._counted_at = now
-        return sum(self._threads[worker] for worker in self._fit())
+            able = self._client.run_on_scheduler(_workers_with, self._needs, self._among)
+            self._able, self._counted_at = set(able), now
+        return len(self._fit())
+
+    def explain_absence(self) -> None:
+        """Say once, if no worker has had what a key needs for a while, what that is and what there is."""
+        if self._explained or not self._needs:
+            return
+        with suppress(*LOST):
+            if self.places():
+                self._absent_since = None
+                return
+            now = time.monotonic()
+            self._absent_since = self._absent_since or now
+            if now - self._absent_since >= ABSENCE_SECONDS:
+                self._explained = True
+                there = self._client.run_on_scheduler(_resources)
+                logger.warning(ABSENT, _written(self._needs), _counted(there), _written(self._needs))
 
     def aim(self) -> dict[str, Any]:
         """Keep a task from unfit workers, which Dask would prefer, since they are always free."""
@@ -312,7 +357,7 @@ class _Workers:
 
     def _fit(self) -> set[str]:
         """Give the workers that may make keys; all of them, if none is left."""
-        return set(self._threads) - self.unfit or set(self._threads)
+        return self._able - self.unfit or self._able
 
     def running(self, wanted: Callable[[Any], bool]) -> dict[str, set[Any]]:
         """Find the workers that run some of these tasks, not those on which they only wait for another's."""
@@ -530,7 +575,7 @@ def _drive_as_task(loop: Loop, executor: DaskExecutor) -> None:
     executor.predecessor = board.last()
     board.begin(executor.predecessor or Status())
     executor._workers.restart(executor._workers.still_running(executor._belongs_to_run))
-    board.end(end_of(lambda: loop(executor, board.watch)))
+    board.end(end_of(lambda: loop(executor, executor._explaining(board.watch))))
     executor._end_left()
 
 
@@ -560,6 +605,39 @@ def _client_at(address: str) -> distributed.Client:
     return _clients[address]
 
 
+def _beside_others(client: distributed.Client) -> set[str]:
+    """Find the workers that are no processes of their own, in this process and in the scheduler's."""
+    beside_scheduler: set[str] = client.run_on_scheduler(_workers_without_nanny)
+    return (_workers_without_nanny() | beside_scheduler) & set(client.nthreads())
+
+
+def _workers_without_nanny() -> set[str]:
+    return {worker.address for worker in distributed.Worker._instances if worker.nanny is None}
+
+
+def _workers_with(
+    needs: dict[str, float], among: list[str], dask_scheduler: distributed.Scheduler
+) -> list[str]:
+    """Find the workers that have what a task needs; ``among`` is left out where none is known by it."""
+    workers = dask_scheduler.workers.values()
+    named = [w for w in workers if not {w.address, w.name, w.host}.isdisjoint(among)] or workers
+    return [w.address for w in named if all(w.resources.get(name, 0) >= n for name, n in needs.items())]
+
+
+def _resources(dask_scheduler: distributed.Scheduler) -> list[dict[str, float]]:
+    return [dict(worker.resources) for worker in dask_scheduler.workers.values()]
+
+
+def _counted(resources: list[dict[str, float]]) -> str:
+    counts = Counter(_written(each) or "no resources" for each in resources)
+    return ", ".join(f"{n} worker{'s' * (n > 1)} with {each}" for each, n in counts.items()) or "no workers"
+
+
+def _written(resources: dict[str, float]) -> str:
+    """Write resources as Dask's command line takes them."""
+    return " ".join(f"{name}={amount:g}" for name, amount in resources.items())
+
+
 def _tasks_by_worker(
     dask_scheduler: distributed.Scheduler,
 ) -> dict[str, tuple[list[Any], list[Any], list[Any]]]:
@@ -586,12 +664,41 @@ def _keys_in_threads(dask_worker: distributed.Worker) -> list[Any]:
     return list(dask_worker.active_threads.values())
 
 
+def _blocking(client: distributed.Client) -> distributed.Client:
+    if client._asynchronous:
+        raise OptionError(
+            f"{client!r} is asynchronous, and populate() waits for its answers: make a client without "
+            "asynchronous=True, or give the scheduler's address, executor=djdist.DaskExecutor(address)."
+        )
+    return client
+
+
 def _default_client() -> distributed.Client | None:
+    """Give the client of this process or, in a task, that of the cluster that runs it."""
+    for find in (distributed.default_client, _client_of_task):
+        with suppress(ValueError):
+            found: distributed.Client = find()
+            return found
+    return None
+
+
+def _client_of_task() -> distributed.Client:
+    distributed.get_worker()
+    return distributed.get_client()
+
+
+@contextmanager
+def _slot_given_up() -> Iterator[None]:
+    """Leave its slot to the keys, where ``populate()`` is called in a task of the cluster that makes them."""
     try:
-        found: distributed.Client = distributed.default_client()
-        return found
-    except ValueError:
-        return None
+        distributed.secede()
+    except (AttributeError, KeyError, ValueError):  # it isn't, or has none
+        yield
+        return
+    try:
+        yield
+    finally:
+        distributed.rejoin()
 
 
 def _configured_address() -> str | None:

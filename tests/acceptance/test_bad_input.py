@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import sys
@@ -17,7 +18,10 @@ import pytest
 
 import djdist
 import lab as pipelines
+from djdist import executors
+from lab import doing
 from lab.relay import Relay, relayed
+from lab.watching import counts, meanwhile, wait_until
 from servers import Server
 
 
@@ -271,3 +275,50 @@ def test_a_cluster_that_is_not_there_is_a_clear_error(
         pytest.raises(djdist.ClusterError, match=message),
     ):
         untouched.populate(reserve_jobs=True, executor=executor())
+
+
+@pytest.mark.on("dask")
+class TestDaskClients:
+    def test_an_asynchronous_one_is_refused(self, untouched: Any, dask_client: Any) -> None:
+        import distributed
+
+        async def populate() -> None:
+            async with distributed.Client(dask_client.scheduler.address, asynchronous=True) as client:
+                with pytest.raises(djdist.OptionError, match="make a client without asynchronous=True"):
+                    untouched.populate(reserve_jobs=True, executor=client)
+
+        asyncio.run(populate())
+
+    def test_a_timeout_that_would_end_the_callers_process_is_refused(self, untouched: Any) -> None:
+        import distributed
+
+        options = {"processes": False, "dashboard_address": None, "set_as_default": False}
+        with (
+            distributed.Client(**options) as client,
+            pytest.raises(djdist.OptionError, match="leave timeout_seconds out"),
+        ):
+            untouched.populate(reserve_jobs=True, executor=client, timeout_seconds=1)
+
+
+@pytest.mark.long_on("ray")
+@pytest.mark.long_on("dask")
+def test_an_executor_takes_no_second_run_meanwhile(
+    lab: ModuleType, remote_executor: Any, tmp_path: Path
+) -> None:
+    pipelines.fill(lab)
+    lab.Square.jobs.refresh()
+    executor = executors.resolve(remote_executor)
+
+    def ask_for_another() -> None:
+        wait_until(lambda: doing.begun(tmp_path), "a key")
+        try:
+            with pytest.raises(djdist.OptionError, match="an executor of its own"):
+                lab.Square.populate(reserve_jobs=True, executor=executor)
+        finally:
+            doing.open_gate(tmp_path)
+
+    make_kwargs = {"do": doing.wait_at_gate, "folder": str(tmp_path)}
+    with meanwhile(ask_for_another):
+        summary = lab.Scripted.populate(reserve_jobs=True, executor=executor, make_kwargs=make_kwargs)
+    assert summary["success_count"] == 6
+    assert counts(lab.Square) == {"pending": 6}

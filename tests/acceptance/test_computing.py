@@ -1,7 +1,9 @@
-"""A make() that computes with Dask, on the very cluster that runs it."""
+"""Runs on a Dask cluster that other tasks, workers and callers share, such as those of make() itself."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -9,9 +11,11 @@ from typing import Any
 
 import pytest
 
+import djdist
 import lab as pipelines
 from lab import computing, doing
-from lab.watching import counts
+from lab.watching import SECONDS, counts, meanwhile, wait_until
+from servers import Server
 
 pytestmark = pytest.mark.on("dask")
 
@@ -59,3 +63,37 @@ def test_it_is_ended_when_it_takes_too_long(lab: ModuleType, dask_client: Any, t
     assert counts(lab.Scripted) == {"error": 1}
     assert len(lab.Scripted()) == 5
     assert doing.begun(tmp_path).count(1) == 1
+
+
+@pytest.mark.parametrize("name", ["dask", "local"])
+def test_populate_may_be_called_in_a_task(
+    lab: ModuleType, server: Server, one_thread: Any, name: str
+) -> None:
+    pipelines.fill(lab)
+    task = one_thread.submit(computing.populate_in_a_task, lab.__name__, server, name, pure=False)
+    assert task.result(SECONDS) == {"success_count": 6, "error_list": []}
+
+
+def test_a_run_says_that_it_waits_for_a_worker_that_has_what_a_key_needs(
+    lab: ModuleType, one_thread: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipelines.fill(lab)
+    executor = djdist.DaskExecutor(one_thread, resources={"gpu": 1})
+
+    added: list[subprocess.Popen[bytes]] = []
+
+    def add_a_worker_that_has_it() -> None:
+        wait_until(lambda: "A key needs gpu=1" in caplog.text, "the warning")
+        command = [sys.executable, "-m", "dask", "worker", one_thread.scheduler.address, "--no-dashboard"]
+        added.append(subprocess.Popen([*command, "--nthreads=1", "--resources=gpu=1"]))
+
+    try:
+        with meanwhile(add_a_worker_that_has_it):
+            assert lab.Logged.populate(reserve_jobs=True, executor=executor)["success_count"] == 6
+    finally:
+        for worker in added:
+            worker.terminate()
+            worker.wait(SECONDS)
+    assert len(set(lab.Logged().to_arrays("pid"))) == 1
+    (warning,) = (record.getMessage() for record in caplog.records if "A key needs" in record.message)
+    assert "it has 1 worker with no resources" in warning

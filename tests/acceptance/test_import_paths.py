@@ -65,7 +65,7 @@ sys.meta_path.append(Finder)
 
 
 class Project:
-    """A pipeline in a folder of its own, and a current folder that holds other modules of its names."""
+    """A pipeline in a folder of its own, and another current folder that holds wrong modules of its names."""
 
     def __init__(self, folder: Path, executor: str, preamble: str) -> None:
         self.source, self.elsewhere = folder / "source", folder / "elsewhere"
@@ -73,8 +73,9 @@ class Project:
         self.environment: dict[str, str] = {}
         for each in (self.source, self.elsewhere):
             each.mkdir()
-        for name in ("its_pipeline.py", "its_functions.py"):
-            (self.elsewhere / name).write_text(WRONG)
+        if executor != "ray":  # which lets workers look into the caller's current folder first
+            for name in ("its_pipeline.py", "its_functions.py"):
+                (self.elsewhere / name).write_text(WRONG)
 
     def script(self, file: Path, *, before: str = "") -> Path:
         file.parent.mkdir(exist_ok=True)

@@ -519,6 +519,7 @@ class TestWhatIsGiven:
         from djdist.executors.dask import DaskExecutor
 
         with started(DaskExecutor(dask_client, resources={"no worker has it": 1})) as executor:
+            assert (executor.places(), executor.free_places()) == (0, 1)  # demand that an autoscaler sees
             submit(executor, work.job(tmp_path, 0))
             assert executor.wait(0.5) == []
         assert work.begun(tmp_path) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import distributed
 from dask.base import compute as compute_all
 from dask.delayed import delayed
 
+import djdist
 from lab.doing import Key
 from lab.watching import SECONDS
+from servers import Server
 
 
 def compute(table: dj.Table, key: Key, n: int) -> None:
@@ -51,6 +54,18 @@ def compute_without_end_at_the_first(table: dj.Table, key: Key, n: int, folder: 
     with distributed.worker_client() as client:
         while n == 1:
             client.submit(time.sleep, SECONDS, workers=[here], pure=False).result()
+
+
+def populate_in_a_task(module: str, server: Server, executor: str) -> dict[str, Any]:
+    """Call populate() in a task, whose process is no worker of djdist yet."""
+    connection = server.configure()
+    djdist.enable()
+    try:
+        summary: dict[str, Any] = import_module(module).Square.populate(reserve_jobs=True, executor=executor)
+        return summary
+    finally:
+        djdist.disable()
+        connection.close()
 
 
 def _sum(n: int) -> Any:
