@@ -92,7 +92,7 @@ def modules_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(modules_folder: Path) -> Iterator[Any]:
-    """A Ray cluster of two CPUs that this process is connected to."""
+    """A Ray cluster of two CPUs, and two GPUs by name, that this process is connected to."""
     try:
         import ray
     except ImportError as error:
@@ -104,6 +104,7 @@ def ray_cluster(modules_folder: Path) -> Iterator[Any]:
         ray.init(
             address="local",
             num_cpus=2,
+            num_gpus=2,
             include_dashboard=False,
             object_store_memory=200_000_000,
             namespace="djdist-tests",

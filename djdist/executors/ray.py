@@ -3,10 +3,13 @@
 import gc
 import logging
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import import_module
 from typing import Any
@@ -14,14 +17,16 @@ from uuid import uuid4
 
 import ray
 from ray.exceptions import RayError
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.util import metrics
 
 from djdist.driver.actor import MAX_DRIVERS, DriverActor, end_of, follow, outlive
-from djdist.errors import ClusterError, DjdistError, DriverLostError
+from djdist.errors import ClusterError, DjdistError, DriverLostError, OptionError
 from djdist.executor import TAKEN_RESULT_KEPT_SECONDS, Ask, Executor, Loop, task_name, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.pickled_work import fetched
 from djdist.settings import config
+
+logger = logging.getLogger(__name__)
 
 PLACES_AGE_SECONDS = 1.0
 NAMESPACE = "djdist"
@@ -32,6 +37,13 @@ NAMED_TASKS = 1000
 RESULT_KEPT_SECONDS = 24 * 3600.0
 BUCKET_SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]
 HEAD_NODE = {"node:__internal_head__": 0.001}
+IDLE_SECONDS = 10.0
+UNMET_SECONDS = 10.0
+ROUNDING = 1e-6
+PORT_SECONDS = 5.0
+CLIENT_PORT = 10001
+SENT_ALONG = ("working_dir", "py_modules", "excludes", "java_jars")
+"""Parts of a runtime environment that Ray sends from here only as it connects."""
 
 
 class RayExecutor(Executor):
@@ -49,7 +61,9 @@ class RayExecutor(Executor):
         Custom resources that one key needs.
     runtime_env : dict, optional
         Ray's runtime environment of the tasks and the driver, for example
-        ``{"working_dir": "."}`` to send the pipeline's code along.
+        ``{"working_dir": "."}`` to send the pipeline's code along. Folders and files of this
+        machine travel only where this call connects; where the process is connected to Ray
+        already, they belong into ``ray.init(runtime_env=…)``.
     **ray_options
         Any other option of Ray's tasks, for example ``scheduling_strategy``.
     """
@@ -67,15 +81,19 @@ class RayExecutor(Executor):
         **ray_options: Any,
     ) -> None:
         self._address = address
-        self._runtime_env = {"runtime_env": runtime_env} if runtime_env else {}
+        self._sent_along = {p: v for p, v in (runtime_env or {}).items() if _is_sent_along(p, v)}
+        by_task = {p: v for p, v in (runtime_env or {}).items() if p not in self._sent_along}
+        self._runtime_env = {"runtime_env": by_task} if by_task else {}
         needs = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, "resources": resources}
         self._options = {k: v for k, v in needs.items() if v is not None} | ray_options
         self._needs = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory or 0} | (resources or {})
-        self._started = False
-        self._tickets: dict[ray.ObjectRef[Report], int] = {}
+        self._warm = num_gpus > 0 and "max_calls" not in ray_options
+        self._joined: _Joined | None = None
+        self._pool: _TaskPool | _WarmPool
         self._submitted = 0
         self._imports: list[ray.ObjectRef[None]] = []
         self._shown_table = ""
+        self._nodes: list[dict[str, float]] = []
         self._places = 0
         self._counted_at = float("-inf")
 
@@ -83,10 +101,21 @@ class RayExecutor(Executor):
         return f"RayExecutor({self._address or 'auto'})"
 
     def connect(self) -> None:
-        if ray.is_initialized():
-            return
+        with _connecting:  # Ray fails where two threads join at once
+            if not ray.is_initialized():
+                self._join()
+            else:
+                self._check_connection()
+            self._joined = _joined_here()
+            if self._joined:
+                self._joined.calls += 1
+
+    def _join(self) -> None:
         try:
-            ray.init(self._address, log_to_driver=False, logging_level=logging.WARNING)
+            _knock(self._address or os.environ.get("RAY_ADDRESS", ""))
+            init: Any = ray.init
+            sent_along = {"runtime_env": self._sent_along} if self._sent_along else {}
+            init(self._address, log_to_driver=False, logging_level=logging.WARNING, **sent_along)
         except Exception as error:  # Ray raises this class itself where a node takes too long to start
             raise ClusterError(
                 f"Can't join the Ray cluster at {self._address or 'RAY_ADDRESS or this machine'}: {error}. "
@@ -94,20 +123,36 @@ class RayExecutor(Executor):
                 "If the cluster wants a token, RAY_AUTH_MODE=token must be set before Ray is imported, "
                 "and the token be in ~/.ray/auth_token."
             ) from error
-        self._started = True
+        _connections[:] = [_Joined(self._address, self._sent_along, _job())]
+
+    def _check_connection(self) -> None:
+        """See that the connection that this process has is the one that was asked for."""
+        joined = _joined_here()
+        if self._address not in (None, "auto", joined and joined.address) and not _leads_here(self._address):
+            raise OptionError(
+                f"This process is connected to the Ray cluster at {_gcs_address()}, not through "
+                f"{self._address}: leave the address out to use that one, or call ray.shutdown() first."
+            )
+        if self._sent_along and not (joined and joined.sent_along == self._sent_along):
+            raise OptionError(
+                f"This process is connected to Ray already, and Ray sends {', '.join(self._sent_along)} "
+                f"only when it connects: write ray.init(…, runtime_env={self._sent_along!r}) there, "
+                "and leave it out of RayExecutor; or let RayExecutor connect, before anything else does."
+            )
 
     def drive(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
         return outlive(self, lambda watch_all: self._drive_once(loop, watch_all, info), watch, info)
 
     def _drive_once(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
-        imports = self._remote(_get_ready).options(name=f"{info.table} (imports)").remote()
+        imports = self._remote(_get_ready, max_retries=0).options(name=f"{info.table} (imports)")
+        getting_ready = [] if self._warm else [imports.remote()]
         host = self._host()
         ask = _line_to(host, info)
         try:
-            self._imports = [imports]
+            self._imports = getting_ready
             begin = host.begin.options(name=f"djdist driver of {info.table}")
             _answer(begin.remote(info, loop, self, config.lease_seconds))
-            return follow(ask, watch)
+            return follow(ask, self._warning_of_unmet_needs(watch, info.table))
         except DriverLostError:
             _hosts.clear()
             raise
@@ -144,18 +189,25 @@ class RayExecutor(Executor):
         return actor_class.options(name=f"djdist {name}", namespace=NAMESPACE, **options, **self._runtime_env)
 
     def disconnect(self) -> None:
-        if self._started:
-            self._started = False
-            _hosts.clear()
-            ray.shutdown()
+        with _connecting:
+            joined, self._joined = self._joined, None
+            if joined:
+                joined.calls -= 1
+            if joined and not joined.calls and joined is _joined_here():
+                _hosts.clear()
+                ray.shutdown()
 
     def attach(self) -> None:
         self._address = ray.get_runtime_context().gcs_address
 
     def start(self, work: Work) -> None:
         fetch: Callable[[], Any] = partial(ray.get, ray.put(work))
-        self._work = fetched(work, fetch)
-        self._task = self._remote(_do)
+        sent = fetched(work, fetch)
+        if self._warm:
+            logger.info("Each GPU slot keeps its process, and what that has loaded, until the run ends")
+            self._pool = _WarmPool(self._remote(WarmWorker), sent)
+        else:
+            self._pool = _TaskPool(self._remote(_do, max_retries=0), sent)
         self._shown = self.predecessor or Status()
 
     def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
@@ -165,21 +217,51 @@ class RayExecutor(Executor):
     def places(self) -> int:
         now = time.monotonic()
         if now - self._counted_at >= PLACES_AGE_SECONDS:
-            total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            fitting = (total.get(name, 0) / need for name, need in self._needs.items() if need)
-            self._places = int(min(fitting, default=total.get("CPU", 0)))
+            self._nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
+            self._places = sum(map(self._places_on, self._nodes))
             self._counted_at = now
         return self._places
 
+    def _places_on(self, node: dict[str, float]) -> int:
+        needs = {name: need for name, need in self._needs.items() if need}
+        fitting = [node.get(name, 0) / need for name, need in needs.items()]
+        return int(min(fitting, default=node.get("CPU", 0)) + ROUNDING)
+
+    def _warning_of_unmet_needs(self, watch: Watch, table: str) -> Watch:
+        """Let a watching caller say once if for some seconds no node can hold a key, for Ray says nothing."""
+        held_at, told = time.monotonic(), False
+
+        def watch_places(status: Status) -> bool:
+            nonlocal held_at, told
+            with suppress(Exception):  # the cluster's head may be away
+                held_at = time.monotonic() if self.places() else held_at
+            if not told and time.monotonic() - held_at > UNMET_SECONDS:
+                told = True
+                self._warn_of_unmet_needs(table)
+            return watch(status)
+
+        return watch_places
+
+    def _warn_of_unmet_needs(self, table: str) -> None:
+        needs = {name: need for name, need in self._needs.items() if need}
+        kinds = Counter(_amounts({name: node.get(name, 0) for name in needs}) for node in self._nodes)
+        logger.warning(
+            "A key of %s needs %s, which no node of the Ray cluster has: there are %s. "
+            "The run waits for a node that has it.",
+            table,
+            _amounts(needs),
+            "; ".join(f"{count} with {amounts}" for amounts, count in kinds.items()) or "none",
+        )
+
     def free_places(self) -> int:
-        return window(self.places()) - len(self._tickets)
+        return window(self.places()) - len(self._pool)
 
     def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
         name = task_name(table, jobs) if self._submitted <= NAMED_TASKS else table
         if self._imports:
             self._wait_for_imports()
-        self._tickets[self._task.options(name=name).remote(self._work, tuple(jobs))] = self._submitted
+        self._pool.submit(self._submitted, name, tuple(jobs))
         return self._submitted
 
     def _wait_for_imports(self) -> None:
@@ -188,9 +270,40 @@ class RayExecutor(Executor):
         self._imports = []
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
-        ready, _ = ray.wait(list(self._tickets), timeout=timeout_seconds)
-        if ready:
-            ready, _ = ray.wait(list(self._tickets), num_returns=len(self._tickets), timeout=0)
+        return self._pool.wait(timeout_seconds)
+
+    def cancel(self, ticket: int) -> bool:
+        return self._pool.cancel(ticket)
+
+    def kill(self, ticket: int) -> None:
+        self._pool.kill(ticket)
+
+    def close(self) -> None:
+        self._pool.close()
+        if self._shown_table:
+            self.show(self._shown_table, replace(self._shown, running=0, pending=0), ())
+
+    def _remote(self, what: Callable[..., Any], **options: Any) -> Any:
+        remote: Any = ray.remote
+        return remote(**options, **self._options, **self._runtime_env)(what)
+
+
+class _TaskPool:
+    """Runs groups of jobs as Ray's own tasks."""
+
+    def __init__(self, task: Any, work: Work) -> None:
+        self._task = task
+        self._work = work
+        self._tickets: dict[ray.ObjectRef[Report], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def submit(self, ticket: int, name: str, jobs: tuple[Job, ...]) -> None:
+        self._tickets[self._task.options(name=name).remote(self._work, jobs)] = ticket
+
+    def wait(self, timeout_seconds: float) -> list[Completion]:
+        ready = _ready(self._tickets, timeout_seconds)
         return [_completion(self._tickets.pop(reference), reference) for reference in ready]
 
     def cancel(self, ticket: int) -> bool:
@@ -208,9 +321,180 @@ class RayExecutor(Executor):
         if self._shown_table:
             self.show(self._shown_table, replace(self._shown, running=0, queued=0, pending=0), ())
 
-    def _remote(self, function: Callable[..., Any]) -> Any:
-        once: Any = ray.remote
-        return once(max_retries=0, **self._options, **self._runtime_env)(function)
+
+class WarmWorker:
+    """A process that keeps its GPU, and what it has loaded, from one group of jobs to the next."""
+
+    def get_ready(self) -> None:
+        """Import what all jobs need."""
+        _get_ready()
+
+    def do(self, work: Work, jobs: Sequence[Job]) -> Report:
+        """Make a group of jobs."""
+        return _do(work, jobs)
+
+
+class _WarmPool:
+    """Runs groups of jobs in actors, which end with the run, also where its driver is killed.
+
+    Ray ends the process of a GPU task with the task, because the next one may be given another GPU,
+    which a process that has loaded CUDA doesn't notice. An actor has the same one to its end.
+    """
+
+    def __init__(self, actor: Any, work: Work) -> None:
+        self._actor = actor
+        self._work = work
+        self._waiting: dict[int, tuple[str, tuple[Job, ...]]] = {}
+        self._starting: dict[ray.ObjectRef[None], Any] = {}
+        self._busy: dict[ray.ObjectRef[Report], tuple[int, Any]] = {}
+        self._idle: list[tuple[float, Any]] = []
+        self._short_at = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._busy)
+
+    def submit(self, ticket: int, name: str, jobs: tuple[Job, ...]) -> None:
+        self._waiting[ticket] = name, jobs
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._idle:
+            name, jobs = self._waiting[ticket := next(iter(self._waiting))]
+            del self._waiting[ticket]
+            _, actor = self._idle.pop()  # the one that was busy last, so that others may be let go
+            self._busy[actor.do.options(name=name).remote(self._work, jobs)] = ticket, actor
+        while len(self._starting) < len(self._waiting):
+            actor = self._actor.remote()
+            self._starting[actor.get_ready.remote()] = actor
+
+    def wait(self, timeout_seconds: float) -> list[Completion]:
+        ready = _ready([*self._busy, *self._starting], timeout_seconds)
+        ended = [
+            self._end(reference) if reference in self._busy else self._begin(reference) for reference in ready
+        ]
+        self._hand_out()
+        self._let_go()
+        return [completion for completion in ended if completion]
+
+    def _begin(self, reference: "ray.ObjectRef[None]") -> Completion | None:
+        actor = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except Exception as error:
+            return Completion.broken(self._waiting_longest(), error) if self._waiting else None
+        self._idle.append((time.monotonic(), actor))
+        return None
+
+    def _waiting_longest(self) -> int:
+        ticket = next(iter(self._waiting))
+        del self._waiting[ticket]
+        return ticket
+
+    def _end(self, reference: "ray.ObjectRef[Report]") -> Completion:
+        ticket, actor = self._busy.pop(reference)
+        completion = _completion(ticket, reference)
+        if completion.report:
+            self._idle.append((time.monotonic(), actor))
+        else:
+            ray.kill(actor)
+        return completion
+
+    def _let_go(self) -> None:
+        """End what has had no work for some seconds, so that others get its GPU."""
+        now = time.monotonic()
+        if self._waiting:
+            self._short_at = now
+        elif now - self._short_at > IDLE_SECONDS:
+            _end_all(self._starting.values())
+            self._starting.clear()
+        _end_all([actor for since, actor in self._idle if now - since > IDLE_SECONDS])
+        self._idle = [(since, actor) for since, actor in self._idle if now - since <= IDLE_SECONDS]
+
+    def cancel(self, ticket: int) -> bool:
+        return self._waiting.pop(ticket, None) is not None
+
+    def kill(self, ticket: int) -> None:
+        self.cancel(ticket)
+        _end_all([actor for running, actor in self._busy.values() if running == ticket])
+
+    def close(self) -> None:
+        busy = [actor for _, actor in self._busy.values()]
+        _end_all([*busy, *self._starting.values(), *(actor for _, actor in self._idle)])
+        for part in (self._waiting, self._starting, self._busy, self._idle):
+            part.clear()
+
+
+def _end_all(actors: Iterable[Any]) -> None:
+    for actor in actors:
+        ray.kill(actor)
+
+
+@dataclass
+class _Joined:
+    """A connection to Ray that djdist made, which ends with the last of the calls that use it."""
+
+    address: str | None
+    sent_along: dict[str, Any]
+    job: str
+    calls: int = 0
+
+
+_connections: list[_Joined] = []
+_connecting = threading.RLock()
+
+
+def _joined_here() -> _Joined | None:
+    """Return the connection of this process, if djdist made it."""
+    return next((joined for joined in _connections if joined.job == _job()), None)
+
+
+def _job() -> str:
+    job: str = ray.get_runtime_context().get_job_id() if ray.is_initialized() else ""
+    return job
+
+
+def _gcs_address() -> str:
+    address: str = ray.get_runtime_context().gcs_address
+    return address
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return ray.nodes()  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _is_sent_along(part: str, value: Any) -> bool:
+    """Return whether a part of a runtime environment is on this machine, and not at a URI."""
+    values = value if isinstance(value, list) else [value]
+    return part in SENT_ALONG and not all("://" in str(value) for value in values)
+
+
+def _knock(address: str) -> None:
+    """See that something listens there: Ray itself tries for a minute and a half, and fills the log."""
+    if found := _host_and_port(address):
+        socket.create_connection(found, timeout=PORT_SECONDS).close()
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    scheme, _, place = address.rpartition("://")
+    host, _, port = place.rpartition(":")
+    if scheme not in ("", "ray") or not (port.isdigit() or scheme):
+        return None
+    return (host.strip("[]"), int(port)) if port.isdigit() else (place, CLIENT_PORT)
+
+
+def _leads_here(address: str) -> bool:
+    """Return whether an address is that of the cluster to which this process is connected."""
+    client = ray.util.client.ray.get_context().client_worker  # type: ignore[no-untyped-call]
+    ours = f"ray://{client._conn_str}" if client and "://" in address else _gcs_address()
+    return ("://" in address) == ("://" in ours) and _resolved(address) == _resolved(ours)
+
+
+def _resolved(address: str) -> tuple[str, int] | None:
+    found = _host_and_port(address)
+    if not found:
+        return None
+    host, here = socket.gethostbyname(found[0]), ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return here if host.startswith("127.") else host, found[1]
 
 
 class _Metrics:
@@ -218,12 +502,16 @@ class _Metrics:
 
     def __init__(self) -> None:
         by_table = {"tag_keys": ("table",)}
-        self._finished = Counter("djdist_jobs_finished", "Keys that were made", **by_table)
-        self._failed = Counter("djdist_jobs_failed", "Keys that became errors", **by_table)
-        self._in_flight = Gauge("djdist_jobs_in_flight", "Keys that run or wait on the cluster", **by_table)
-        self._pending = Gauge("djdist_jobs_pending", "Keys that wait in the jobs table", **by_table)
+        self._finished = metrics.Counter("djdist_jobs_finished", "Keys that were made", **by_table)
+        self._failed = metrics.Counter("djdist_jobs_failed", "Keys that became errors", **by_table)
+        self._in_flight = metrics.Gauge(
+            "djdist_jobs_in_flight", "Keys that run or wait on the cluster", **by_table
+        )
+        self._pending = metrics.Gauge("djdist_jobs_pending", "Keys that wait in the jobs table", **by_table)
         seconds = "How long a task took for a key"
-        self._seconds = Histogram("djdist_make_seconds", seconds, boundaries=BUCKET_SECONDS, **by_table)
+        self._seconds = metrics.Histogram(
+            "djdist_make_seconds", seconds, boundaries=BUCKET_SECONDS, **by_table
+        )
 
     def record(self, table: str, before: Status, now: Status, make_seconds: Sequence[float]) -> None:
         tags = {"table": table}
@@ -358,6 +646,20 @@ def _spare_imports() -> None:
 
 def _do(work: Work, jobs: Sequence[Job]) -> Report:
     return work(jobs)
+
+
+def _ready(references: Iterable[Any], timeout_seconds: float) -> list[Any]:
+    """Wait until one is ready, and return all that are."""
+    waited_for = list(references)
+    ready, _ = ray.wait(waited_for, timeout=timeout_seconds)
+    return ray.wait(waited_for, num_returns=len(waited_for), timeout=0)[0] if ready else []
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return ", ".join(
+        f"{amount / 1e9:.3g} GB memory" if name == "memory" else f"{amount:g} {name}"
+        for name, amount in resources.items()
+    )
 
 
 def _completion(ticket: int, reference: "ray.ObjectRef[Report]") -> Completion:

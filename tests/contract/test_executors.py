@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures as cf
 import multiprocessing
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +84,15 @@ def on_ray(request: pytest.FixtureRequest) -> Iterator[Executor]:
 
 
 @contextmanager
+def on_gpus_of_ray(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    request.getfixturevalue("ray_cluster")
+    from djdist.executors.ray import RayExecutor
+
+    with started(RayExecutor(num_cpus=0, num_gpus=1)) as executor:
+        yield executor
+
+
+@contextmanager
 def on_dask(request: pytest.FixtureRequest) -> Iterator[Executor]:
     client = request.getfixturevalue("dask_client")
     from djdist.executors.dask import DaskExecutor
@@ -115,6 +125,7 @@ CASES = {
     "process pool": Case(on_process_pool, survives=False),
     "loky": Case(on_loky, survives=False),
     "ray": Case(on_ray, cluster=True),
+    "GPUs of ray": Case(on_gpus_of_ray, cluster=True),
     "dask": Case(on_dask, once=False, cluster=True),
 }
 
@@ -537,8 +548,67 @@ class TestWhatIsGiven:
 
         with started(RayExecutor(num_cpus=2)) as two, started(RayExecutor(num_cpus=0.5)) as half:
             assert (two.free_places(), half.free_places()) == (2, 5)
-        with started(RayExecutor(num_gpus=1)) as none:
+        with started(RayExecutor(resources={"camera": 1})) as none:
             assert none.free_places() == 1  # demand that an autoscaler sees
+
+    @pytest.mark.parametrize(
+        ("needs", "places"),
+        [
+            ({}, 24),
+            ({"num_gpus": 1}, 1),
+            ({"num_gpus": 0.1}, 10),
+            ({"num_gpus": 1, "num_cpus": 9}, 0),
+            ({"num_cpus": 0.1}, 240),
+            ({"num_cpus": 3}, 6),
+            ({"num_cpus": 0, "memory": 20e9}, 5),
+            ({"num_cpus": 0, "resources": {"camera": 0.1}}, 3),
+            ({"num_cpus": 0}, 24),
+        ],
+        ids=str,
+    )
+    def test_ray_counts_places_node_by_node(
+        self, needs: dict[str, Any], places: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ray = pytest.importorskip("djdist.executors.ray")
+        plain, gone = {"CPU": 4.0, "memory": 30e9}, {"CPU": 4.0, "GPU": 4.0}
+        special = {"CPU": 8.0, "GPU": 1.0, "camera": 0.3, "memory": 30e9}
+        nodes = [{"Alive": node is not gone, "Resources": node} for node in [*4 * [plain], special, gone]]
+        monkeypatch.setattr(ray, "_nodes", lambda: nodes)
+        assert ray.RayExecutor(**needs).places() == places
+
+    def test_what_keeps_a_gpu_without_work_ends(
+        self, ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ray = pytest.importorskip("djdist.executors.ray")
+        monkeypatch.setattr(ray, "IDLE_SECONDS", 0.1)
+        with started(ray.RayExecutor(num_gpus=1)) as executor:
+            run_all(executor, [work.job(tmp_path, n) for n in range(6)])
+            first = pids_of(tmp_path)
+            assert len(first) <= 2
+            wait_until(lambda: executor.wait(0.1) == [] and not any(map(alive, first)))
+            run_all(executor, [work.job(tmp_path, 9)])
+            assert pids_of(tmp_path) - first
+
+    def test_the_ray_cluster_is_known_by_its_address(self, ray_cluster: Any) -> None:
+        from djdist.executors.ray import RayExecutor
+
+        address = ray_cluster.get_runtime_context().gcs_address
+        port = address.rpartition(":")[2]
+        for same in ("auto", address, f"{platform.node()}:{port}", f"localhost:{port}"):
+            with started(RayExecutor(same)):
+                pass
+        for other in ("local", "127.0.0.1:9", f"ray://{address}"):
+            with pytest.raises(OptionError, match=f"connected to the Ray cluster at {address}, not through"):
+                RayExecutor(other).connect()
+
+    def test_what_ray_sends_as_it_connects_is_refused_afterwards(self, ray_cluster: Any) -> None:
+        from djdist.executors.ray import RayExecutor
+
+        there = {"working_dir": "s3://bucket/code.zip", "env_vars": {"A": "1"}}
+        with started(RayExecutor(runtime_env=there)):
+            pass
+        with pytest.raises(OptionError, match=r"ray\.init\(…, runtime_env=\{'working_dir': '\.'\}\)"):
+            RayExecutor(runtime_env={"working_dir": ".", "env_vars": {"A": "1"}}).connect()
 
 
 def keys_of_tasks(dask_scheduler: Any) -> list[Any]:
@@ -567,6 +637,20 @@ class TestWhatIsStarted:
             pytest.raises(ClusterError, match=r"tcp://127\.0\.0\.1:9"),
         ):
             DaskExecutor("tcp://127.0.0.1:9").connect()
+
+    @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379"])
+    def test_an_unreachable_ray_cluster_is_a_clear_error_and_nothing_else(
+        self, address: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        import ray
+
+        from djdist.executors.ray import RayExecutor
+
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", lambda *arguments, **options: pytest.fail("it was tried"))
+        with pytest.raises(ClusterError, match=f"Can't join the Ray cluster at {address}"):
+            RayExecutor(address).connect()
+        assert capfd.readouterr() == ("", "")
 
     def test_a_dask_cluster_of_its_own_ends(
         self, modules_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

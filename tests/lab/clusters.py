@@ -44,6 +44,7 @@ class RayCluster:
         from ray._common.utils import get_ray_address_file, reset_ray_address
         from ray.cluster_utils import Cluster
 
+        os.environ.setdefault("RAY_agent_register_timeout_ms", "30000")  # or none starts on a busy machine
         node: dict[str, Any] = {"num_cpus": cpus[-1], "object_store_memory": 100_000_000}
         head = {**node, "num_cpus": cpus[0], "include_dashboard": takes_jobs, "temp_dir": folder}
         head["dashboard_port"] = port = free_port()

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,29 @@ def wait_at_own_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:
     _begin(n, folder)
     while not (Path(folder) / f"{GATE}-{n}").exists():
         time.sleep(0.01)
+
+
+def load_model(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    """Load what stands for a model: it takes long, and a process does it once."""
+    _begin(n, folder)
+    _model(folder)
+
+
+@cache
+def _model(folder: str) -> None:
+    with (Path(folder) / f"model-{os.getpid()}").open("a") as loads:
+        loads.write("loaded\n")
+
+
+def load_model_and_wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    load_model(table, key, n, folder)
+    wait_at_gate(table, key, n, folder)
+
+
+def models(folder: Path) -> dict[int, int]:
+    """Return how often each process has loaded its model."""
+    files = folder.glob("model-*")
+    return {int(file.name.split("-")[1]): len(file.read_text().splitlines()) for file in files}
 
 
 def wait_at_gate_and_take_a_while(table: dj.Table, key: Key, n: int, folder: str) -> None:
