@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -113,9 +114,10 @@ class RayExecutor(Executor):
     def _join(self) -> None:
         try:
             _knock(self._address or os.environ.get("RAY_ADDRESS", ""))
-            init: Any = ray.init
             sent_along = {"runtime_env": self._sent_along} if self._sent_along else {}
-            init(self._address, log_to_driver=False, logging_level=logging.WARNING, **sent_along)
+            init: Any = partial(ray.init, log_to_driver=False, logging_level=logging.WARNING, **sent_along)
+            _find_or_start(self._address or os.environ.get("RAY_ADDRESS"), init)
+            _hide_token()
         except Exception as error:  # Ray raises this class itself where a node takes too long to start
             raise ClusterError(
                 f"Can't join the Ray cluster at {self._address or 'RAY_ADDRESS or this machine'}: {error}. "
@@ -281,7 +283,7 @@ class RayExecutor(Executor):
     def close(self) -> None:
         self._pool.close()
         if self._shown_table:
-            self.show(self._shown_table, replace(self._shown, running=0, pending=0), ())
+            self.show(self._shown_table, replace(self._shown, running=0, queued=0, pending=0), ())
 
     def _remote(self, what: Callable[..., Any], **options: Any) -> Any:
         remote: Any = ray.remote
@@ -318,8 +320,6 @@ class _TaskPool:
         for reference in self._tickets:
             ray.cancel(reference, force=True)
         self._tickets.clear()
-        if self._shown_table:
-            self.show(self._shown_table, replace(self._shown, running=0, queued=0, pending=0), ())
 
 
 class WarmWorker:
@@ -482,6 +482,34 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
     return (host.strip("[]"), int(port)) if port.isdigit() else (place, CLIENT_PORT)
 
 
+def _find_or_start(address: str | None, init: Callable[[str | None], Any]) -> None:
+    """Join a cluster, or start one that asks for a token, which Ray did not by itself before 2.59.
+
+    Without a token each account of the machine could run code in it.
+    """
+    if address not in (None, "local") or _version() >= (2, 59):
+        init(address)
+        return
+    if address is None:
+        with suppress(ConnectionError):  # there is none
+            init("auto")
+            return
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        ray._raylet.Config.initialize("")
+    init("local")
+
+
+def _version() -> tuple[int, ...]:
+    return tuple(map(int, ray.__version__.split(".")[:2]))
+
+
+def _hide_token() -> None:
+    """Let nobody else read the token, which Ray writes as the umask has it."""
+    with suppress(OSError):
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
+
+
 def _leads_here(address: str) -> bool:
     """Return whether an address is that of the cluster to which this process is connected."""
     client = ray.util.client.ray.get_context().client_worker  # type: ignore[no-untyped-call]
@@ -490,11 +518,12 @@ def _leads_here(address: str) -> bool:
 
 
 def _resolved(address: str) -> tuple[str, int] | None:
-    found = _host_and_port(address)
-    if not found:
-        return None
-    host, here = socket.gethostbyname(found[0]), ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    return here if host.startswith("127.") else host, found[1]
+    host, port = _host_and_port(address) or ("", 0)
+    here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    with suppress(OSError):
+        found = socket.gethostbyname(host)
+        return here if found.startswith("127.") else found, port
+    return None
 
 
 class _Metrics:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
+import shutil
 import socket
+import stat
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 
 import djdist
 import lab as pipelines
+from lab import doing
 from lab.watching import SECONDS, counts, wait_until
 from servers import Server, free_port
 
@@ -129,6 +137,52 @@ def test_threads_may_join_ray_at_once(lab: ModuleType, script: Script, ray_clust
         script(THREADS.format(lab=lab.__name__), RAY_ADDRESS=ray_cluster.get_runtime_context().gcs_address)
     )
     assert sorted(lines) == ["- False", "- Reading 6", "- Square 6"]
+
+
+CALL = """
+from {lab} import Scripted
+from lab import doing
+
+make_kwargs = {{"do": doing.wait_at_gate, "folder": {folder!r}}}
+print("-", Scripted.populate(reserve_jobs=True, executor="ray", make_kwargs=make_kwargs))
+"""
+INTRUDER = """
+import os, pwd, sys
+from ray._raylet import GcsClient
+
+nobody = pwd.getpwnam("nobody")  # who may be unable to read the libraries
+os.setgroups([])
+os.setgid(nobody.pw_gid)
+os.setuid(nobody.pw_uid)
+os.environ["HOME"] = "/"
+try:
+    print("in", GcsClient(address=sys.argv[1]).internal_kv_keys(b""))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to run a process as another user")
+def test_nobody_else_gets_into_a_ray_that_djdist_starts(
+    lab: ModuleType, script: Script, tmp_path: Path
+) -> None:
+    home, ray_folder = tmp_path / "home", tempfile.mkdtemp(prefix="ray-")
+    home.mkdir()
+    pipelines.fill(lab, subjects=1, sessions=1)
+    code = CALL.format(lab=lab.__name__, folder=str(tmp_path))
+    caller = script(code, HOME=str(home), RAY_TMPDIR=ray_folder, RAY_agent_register_timeout_ms="30000")
+    wait_until(lambda: doing.begun(tmp_path) or caller.poll() is not None, "a key")
+    words = [word for p in psutil.Process(caller.pid).children(recursive=True) for word in p.cmdline()]
+    address = next(word.partition("=")[2] for word in words if word.startswith("--gcs-address="))
+    no_token = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    intruder = [sys.executable, "-c", INTRUDER, address]
+    intruded = subprocess.run(intruder, capture_output=True, text=True, timeout=SECONDS, env=no_token)
+    assert intruded.stdout.startswith("AuthenticationError"), intruded.stdout + intruded.stderr
+    (token,) = (home / ".ray").iterdir()
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    doing.open_gate(tmp_path)
+    assert said(caller) == ["- {'success_count': 1, 'error_list': []}"]
+    shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 def populate_here(server: Server, module: str) -> Any:

@@ -116,6 +116,8 @@ class Case:
     """It doesn't run by itself a task again whose process was killed."""
     cluster: bool = False
     """The driver belongs there, too."""
+    keeps: bool = False
+    """It keeps its places for itself until it is closed."""
 
 
 CASES = {
@@ -125,7 +127,7 @@ CASES = {
     "process pool": Case(on_process_pool, survives=False),
     "loky": Case(on_loky, survives=False),
     "ray": Case(on_ray, cluster=True),
-    "GPUs of ray": Case(on_gpus_of_ray, cluster=True),
+    "GPUs of ray": Case(on_gpus_of_ray, cluster=True, keeps=True),
     "dask": Case(on_dask, once=False, cluster=True),
 }
 
@@ -143,12 +145,15 @@ def running(case: Case, request: pytest.FixtureRequest, modules_folder: Path) ->
 
 
 @pytest.fixture
-def executor(running: Executor, tmp_path: Path) -> Iterator[Executor]:
+def executor(case: Case, running: Executor, tmp_path: Path) -> Iterator[Executor]:
     """An executor on which nothing runs, shared by the tests that leave it whole."""
     yield running
     work.open_gate(tmp_path)
     while running.wait(1):
         """What a test has left ends before the next one."""
+    if case.keeps:
+        running.close()
+        running.start(work.work)
 
 
 @pytest.fixture
