@@ -177,6 +177,11 @@ def wait_for(executor: Executor, count: int) -> list[Completion]:
     return completions
 
 
+def wait_for_beginning(executor: Executor, folder: Path) -> None:
+    """Wait, as a driver does, until a task has begun."""
+    wait_until(lambda: executor.wait(0.01) or work.begun(folder))
+
+
 def run_all(executor: Executor, jobs: Sequence[Job]) -> dict[int, tuple[Job, Completion]]:
     """Run the jobs one a task, never more at once than there are places; give them by ticket."""
     left, tickets, ended = list(jobs), dict[int, Job](), dict[int, tuple[Job, Completion]]()
@@ -255,7 +260,7 @@ class TestElsewhere:
 
     def test_a_cancelled_task_never_runs_and_others_do(self, executor: Executor, tmp_path: Path) -> None:
         tickets = {submit(executor, work.job(tmp_path, n, "wait")): n for n in range(6)}
-        wait_until(lambda: work.begun(tmp_path))
+        wait_for_beginning(executor, tmp_path)
         cancelled = {ticket for ticket in reversed(tickets) if executor.cancel(ticket)}
         work.open_gate(tmp_path)
         ended = wait_for(executor, 6 - len(cancelled))
@@ -265,7 +270,7 @@ class TestElsewhere:
     def test_closing_forgets_what_no_worker_has_got(self, fresh: Executor, tmp_path: Path) -> None:
         for n in range(20):
             submit(fresh, work.job(tmp_path, n, "linger"))
-        wait_until(lambda: work.begun(tmp_path))
+        wait_for_beginning(fresh, tmp_path)
         fresh.close()
         fresh.start(work.work)
         run_all(fresh, [work.job(tmp_path, n) for n in range(100, 104)])
@@ -344,7 +349,7 @@ class TestAfterAKilledProcess:
     ) -> None:
         assert fresh.kills
         ticket = submit(fresh, work.job(tmp_path, 0, "wait"))
-        wait_until(lambda: work.begun(tmp_path))
+        wait_for_beginning(fresh, tmp_path)
         (pid,) = pids_of(tmp_path)
         fresh.kill(ticket)
         (completion,) = wait_for(fresh, 1)
@@ -355,7 +360,7 @@ class TestAfterAKilledProcess:
     @pytest.mark.long_on("dask")
     def test_closing_ends_what_runs(self, case: Case, fresh: Executor, tmp_path: Path) -> None:
         submit(fresh, work.job(tmp_path, 0, "wait"))
-        wait_until(lambda: work.begun(tmp_path))
+        wait_for_beginning(fresh, tmp_path)
         (pid,) = pids_of(tmp_path)
         fresh.close()
         wait_until(lambda: not alive(pid))
