@@ -566,7 +566,7 @@ class TestWhatIsGiven:
         [
             ({}, 24),
             ({"num_gpus": 1}, 1),
-            ({"num_gpus": 0.1}, 10),
+            ({"num_gpus": 0.1}, 8),
             ({"num_gpus": 1, "num_cpus": 9}, 0),
             ({"num_cpus": 0.1}, 240),
             ({"num_cpus": 3}, 6),
