@@ -114,8 +114,8 @@ class RayExecutor(Executor):
     def _join(self) -> None:
         try:
             _knock(self._address or os.environ.get("RAY_ADDRESS", ""))
-            sent_along = {"runtime_env": self._sent_along} if self._sent_along else {}
-            init: Any = partial(ray.init, log_to_driver=False, logging_level=logging.WARNING, **sent_along)
+            sent_along: Any = {"runtime_env": self._sent_along} if self._sent_along else {}
+            init = partial(ray.init, log_to_driver=False, logging_level=logging.WARNING, **sent_along)
             _find_or_start(self._address or os.environ.get("RAY_ADDRESS"), init)
             _hide_token()
         except Exception as error:  # Ray raises this class itself where a node takes too long to start
@@ -496,7 +496,7 @@ def _find_or_start(address: str | None, init: Callable[[str | None], Any]) -> No
             return
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
-        ray._raylet.Config.initialize("")
+        ray._raylet.Config.initialize("")  # type: ignore[attr-defined]
     init("local")
 
 
