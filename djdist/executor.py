@@ -18,10 +18,6 @@ Ask = Callable[[str], Any]
 """Asks the driver of a run for its ``status`` or ``result``, or lets it ``stop`` or ``forget`` the run."""
 
 
-TAKEN_RESULT_KEPT_SECONDS = 3600.0
-"""So long a detached run's result can be had again after somebody has waited for it."""
-
-
 def window(places: int) -> int:
     """Give how many tasks to keep in flight for so many places.
 
@@ -67,12 +63,15 @@ class Executor(ABC):
         It has a dashboard that shows a run's counts.
     predecessor : Status or None
         Where a driver that was lost had got to, if another one goes on with its run.
+    taken_result_kept_seconds : float
+        So long a detached run's result can be had again after somebody has waited for it.
     """
 
     in_process = False
     kills = True
     shows = False
     predecessor: Status | None = None
+    taken_result_kept_seconds = 3600.0
     _entered = 0
 
     def __enter__(self) -> Self:

@@ -23,7 +23,6 @@ from distributed.worker_state_machine import SecedeEvent
 from djdist.driver.actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError, OptionError
 from djdist.executor import (
-    TAKEN_RESULT_KEPT_SECONDS,
     Ask,
     Executor,
     Loop,
@@ -193,7 +192,7 @@ class DaskExecutor(Executor):
     def _withdraw_taken(self) -> None:
         """Let the scheduler forget the runs whose result somebody has had for long."""
         told: dict[str, dict[str, Any]] = self._client.get_metadata(["djdist"], {})
-        long_ago = time.time() - TAKEN_RESULT_KEPT_SECONDS
+        long_ago = time.time() - self.taken_result_kept_seconds
         for run in [run for run, place in told.items() if place.get("taken", long_ago) < long_ago]:
             self._withdraw(run)
 

@@ -22,7 +22,7 @@ from ray.util import metrics
 
 from djdist.driver.actor import MAX_DRIVERS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError, OptionError
-from djdist.executor import TAKEN_RESULT_KEPT_SECONDS, Ask, Executor, Loop, task_name, window
+from djdist.executor import Ask, Executor, Loop, task_name, window
 from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.pickled_work import fetched
 from djdist.settings import config
@@ -626,7 +626,7 @@ class LastingCaller:
     def _drive(self, executor: Executor, loop: Loop, me: Any) -> None:
         self._result = end_of(lambda: executor.drive(loop, self._watch, self._info))
         if self._taken.wait(RESULT_KEPT_SECONDS):
-            time.sleep(TAKEN_RESULT_KEPT_SECONDS)
+            time.sleep(executor.taken_result_kept_seconds)
         ray.kill(me)
 
     def _watch(self, status: Status) -> bool:

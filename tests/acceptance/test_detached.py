@@ -79,18 +79,6 @@ def test_it_goes_on_when_its_caller_is_gone(
 
 
 @pytest.mark.long_on("ray")
-def test_a_result_that_was_taken_is_forgotten_in_the_end(
-    lab: ModuleType, detach: Detach, monkeypatch: pytest.MonkeyPatch, cluster: tuple[Any, str, dict[str, str]]
-) -> None:
-    run = detach(doing.nothing)
-    executor, name, _ = cluster
-    monkeypatch.setattr(f"djdist.executors.{name}.TAKEN_RESULT_KEPT_SECONDS", 0.1)
-    assert run.wait()["success_count"] == 0
-    if name == "dask":  # on Ray an actor of the cluster counts the hour
-        wait_until(lambda: run.info.id not in [other.info.id for other in djdist.runs(executor)], "its end")
-
-
-@pytest.mark.long_on("ray")
 def test_it_can_be_stopped_from_elsewhere(lab: ModuleType, detach: Detach, tmp_path: Path) -> None:
     pipelines.fill(lab)
     run = detach(doing.wait_at_gate)

@@ -421,6 +421,7 @@ class TestCluster:
 
     def test_a_detached_run_is_found_stopped_and_asked_for_its_result(self, executor: Executor) -> None:
         executor.check_detaches()
+        executor.taken_result_kept_seconds = 0.1
         executor.detach(work.run_until_stopped, work.info("detached", detached=True))
         (ask,) = [ask for info, ask in executor.runs() if info.id == "detached"]
         wait_until(lambda: ask("status").made > 0, "a step")
