@@ -45,17 +45,18 @@ class ConnectionSettings:
         return str(self.config["connection"]["charset"])
 
 
-def connect(backend: str, login: Login, charset: str) -> Any:
+def connect(backend: str, login: Login, charset: str, timeout_seconds: int | None = None) -> Any:
     """Open a connection of the database's driver; where nothing is said of TLS, with it if that works."""
+    seconds = timeout_seconds or TIMEOUT_SECONDS
     open_connection = _connect_mysql if backend == "mysql" else _connect_postgresql
     if login["use_tls"] is not None:
-        return open_connection(login, charset, login["use_tls"])
+        return open_connection(login, charset, login["use_tls"], seconds)
     try:
-        return open_connection(login, charset, True)
+        return open_connection(login, charset, True, seconds)
     except Exception as error:
         if _is_timeout(error):  # a server that does not answer would only be waited for twice
             raise
-        return open_connection(login, charset, False)
+        return open_connection(login, charset, False, seconds)
 
 
 def keep_alive(connection: Any) -> None:
@@ -83,7 +84,7 @@ def _is_timeout(error: Exception) -> bool:
     return any(phrase in str(error) for phrase in ("timed out", "timeout expired"))
 
 
-def _connect_mysql(login: Login, charset: str, tls: Tls) -> Any:
+def _connect_mysql(login: Login, charset: str, tls: Tls, timeout_seconds: int) -> Any:
     import pymysql
 
     encrypted = {"ssl_disabled": False, "ssl": {} if tls is True else tls}
@@ -95,8 +96,8 @@ def _connect_mysql(login: Login, charset: str, tls: Tls) -> Any:
         sql_mode=SQL_MODE,
         charset=charset,
         autocommit=True,
-        connect_timeout=TIMEOUT_SECONDS,
-        read_timeout=TIMEOUT_SECONDS,  # the connection's own timeout ends before the server's greeting
+        connect_timeout=timeout_seconds,
+        read_timeout=timeout_seconds,  # the connection's own timeout ends before the server's greeting
         **({"ssl_disabled": True} if tls is False else encrypted),
     )
     connection._read_timeout = None
@@ -104,7 +105,7 @@ def _connect_mysql(login: Login, charset: str, tls: Tls) -> Any:
     return connection
 
 
-def _connect_postgresql(login: Login, charset: str, tls: Tls) -> Any:
+def _connect_postgresql(login: Login, charset: str, tls: Tls, timeout_seconds: int) -> Any:
     import psycopg2
 
     connection = psycopg2.connect(
@@ -114,7 +115,7 @@ def _connect_postgresql(login: Login, charset: str, tls: Tls) -> Any:
         password=login["password"],
         dbname=login["database_name"] or "postgres",
         sslmode="disable" if tls is False else "require",
-        connect_timeout=TIMEOUT_SECONDS,
+        connect_timeout=timeout_seconds,
     )
     connection.autocommit = True
     keep_alive(connection)

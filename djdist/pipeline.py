@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,7 +21,8 @@ from djdist.job import Key
 from djdist.jobs_table_source import JobsTableSource
 from djdist.rights import check_key_is_seen
 from djdist.sessions import TIME_ZONE
-from djdist.shipping import quiet, settings_of
+from djdist.shipping import open_dbapi_connection, quiet, settings_of
+from djdist.watchdog import watched
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +253,8 @@ def reachable(connection: dj.Connection) -> Iterator[None]:
         The database can't be reached by this connection.
     """
     try:
-        with _in_use:
+        reopen = partial(open_dbapi_connection, settings_of(connection))
+        with _in_use, watched(connection, reopen):
             yield
     except Exception as error:
         if not is_infrastructure(error):

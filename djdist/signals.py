@@ -34,6 +34,11 @@ class Signals:
             self._note()
             raise
 
+    def ends_program(self, number: int) -> bool:
+        """Tell whether such a signal ends what it interrupts; a program's own handler may go on."""
+        own_handler = callable(self._on_sigint) and self._on_sigint is not signal.default_int_handler
+        return number == signal.SIGTERM or not own_handler
+
     def _note(self) -> None:
         self.received = True
         if self._around:
@@ -57,6 +62,20 @@ def catching(*numbers: signal.Signals) -> Iterator[Signals]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def ends_program(number: int) -> bool:
+    """Tell whether a signal that was just received ends what it interrupts, as far as that is known."""
+    handler = signal.getsignal(number)
+    owner = getattr(handler, "__self__", None)
+    return owner.ends_program(number) if isinstance(owner, Signals) else handler is signal.default_int_handler
+
+
+def signal_behind(error: BaseException | None) -> BaseException | None:
+    """Find the end by a signal that an error came of, such as one of the database while a run is ended."""
+    while error and not isinstance(error, KeyboardInterrupt | SystemExit):
+        error = error.__context__
+    return error
 
 
 def _handling(numbers: Sequence[signal.Signals]) -> Signals | None:

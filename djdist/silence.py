@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ DOING = {
     "postgresql": "SELECT pg_backend_pid(), '', "
     "(SELECT state || state_change::text FROM pg_stat_activity WHERE pid = %s)",
 }
+CANCEL = "SELECT pg_cancel_backend(%s) WHERE pg_backend_pid() = %s"
+"""Not through a pooler, whose sessions have numbers of its own."""
 GONE = "gone"
 AWAY = "away"
 
@@ -58,6 +61,18 @@ class Line:
     def doubt(self, waits: Callable[[], bool]) -> None:
         """End the connection, in a thread of its own, if the answer that it waits for will never come."""
         threading.Thread(target=self._end_if_silent, args=(waits,), name="djdist-doubt", daemon=True).start()
+
+    def cancel(self) -> None:
+        """Ask PostgreSQL, in a thread of its own, to give up the statement that the connection waits for.
+
+        psycopg2's own way holds up all threads until a server has answered that may be silent.
+        """
+        if not _is_mysql(self.connection):  # whose driver heeds signals itself
+            threading.Thread(target=self._cancel, name="djdist-cancel", daemon=True).start()
+
+    def _cancel(self) -> None:
+        with suppress(Exception), closing(self.reopen()) as other:
+            other.cursor().execute(CANCEL, [session_id(self.connection), session_id(other)])
 
     def _end_if_silent(self, waits: Callable[[], bool]) -> None:
         evidence: tuple[str, bytes] | None = None
@@ -85,12 +100,9 @@ class Line:
             other = self.reopen()
         except Exception as error:
             return AWAY if is_infrastructure(error) and not is_full(error) else None
-        try:
+        with suppress(Exception), closing(other):
             return self._told_by(other)
-        except Exception:
-            return None
-        finally:
-            other.close()
+        return None
 
     def _told_by(self, other: Any) -> str | None:
         """Ask what the session does; what a proxy or another server tells is nothing."""

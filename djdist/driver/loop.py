@@ -1,6 +1,7 @@
 """The one loop: reserve, submit, collect, record."""
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from djdist.errors import DatabaseError, WorkerSetupError
 from djdist.executor import Executor
 from djdist.job import Completion, Ending, Failure, Job, Outcome, Policy, Report, Status, Summary, Watch
 from djdist.job_store import JobStore
+from djdist.signals import signal_behind
 
 logger = logging.getLogger(__package__)
 
@@ -183,7 +185,8 @@ class Driver:
         def is_wanted() -> bool:
             if threading.current_thread() is not me:
                 return not self._flight.lease.is_over
-            goes_on = watch(self.last_status) and not self._ledger.stopping
+            is_ended = self._ledger.stopping or signal_behind(sys.exc_info()[1]) is not None
+            goes_on = watch(self.last_status) and not is_ended
             if not goes_on and self._wait_by is None:
                 self._wait_by = self._clock() + self._policy.grace_seconds
             return self._wait_by is None or self._clock() < self._wait_by

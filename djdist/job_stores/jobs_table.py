@@ -17,6 +17,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from djdist import silence
 from djdist.database_errors import RIGHTS, is_denial, is_full, is_infrastructure, limit_of
 from djdist.dbapi import ConnectionSettings, connect, shut
 from djdist.errors import DatabaseError
@@ -28,7 +29,7 @@ from djdist.job_stores.errand import Errand, Hand
 from djdist.job_stores.turn import turn
 from djdist.jobs_table_source import JobsTableSource
 from djdist.sessions import SNAPSHOT_OFF, prepare, server_time
-from djdist.silence import DOUBT_SECONDS, Line, server_name
+from djdist.silence import Line, server_name
 
 logger = logging.getLogger(__name__)
 
@@ -544,7 +545,7 @@ class JobsTable(JobStore):
     def _wait_for(self, errand: Errand[Result], lines: Sequence[Line]) -> None:
         began_at, doubted = time.monotonic(), False
         while not errand.wait(LOOK_SECONDS) and self._goes_on():
-            if lines and not doubted and time.monotonic() - began_at >= DOUBT_SECONDS:
+            if lines and not doubted and time.monotonic() - began_at >= silence.DOUBT_SECONDS:
                 doubted = True
                 lines[0].doubt(lambda: not errand.is_done)
 

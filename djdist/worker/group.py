@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from djdist.database_errors import is_infrastructure, is_lost, limit_of
@@ -19,8 +20,9 @@ from djdist.fence import Connection, Fence, key_name
 from djdist.job import GROUP_SECONDS, Ending, Identity, Job, Outcome, Report
 from djdist.pipeline import connect_anew, end_session, is_duplicate, is_made, job_columns
 from djdist.sessions import IDLE_LIMITS
-from djdist.shipping import is_alive
-from djdist.signals import Signals, catching
+from djdist.shipping import is_alive, open_dbapi_connection
+from djdist.signals import Signals, catching, signal_behind
+from djdist.watchdog import watched
 from djdist.worker.failure import failure_of
 from djdist.worker.making import Making
 from djdist.worker.trial import trial
@@ -67,6 +69,10 @@ class Workplace:
             if not jobs:
                 return trial(self.table, self.fence)
             return make_group(Group(self, jobs))
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Notice meanwhile if the server of the table's connection falls silent."""
+        return watched(self.table.connection, partial(open_dbapi_connection, self.settings))
 
 
 @dataclass(eq=False)
@@ -115,7 +121,7 @@ def make_group(group: Group, limit: Callable[[], AbstractContextManager[None]] =
     """Make jobs one after the other until one is not made, or they take long; what is left has not begun."""
     jobs, outcomes, received = group.jobs, list[Outcome](), None
     started = time.monotonic()
-    with catching(signal.SIGINT, signal.SIGTERM) as signals:
+    with catching(signal.SIGINT, signal.SIGTERM) as signals, group.workplace.watched():
         try:
             with group.making() as making:
                 for job in jobs:
@@ -142,7 +148,8 @@ def make_job(group: Group, job: Job, making: Making, signals: Signals) -> Outcom
         ending, failure = _attempt(group, job, making), None
     except LeaseLostError:
         ending, failure = Ending.DISOWNED, None
-    except BaseException as error:
+    except BaseException as latest:
+        error = (signals.received and signal_behind(latest)) or latest
         ending, failure = _ending(error, interrupted=signals.received), failure_of(error)
         if is_lost(error) and not failure.limit and not making.is_nested:
             limit = _limit_of_idling(group.workplace.table.connection, time.monotonic() - started)

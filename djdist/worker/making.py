@@ -269,7 +269,7 @@ def _leave_transaction(connection: dj.Connection) -> None:
         if connection.in_transaction:
             connection.cancel_transaction()
     except dj.errors.LostConnectionError:
-        with quiet():
+        with suppress(Exception), quiet():  # it must not hide what ended the transaction
             connection.connect()
 
 

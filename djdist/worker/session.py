@@ -6,6 +6,8 @@ from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
+from djdist.watchdog import Waiting
+
 Translated = Callable[[Exception, str], Exception]
 """Gives DataJoint's error for the driver's."""
 
@@ -53,7 +55,8 @@ class Session:
         """Execute SQL with its ``%s`` filled in and return the cursor."""
         cursor = self.connection.cursor()
         try:
-            cursor.execute(sql, args)
+            with Waiting(self.connection):
+                cursor.execute(sql, args)
         except Exception as error:
             raise self._translated(error, sql) from error
         return cursor

@@ -26,7 +26,6 @@ from djdist.errors import DatabaseError, LeaseLostError
 from djdist.fence import key_name
 from djdist.job import Failure, Job
 from djdist.job_store import JobStore
-from djdist.job_stores import jobs_table
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.turn import LONGEST_WAIT_SECONDS, turn
@@ -448,7 +447,7 @@ class TestReserving:
 
     @pytest.fixture
     def doubting_soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(jobs_table, "DOUBT_SECONDS", 0.5)
+        monkeypatch.setattr(silence, "DOUBT_SECONDS", 0.5)
         monkeypatch.setattr(silence, "ASK_SECONDS", 0.2)
         monkeypatch.setattr(silence, "CERTAIN_SECONDS", 1)
         monkeypatch.setattr(dbapi, "TIMEOUT_SECONDS", 2)

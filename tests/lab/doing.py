@@ -15,6 +15,7 @@ from typing import Any
 
 import datajoint as dj
 
+from djdist import dbapi, silence
 from djdist.shipping import open_dbapi_connection, settings_of
 
 Key = dict[str, Any]
@@ -31,7 +32,7 @@ LIMITED = {
     "max_execution_time": ("SET SESSION max_execution_time = 200", f"SELECT count(*) FROM {COLLATIONS}"),
     "statement_timeout": ("SET statement_timeout = 200", "SELECT pg_sleep(20)"),
 }
-SLEEP = {"mysql": "SELECT SLEEP(2)", "postgresql": "SELECT pg_sleep(2)"}
+SLEEP = {"mysql": "SELECT SLEEP({})", "postgresql": "SELECT pg_sleep({})"}
 
 
 def begun(folder: Path) -> list[int]:
@@ -170,7 +171,18 @@ def be_overtaken(table: dj.Table, key: Key, n: int) -> None:
 
 def sleep_in_the_database(table: dj.Table, key: Key, n: int, folder: str) -> None:
     _begin(n, folder)
-    table.connection.query(SLEEP[table.connection.adapter.backend])
+    table.connection.query(SLEEP[table.connection.adapter.backend].format(2))
+
+
+def sleep_for_long_in_the_database(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    _begin(n, folder)
+    table.connection.query(SLEEP[table.connection.adapter.backend].format(600))
+
+
+def wait_at_gate_and_soon_doubt_the_database(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    dbapi.TIMEOUT_SECONDS, silence.DOUBT_SECONDS = 2, 0.5
+    silence.ASK_SECONDS, silence.CERTAIN_SECONDS = 0.2, 1.0
+    wait_at_gate(table, key, n, folder)
 
 
 def raise_error_of_the_pipeline(table: dj.Table, key: Key, n: int) -> None:
