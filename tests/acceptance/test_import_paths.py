@@ -50,6 +50,7 @@ print(Squared.populate(reserve_jobs=True{options})["success_count"], "made")
 """
 WRONG = "raise ImportError('this is the wrong module')"
 EXECUTORS = {"processes": "processes=2", "ray": "executor='ray'", "dask": "executor='dask'"}
+RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "60000"}  # the machine may be busy
 FINDER = """
 import sys
 from importlib.util import spec_from_file_location
@@ -143,6 +144,7 @@ def of(server: Server) -> dict[str, str]:
     return {**settings, "DJ_USER": server.user, "DJ_PASS": server.password}
 
 
+@pytest.mark.long_on("ray")
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(
     "way",
@@ -180,7 +182,7 @@ def test_workers_find_the_pipeline(
         stderr=subprocess.PIPE,
         text=True,
         cwd=project.elsewhere,
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **of(server), **project.environment},
+        env={**os.environ, **RAY, **of(server), **project.environment},
     )
     try:
         output, error = process.communicate(timeout=SECONDS)
