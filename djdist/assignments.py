@@ -4,7 +4,8 @@ import ast
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from types import FunctionType, ModuleType
@@ -23,6 +24,33 @@ Assignment = tuple[type | ModuleType, str, Any]
 Written = dict[str, ast.expr | None]
 """Expressions by the name they are assigned to; None where it takes more to know the value."""
 
+HARMLESS = (
+    *(ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.keyword, ast.Constant),
+    *(ast.Name, ast.Attribute, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp, ast.BoolOp),
+    *(ast.Compare, ast.IfExp, ast.Subscript, ast.Slice, ast.JoinedStr, ast.FormattedValue, ast.Call),
+)
+HARMLESS_CALLS = {
+    *(
+        "bool",
+        "int",
+        "float",
+        "complex",
+        "str",
+        "bytes",
+        "dict",
+        "list",
+        "tuple",
+        "set",
+        "frozenset",
+        "range",
+    ),
+    *("len", "min", "max", "sum", "abs", "round", "sorted", "staticmethod", "classmethod", "partial", "join"),
+    *("getenv", "get", "Path", "PosixPath", "timedelta", "date", "time", "datetime", "Decimal", "Fraction"),
+    *("array", "zeros", "ones", "full", "arange", "linspace", "int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64", "float32", "float64"),
+}
+"""What an expression may hold, and the names of what it may call, to be worked out a second time."""
+
 Dumps = Callable[[Any], bytes]
 
 
@@ -39,7 +67,7 @@ def of_classes(kind: type[dj.Table], dumps: Dumps) -> list[Assignment]:
         (owner, name, value)
         for owner in _classes_by_name(kind)
         for name, value in vars(owner).items()
-        if _is_assigned(owner, name, value)
+        if _is_assigned(owner, name, value, dumps)
     ]
     return [assignment for assignment in found if _travels(*assignment, dumps)]
 
@@ -90,25 +118,58 @@ def _classes_by_name(kind: type[dj.Table]) -> Iterator[type]:
             )
 
 
-def _is_assigned(owner: type, name: str, value: Any) -> bool:
+def _is_assigned(owner: type, name: str, value: Any, dumps: Dumps) -> bool:
     """Tell whether a class has an attribute from elsewhere than its module.
 
     What the module works out, such as a folder of this machine, every worker works out itself.
     """
     function = getattr(value, "__func__", value)
-    if isinstance(function, FunctionType):
-        return function.__module__ == "__main__"
-    if name.startswith("__") or name in OF_DATAJOINT:
-        return False
-    if callable(value) or hasattr(value, "__get__") or isinstance(value, ModuleType):
+    if isinstance(function, FunctionType) and function.__module__ == "__main__":
+        return True
+    if name.startswith("__") or name in OF_DATAJOINT or isinstance(value, ModuleType):
         return False
     written = _written(owner)
     if written is None or name not in written:
         return written is not None
     expression = written[name]
-    with suppress(ValueError):  # it is no literal
-        return expression is not None and repr(ast.literal_eval(expression)) != repr(value)
-    return False
+    if expression is None:
+        return _is_of_other_module(function, owner)
+    try:
+        before = dumps(_worked_out(expression, owner))
+    except Exception:  # it takes more to know it
+        return False
+    try:
+        return dumps(value) != before
+    except Exception:
+        return True
+
+
+def _is_of_other_module(function: Any, owner: type) -> bool:
+    if not isinstance(function, FunctionType) or function.__module__ == owner.__module__:
+        return False
+    module = sys.modules.get(function.__module__)
+    return getattr(module, function.__qualname__, None) is function
+
+
+def _worked_out(expression: ast.expr, owner: type) -> Any:
+    """Work out once more what a class's body says, if this does nothing else and takes no time.
+
+    Raises
+    ------
+    Exception
+        It isn't as simple as that.
+    """
+    names = ChainMap({**vars(owner)}, vars(sys.modules[owner.__module__]))
+    for node in ast.walk(expression):
+        if isinstance(node, ast.Call) and _value(node.func, names).__name__ not in HARMLESS_CALLS:
+            raise ValueError(ast.unparse(node))
+        if not isinstance(node, HARMLESS):
+            raise ValueError(ast.unparse(node))
+    return _value(expression, names)
+
+
+def _value(expression: ast.expr, names: Mapping[str, Any]) -> Any:
+    return eval(compile(ast.Expression(expression), "<class>", "eval"), {}, names)
 
 
 def _written(owner: type) -> Written | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from functools import cached_property
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from djdist.errors import OptionError
@@ -145,12 +145,16 @@ class Policy:
             raise OptionError(
                 f"timeout_seconds={timeout!r} must be a number above 0, up to {LONGEST_SECONDS:g}, or None."
             )
-        if not isinstance(self.retries, int) or self.retries < 0:
+        if not _is_count(self.retries):
             raise OptionError(f"retries={self.retries!r} must be a whole number from 0.")
-        if self.max_calls is not None and (not isinstance(self.max_calls, int) or self.max_calls < 0):
+        if self.max_calls is not None and not _is_count(self.max_calls):
             raise OptionError(
                 f"max_calls={self.max_calls!r} must be a whole number from 0, or None for no limit."
             )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and int(value) >= 0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """This machine: the caller's process, or processes of its own by loky."""
 
 import concurrent.futures as cf
+import multiprocessing
 import os
 import signal
 import threading
@@ -215,8 +216,8 @@ class _Running:
 def _pool_of_one(processes: int) -> loky.ProcessPoolExecutor:
     return loky.ProcessPoolExecutor(
         max_workers=1,
-        initializer=_end_with_parent,
-        initargs=(os.getpid(),),
+        initializer=_begin,
+        initargs=(os.getpid(), multiprocessing.get_start_method(allow_none=True)),
         env={"PYTHONWARNINGS": SETTINGS_TRAVEL, **_limits_of_threads(processes)},
     )
 
@@ -233,6 +234,12 @@ def _limits_of_threads(processes: int) -> dict[str, str]:
 def _kill(pools: Sequence[loky.ProcessPoolExecutor]) -> None:
     for pool in pools:
         pool.shutdown(kill_workers=True)
+
+
+def _begin(parent: int, start_method: str | None) -> None:
+    """Let ``make()`` start processes as at the caller: one that loky started can't by another method."""
+    multiprocessing.set_start_method(start_method, force=True)
+    _end_with_parent(parent)
 
 
 def _end_with_parent(parent: int) -> None:

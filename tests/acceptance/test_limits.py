@@ -89,7 +89,9 @@ def test_a_long_message_is_shortened_and_read(lab: ModuleType, executor: Any) ->
     assert all(job["error_message"].startswith("ValueError") for job in lab.Scripted.jobs.errors.to_dicts())
 
 
-@pytest.mark.parametrize("do", [doing.print_without_end, doing.fork_by_hand, doing.use_processes])
+@pytest.mark.parametrize(
+    "do", [doing.print_without_end, doing.fork_by_hand, doing.use_processes, doing.spawn_processes]
+)
 def test_what_prints_or_starts_processes_is_made(lab: ModuleType, remote_executor: Any, do: Any) -> None:
     assert misbehave(lab, remote_executor, do) == {"success_count": 3, "error_list": []}
     assert counts(lab.Scripted) == {}

@@ -267,6 +267,12 @@ def use_processes(table: dj.Table, key: Key, n: int) -> None:
         assert pool.map(abs, [-1, -2]) == [1, 2]
 
 
+def spawn_processes(table: dj.Table, key: Key, n: int) -> None:
+    """Compute in processes that are no forks, as what uses a GPU has to."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+
+
 def fork_by_hand(table: dj.Table, key: Key, n: int) -> None:
     child = os.fork()
     if not child:

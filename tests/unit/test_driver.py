@@ -7,6 +7,7 @@ import tracemalloc
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 
 import djdist
@@ -120,7 +121,8 @@ def test_tasks_are_named_after_table_and_key() -> None:
 
 def test_max_calls_bounds_what_is_made() -> None:
     store = CountingStore(10)
-    summary = Driver(store, ScriptedExecutor(places=4), Policy(max_calls=6)).run(going_on)
+    policy = Policy(max_calls=np.int64(6), retries=np.int8(0))
+    summary = Driver(store, ScriptedExecutor(places=4), policy).run(going_on)
     assert summary.success_count == 6
     assert store.pending() == 4
 
