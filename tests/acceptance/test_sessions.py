@@ -151,10 +151,11 @@ def short_of_time(server: Server, connection: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("remote", [pytest.param(False, marks=pytest.mark.long), True])
 def test_an_idle_session_that_the_server_ends_is_named(
-    short_of_time: str, lab: ModuleType, processes: Any, remote: bool, tmp_path: Path
+    short_of_time: str, lab: ModuleType, remote: bool, tmp_path: Path
 ) -> None:
     pipelines.fill(lab, subjects=1, sessions=1)
-    options = {"executor": processes if remote else "local", "suppress_errors": True, "reserve_jobs": True}
+    fresh = djdist.LocalExecutor(processes=2)  # whose sessions begin with the limit
+    options = {"executor": fresh if remote else "local", "suppress_errors": True, "reserve_jobs": True}
     idle = {"do": doing.idle_until_the_session_ends, "folder": str(tmp_path)}
     ((_, message),) = lab.Scripted.populate(make_kwargs=idle, **options)["error_list"]
     assert f"The server's {short_of_time} ended the session" in message
