@@ -2,6 +2,8 @@
 
 import os
 import platform
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -75,6 +77,19 @@ class Failure:
     kinds: tuple[str, ...] = ()
     limit: str = ""
 
+    def clear_frames(self) -> None:
+        """Let go of all that the code still holds that raised in this process: the arrays of a ``make()``.
+
+        An error that the caller was handling already is none of ours.
+        """
+        left, known = [self.exception], {id(sys.exc_info()[1])}
+        while left:
+            error = left.pop()
+            if isinstance(error, BaseException) and id(error) not in known:
+                known.add(id(error))
+                traceback.clear_frames(error.__traceback__)
+                left += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -120,7 +135,7 @@ class Policy:
     """How a run goes about its jobs.
 
     ``timeout_seconds`` of None lets a ``make()`` take as long as it likes; ``retry_on`` holds
-    names of exception classes, none of them for all.
+    names of exception classes, none of them for all. Numbers may be numpy's.
 
     Raises
     ------
@@ -138,6 +153,7 @@ class Policy:
     retries: int = 0
     retry_on: tuple[str, ...] = ()
     max_errors_listed: int = 1000
+    return_exception_objects: bool = False
 
     def __post_init__(self) -> None:
         timeout: object = self.timeout_seconds
@@ -151,6 +167,9 @@ class Policy:
             raise OptionError(
                 f"max_calls={self.max_calls!r} must be a whole number from 0, or None for no limit."
             )
+        for name, plain in (("timeout_seconds", float), ("retries", int), ("max_calls", int)):
+            if (number := getattr(self, name)) is not None:
+                object.__setattr__(self, name, plain(number))
 
 
 def _is_count(value: object) -> bool:

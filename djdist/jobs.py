@@ -11,7 +11,7 @@ from djdist.errors import OptionError
 from djdist.history import glance
 from djdist.job_stores.jobs_table import COLUMNS, JobsTable, Refreshing
 from djdist.jobs_html import jobs_html, notice_html, rows_html
-from djdist.pipeline import check_priority, condition_sql, declared_type, jobs_table_source
+from djdist.pipeline import check_has_schema, check_priority, condition_sql, declared_type, jobs_table_source
 from djdist.rights import check_key_is_seen
 
 
@@ -219,6 +219,7 @@ def jobs_to_look_at(table: Any) -> dj.Job:
     if not isinstance(table, dj.Table) or not isinstance(table, dj.AutoPopulate):
         name = type(table).__name__
         raise OptionError(f"{name} is not a dj.Computed or dj.Imported table, so it has no jobs.")
+    check_has_schema(table)
     if table.restriction:
         raise OptionError(
             f"{type(table).__name__} is restricted: give the table, or restrict its jobs instead, such as "

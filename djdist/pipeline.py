@@ -1,5 +1,6 @@
 """What djdist needs to know of a DataJoint table: its keys, its make(), its jobs table."""
 
+import inspect
 import logging
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from djdist.watchdog import watched
 
 logger = logging.getLogger(__name__)
 
+PARTS = ("make_fetch", "make_compute", "make_insert")
+MAKE = ("make", "_make_tuples", *PARTS)
 PRIORITIES = {"mysql": range(-128, 128), "postgresql": range(-32768, 32768)}
 
 
@@ -35,7 +38,7 @@ def check_populates(table: Any) -> None:
     Raises
     ------
     OptionError
-        It is not a Computed or Imported table, or has no ``make``.
+        It is not a Computed or Imported table, has no ``make`` that could be called, or no schema.
     datajoint.DataJointError
         The table is restricted or a transaction is open, as DataJoint says it.
     """
@@ -46,6 +49,12 @@ def check_populates(table: Any) -> None:
         raise OptionError(
             f"{name} has no make(): define make(self, key), or make_fetch, make_compute and make_insert."
         )
+    if asynchronous := [part for part in MAKE if _is_asynchronous(getattr(table, part, None))]:
+        raise OptionError(
+            f"{name}.{asynchronous[0]} is asynchronous, and nobody would await it: write def, not async def, "
+            "and call asyncio.run() in it."
+        )
+    check_has_schema(table)
     if table.restriction:
         raise dj.DataJointError(
             "Cannot call populate on a restricted table. Instead, pass conditions to populate() as arguments."
@@ -54,13 +63,24 @@ def check_populates(table: Any) -> None:
         raise dj.DataJointError("Populate cannot be called during a transaction.")
 
 
+def check_has_schema(table: Any) -> None:
+    """Raise OptionError for a table that was never declared."""
+    if table._connection is None or not table.database:
+        raise OptionError(
+            f"{type(table).__name__} belongs to no schema yet: put @schema above it, and activate the schema."
+        )
+
+
+def _is_asynchronous(part: Any) -> bool:
+    return inspect.iscoroutinefunction(part) or inspect.isasyncgenfunction(part)
+
+
 def has_make(table: Any) -> bool:
     """Tell whether a table's class says how to make a key."""
-    parts = ("make_fetch", "make_compute", "make_insert")
     return (
         hasattr(table, "_make_tuples")
         or type(table).make is not dj.AutoPopulate.make
-        or all(hasattr(table, part) for part in parts)
+        or all(hasattr(table, part) for part in PARTS)
     )
 
 

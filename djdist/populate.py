@@ -150,6 +150,7 @@ def populate(
     policy = Policy(
         max_calls=max_calls,
         suppress_errors=suppress_errors,
+        return_exception_objects=return_exception_objects,
         max_losses=config.max_losses,
         lease_seconds=config.lease_seconds,
         count_pending=display_progress or detach,
@@ -169,7 +170,7 @@ def populate(
         store, fence = (
             _jobs_table(table, restrictions, priority, refresh, version)
             if reserve_jobs
-            else (MemoryStore(keys_to_make(table, restrictions, max_calls)), None)
+            else (MemoryStore(keys_to_make(table, restrictions, policy.max_calls)), None)
         )
         info = _info(table, policy, detached=detach, return_exception_objects=return_exception_objects)
     make_kwargs = make_kwargs or {}

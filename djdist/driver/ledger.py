@@ -151,6 +151,7 @@ class Ledger:
         failure = outcome.failure or UNKNOWN
         pause_seconds = None if self.stopping else self._attempts.after_failure(outcome.job, failure)
         if pause_seconds is not None:
+            failure.clear_frames()
             self._log("failed and is tried again in %.1f s: %s", outcome.job, pause_seconds, failure.message)
             self.give_back([outcome.job], pause_seconds)
             return
@@ -162,10 +163,18 @@ class Ledger:
             self.let_go(job)
             return
         self._failed += 1
+        kept = self._kept(failure)
         if len(self._errors) < self._policy.max_errors_listed:
-            self._errors.append((job.key, failure))
+            self._errors.append((job.key, kept))
         if not self._policy.suppress_errors:
             self._stop()
+
+    def _kept(self, failure: Failure) -> Failure:
+        """Keep of an error what the caller gets: with its frames it may hold all that a make() had."""
+        if not self._policy.suppress_errors:
+            return failure
+        failure.clear_frames()
+        return failure if self._policy.return_exception_objects else Failure(failure.message)
 
     def _record_lost(self, job: Job, cause: Failure) -> None:
         self.obstacles.forget()
@@ -192,6 +201,7 @@ class Ledger:
         if pause_seconds >= 1 and not self._waits_for_database:
             self._waits_for_database = True
             logger.warning("%s waits for the database: %s", self._table, failure.message)
+        failure.clear_frames()
         self.give_back([outcome.job], pause_seconds)
 
     def _note_progress(self) -> None:

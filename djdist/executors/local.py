@@ -47,7 +47,7 @@ class LocalExecutor(Executor):
     def __init__(self, processes: int | None = 1) -> None:
         if processes is not None and processes < 0:
             raise OptionError(f"processes={processes} must be at least 1, or None for all processors.")
-        self.processes = processes or default_places()
+        self.processes = int(processes or default_places())
         self.in_process = self.processes == 1
         self.kills = not self.in_process
 

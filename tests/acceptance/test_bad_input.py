@@ -9,11 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import datajoint as dj
+import numpy as np
 import pytest
 
 import djdist
@@ -83,6 +85,25 @@ class TestOptions:
         ):
             untouched.populate(reserve_jobs=True)
 
+    def test_numbers_may_be_those_of_numpy(self, lab: ModuleType, executor: Any) -> None:
+        pipelines.fill(lab, subjects=1, sessions=4)
+        options: dict[str, Any] = {"max_calls": np.int64(3), "retries": np.uint8(1)}
+        if executor != "local":
+            options["timeout_seconds"] = np.float32(60)
+        made = lab.Square.populate(reserve_jobs=True, priority=np.int16(3), executor=executor, **options)
+        assert made["success_count"] == 3
+        made = lab.Square.populate(max_calls=np.int32(1), executor=executor)
+        assert made["success_count"] == 1
+
+    def test_processes_and_settings_may_be_numbers_of_numpy(
+        self, lab: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert repr(djdist.LocalExecutor(np.int64(2))) == "LocalExecutor(processes=2)"
+        settings = {"lease_seconds": 30, "grace_seconds": 1, "retries": 2, "max_losses": 2}
+        for name, value in settings.items():
+            monkeypatch.setattr(djdist.config, name, np.int64(value))
+            assert type(getattr(djdist.config, name)) in (int, float)
+
     def test_a_wrong_name_is_seen_by_editors_too(self, untouched: Any) -> None:
         with pytest.raises(djdist.OptionError, match="no executor 'slurm'"):
             djdist.populate(untouched, reserve_jobs=True, executor="slurm")  # type: ignore[call-overload]
@@ -108,6 +129,38 @@ class TestTables:
     def test_a_manual_table_has_no_populate(self, lab: ModuleType) -> None:
         with pytest.raises(djdist.OptionError, match=r"Session is not a dj\.Computed or dj\.Imported table"):
             djdist.populate(lab.Session())
+
+    @pytest.mark.parametrize("part", ["make", "make_compute"])
+    def test_a_make_that_nobody_awaits_is_refused(
+        self, untouched: Any, part: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def asynchronous(self: Any, key: dict[str, Any]) -> None:
+            self.insert1({**key, "result": 0})
+
+        monkeypatch.setattr(untouched, part, asynchronous, raising=False)
+        for reserve_jobs in (True, False):
+            with pytest.raises(djdist.OptionError, match=rf"Kwargs\.{part} is asynchronous.*asyncio\.run"):
+                untouched.populate(reserve_jobs=reserve_jobs)
+
+    def test_a_table_of_no_schema_is_told_so(self, lab: ModuleType) -> None:
+        class Loose(dj.Computed):
+            definition = "-> Session"
+
+            def make(self, key: dict[str, Any]) -> None:
+                self.insert1(key)
+
+        @dj.Schema()
+        class Waiting(Loose):
+            pass
+
+        for table in (Loose, Waiting):
+            for act in (
+                table.populate,
+                partial(table.populate, reserve_jobs=True),
+                partial(djdist.progress, table),
+            ):
+                with pytest.raises(djdist.OptionError, match="belongs to no schema yet: put @schema above"):
+                    act()
 
     def test_a_table_without_make_is_told_so(self, lab: ModuleType, remote_executor: Any) -> None:
         class Unmade(dj.Computed):

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import time
+import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -74,6 +77,47 @@ def test_errors_as_exceptions(lab: ModuleType, executor: Any) -> None:
     assert (lab.Session & key).fetch1("n") == 5
     assert isinstance(error, ValueError)
     assert str(error) == "bad n 5"
+
+
+class Array:
+    """Stands for what takes much memory."""
+
+
+@pytest.mark.parametrize("as_objects", [False, True])
+def test_what_a_make_held_that_failed_is_let_go_of(lab: ModuleType, as_objects: bool) -> None:
+    def fail(table: Any, key: dict[str, Any], n: int) -> None:
+        array = Array()
+        arrays.append(weakref.ref(array))
+        try:
+            raise KeyError(n)
+        except KeyError as error:
+            raise ValueError("no") from error
+
+    arrays: list[weakref.ref[Array]] = []
+    pipelines.fill(lab)
+    gc.disable()
+    try:
+        summary = lab.Scripted.populate(
+            suppress_errors=True, return_exception_objects=as_objects, make_kwargs={"do": fail}
+        )
+        assert [array for array in arrays if array()] == []
+    finally:
+        gc.enable()
+    assert len(summary["error_list"]) == len(arrays) == 6
+    if as_objects:
+        (_, error), *_ = summary["error_list"]
+        assert [type(e) for e in (error, error.__cause__)] == [ValueError, KeyError]
+        assert "in fail" in "".join(traceback.format_exception(error))
+
+
+def test_the_error_that_is_raised_has_its_frames_for_a_debugger(lab: ModuleType) -> None:
+    def fail(table: Any, key: dict[str, Any], n: int) -> None:
+        raise ValueError(n)
+
+    pipelines.fill(lab)
+    with pytest.raises(ValueError, match="1") as raised:
+        lab.Scripted.populate(make_kwargs={"do": fail})
+    assert raised.traceback[-1].frame.f_locals["n"] == 1
 
 
 def test_ignored_jobs_are_left_alone(lab: ModuleType, executor: Any) -> None:

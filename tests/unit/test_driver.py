@@ -16,7 +16,7 @@ from djdist.driver.attempts import MAX_OBSTACLES
 from djdist.driver.counting import SHARE, Counting
 from djdist.errors import DatabaseError, WorkerSetupError
 from djdist.executor import Executor
-from djdist.job import Completion, Ending, Failure, Handover, Job, Policy, Report, Status, Summary
+from djdist.job import Completion, Ending, Failure, Handover, Job, Outcome, Policy, Report, Status, Summary
 from djdist.job_store import JobStore
 from djdist.job_stores.memory import MemoryStore
 from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
@@ -533,6 +533,19 @@ def test_workers_that_can_not_work_end_the_run_before_anything_is_touched() -> N
     with pytest.raises(WorkerSetupError, match="No module named 'lab'"):
         Driver(store, executor, Policy()).run(going_on)
     assert (store.asked, store.refreshed) == ([], 0)
+
+
+@pytest.mark.parametrize(("as_objects", "kept"), [(False, None), (True, b"pickled")])
+def test_exceptions_are_kept_only_for_a_caller_that_gets_them(as_objects: bool, kept: bytes | None) -> None:
+    def answer(ticket: int, job: Job) -> Completion:
+        failure = Failure("ValueError: no", "long", b"pickled", ("ValueError",))
+        return Completion(ticket, Report((Outcome(job, Ending.FAILED, failure),)))
+
+    store = CountingStore(1)
+    policy = Policy(suppress_errors=True, return_exception_objects=as_objects)
+    ((_, failure),) = Driver(store, ScriptedExecutor(1, answer), policy).run(going_on).errors
+    assert (failure.message, failure.exception) == ("ValueError: no", kept)
+    assert store.failures[0][1].traceback == "long"
 
 
 def test_what_is_given_back_is_pending_again() -> None:
