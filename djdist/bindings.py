@@ -4,7 +4,7 @@ import dis
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -210,9 +210,13 @@ def register(connection: dj.Connection, schemas: list[str]) -> None:
 
 def tables(base: type[dj.Table]) -> Iterator[type[dj.Table]]:
     """Give all classes of tables below one."""
-    for table in base.__subclasses__():
-        yield table
-        yield from tables(table)
+    return _subclasses(base)
+
+
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _subclasses(kind)
 
 
 def _this_process() -> tuple[str, int]:
@@ -254,7 +258,7 @@ def _imported_by(module: ModuleType) -> Iterator[str]:
 
 
 def _schemas() -> Iterator[tuple[str, str, Any]]:
-    kinds = {dj.Schema, dj.schemas._Schema}
+    kinds = {dj.schemas._Schema, *_subclasses(dj.schemas._Schema)}
     for module_name, module in _modules():
         if module is sys.modules["__main__"] or kinds.isdisjoint(map(type, [*vars(module).values()])):
             continue
@@ -274,7 +278,7 @@ def _late_modules(late: Mapping[str, list[Any]], pack: Pack) -> Iterator[LateMod
     named = {name for code in chain(*codes.values()) for name in (*code.co_names, *code.co_consts)}
     for module, schemas in late.items():
         given = {id(schema.add_objects) for schema in schemas if schema.add_objects}
-        set_names = {name for code in codes[module] for name in _set_by_activation(code)}
+        set_names = _set_by_activation(codes[module])
         links = {
             name: _link(value, named, pack)
             for name, value in [*vars(sys.modules[module]).items()]
@@ -297,11 +301,12 @@ def _codes_within(code: CodeType) -> Iterator[CodeType]:
             yield from _codes_within(inner)
 
 
-def _set_by_activation(code: CodeType) -> set[str]:
-    """Name the globals that a function sets which activates schemas."""
-    if "activate" not in code.co_names:
-        return set()
-    return {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
+def _set_by_activation(codes: Sequence[CodeType]) -> set[str]:
+    """Name the globals that are set by functions which activate schemas, and by what these call."""
+    activating = [code for code in codes if "activate" in code.co_names]
+    called = {name for code in activating for name in code.co_names}
+    setting = [*activating, *(code for code in codes if code.co_name in called)]
+    return {i.argval for code in setting for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
 
 
 def _link(value: Any, named: set[Any], pack: Pack) -> Packed | Mapping[str, Packed]:

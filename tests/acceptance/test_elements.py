@@ -30,12 +30,14 @@ _linking_module = None
 
 
 def activate(schema_name, *, create_schema=True, create_tables=True, linking_module=None):
-    global _linking_module
-    if isinstance(linking_module, str):
-        linking_module = importlib.import_module(linking_module)
-    _linking_module = linking_module
+    link(importlib.import_module(linking_module) if isinstance(linking_module, str) else linking_module)
     options = {{"create_schema": create_schema, "create_tables": create_tables}}
-    schema.activate(schema_name, add_objects=vars(linking_module), **options)
+    schema.activate(schema_name, add_objects=vars(_linking_module), **options)
+
+
+def link(linking_module):
+    global _linking_module
+    _linking_module = linking_module
 
 
 def get_root_dir():
@@ -75,7 +77,12 @@ import datajoint as dj
 
 from {name}_recording import Recording, get_root_dir
 
-schema = dj.Schema()
+
+class LabSchema(dj.Schema):
+    pass
+
+
+schema = LabSchema()
 finder = sessions = None
 
 
