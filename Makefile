@@ -62,6 +62,13 @@ ssh-server:  # hosts of the tests are reached by it, as by ray up
 		|| { $(call apt_install,openssh-server openssh-client rsync iproute2); } \
 		|| echo 'No SSH server here, and none could be installed: tests of hosts with SSH are skipped.' >&2
 
+.PHONY: slurm
+slurm:  # jobs of the tests run on it
+	@PATH="$$PATH:/usr/sbin:/sbin"; \
+	{ command -v slurmctld && command -v slurmd && command -v sbatch && command -v munged; } >/dev/null \
+		|| { $(call apt_install,slurmctld slurmd slurm-client munge); } \
+		|| echo 'No Slurm here, and none could be installed: its tests are skipped.' >&2
+
 .PHONY: real-mysql
 real-mysql:  # Debian has MySQL itself in its unstable suite only
 	@[ -n "$$DJDIST_TEST_REAL_MYSQL_URL" ] || [ -e $(VENV)/mysql/usr/sbin/mysqld ] || { \
@@ -80,7 +87,7 @@ new-mariadb:  # 11.6.2 and newer isolate snapshots, and Debian 12 has an older o
 		&& mv $(VENV)/mariadb-11.8.part $(VENV)/mariadb-11.8; \
 	} || echo 'No MariaDB 11.8 can be had here: its tests are skipped.' >&2
 
-test: $(BIN)/all-ready mysql-server real-mysql new-mariadb browser $(if $(findstring --thorough,$(ARGS)),ssh-server)  ## all tests, on servers of their own
+test: $(BIN)/all-ready mysql-server real-mysql new-mariadb browser $(if $(findstring --thorough,$(ARGS)),ssh-server slurm)  ## all tests, on servers of their own
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 	$(if $(filter --thorough,$(ARGS)),$(if $(filter-out --thorough,$(ARGS)),,$(MAKE) test-lowest ARGS=))
 

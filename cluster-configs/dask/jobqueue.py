@@ -15,7 +15,9 @@ import djdist
 
 if __name__ == "__main__":
     djdist.enable()
-    with getattr(dask_jobqueue, f"{sys.argv[1]}Cluster")() as cluster, Client(cluster) as client:
+    kind = getattr(dask_jobqueue, f"{sys.argv[1]}Cluster")
+    # else whoever reaches its ports may run anything as you: a key made for this cluster
+    with kind(security=True) as cluster, Client(cluster) as client:
         print("dashboard:", client.dashboard_link)
         cluster.adapt(minimum_jobs=1, maximum_jobs=20)
         ProcessedData.populate(reserve_jobs=True, suppress_errors=True, executor=client)

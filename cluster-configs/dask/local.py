@@ -12,13 +12,15 @@ import djdist
 
 # else the cluster drops a worker that is being restarted, 15 s after an earlier restart
 PATIENT_WITH_WORKERS = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
+# a key made for this cluster: else whoever has an account on this machine may run anything as you
+FOR_YOU_ALONE = {"security": True, "dashboard_address": "localhost:8787"}
 
 if __name__ == "__main__":
     djdist.enable()
     # one thread a worker: a DataJoint connection serves one
     with (
         dask.config.set(PATIENT_WITH_WORKERS),
-        LocalCluster(threads_per_worker=1) as cluster,
+        LocalCluster(threads_per_worker=1, **FOR_YOU_ALONE) as cluster,
         Client(cluster) as client,
     ):
         print("dashboard:", client.dashboard_link)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
+import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,28 +15,27 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import datajoint as dj
+import distributed
 import pytest
+import yaml
 
 import lab as pipelines
 from conftest import unavailable
 from lab.clusters import RayCluster
 from lab.hosts import hosts, what_hosts_lack
 from lab.relay import relayed
-from lab.watching import counts
-from servers import Server
+from lab.slurm import slurm as running_slurm
+from lab.slurm import what_slurm_lacks
+from lab.watching import counts, wait_until
+from servers import Server, free_port
 
+logger = logging.getLogger(__name__)
 FOLDER = Path(__file__).parents[2] / "cluster-configs"
-SLURM = {
-    "srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"',
-    "scontrol": "hostname --ip-address | cut -d ' ' -f 1",
-}
-
-JOBS_OF_SLURM = {
-    "sbatch": 'cp "$1" "$1.job"\nsetsid bash "$1.job" &> /dev/null &\necho "Submitted batch job $!"',
-    "scancel": 'for job; do kill -- "-$job"; done',
-}
+SLOW_SECONDS = 400
+"""One machine is all hosts, each with a Ray."""
 
 
 def credentials(server: Server) -> dict[str, str]:
@@ -49,6 +52,7 @@ def credentials(server: Server) -> dict[str, str]:
 
 
 NEEDS_TWO_HOSTS = """
+import os
 import socket
 from pathlib import Path
 
@@ -67,9 +71,11 @@ class ProcessedData(dj.Computed):
     '''
 
     def make(self, key):
-        begun, host = Path({folder!r}), socket.gethostname()
+        begun, host = Path({folder!r}), f"{{socket.gethostname()}} {{os.environ['LAB_FILE']}}"
+        host += os.environ.get("SLURM_JOB_ID", "")
         (begun / host).touch()
-        wait_until(lambda: len(list(begun.iterdir())) == 2, "another host")
+        wait_for = int(os.environ.get("LAB_HOSTS", 2))
+        wait_until(lambda: len(list(begun.iterdir())) == wait_for, "another host", {seconds})
         self.insert1({{**key, "host": host}})
 """
 
@@ -84,7 +90,12 @@ def environment(server: Server, lab: ModuleType, modules_folder: Path, tmp_path:
     activate = tmp_path / "env" / "bin" / "activate"
     activate.parent.mkdir(parents=True)
     activate.write_text(f"PATH={Path(sys.executable).parent}:$PATH\n")
-    return {**os.environ, "HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}
+    return {
+        **os.environ,
+        "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
+        "HOME": str(tmp_path),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
 
 
 @pytest.fixture
@@ -95,7 +106,7 @@ def two_hosts(
     if lacks := what_hosts_lack():
         unavailable(lacks)
     (tmp_path / "begun").mkdir()
-    pipeline = NEEDS_TWO_HOSTS.format(lab=lab.__name__, folder=str(tmp_path / "begun"))
+    pipeline = NEEDS_TWO_HOSTS.format(lab=lab.__name__, folder=str(tmp_path / "begun"), seconds=SLOW_SECONDS)
     (modules_folder / "my_pipeline.py").write_text(pipeline)
     given = {"PYTHONPATH": os.environ["PYTHONPATH"]}
     with (
@@ -103,7 +114,9 @@ def two_hosts(
         relayed(server.host, server.port, at=gateway) as relay,
     ):
         with (tmp_path / ".datajoint.env").open("a") as file:
-            file.write(f"export DJ_HOST={gateway} DJ_PORT={relay.port}\n")
+            file.write(f"export DJ_HOST={gateway} DJ_PORT={relay.port} LAB_FILE='sourced '\n")
+        for name in ("host1", "host2"):
+            shutil.copy(tmp_path / ".datajoint.env", tmp_path / name)
         yield addresses
 
 
@@ -125,6 +138,12 @@ def commands(file: Path) -> list[str]:
     return [line.removeprefix("#   ") for line in lines if line.startswith("#   ")]
 
 
+def command(file: Path, program: str) -> str:
+    """Give the command of the page that calls a program."""
+    (line,) = re.findall(rf"#   (.*\b{program}\b.*)", file.read_text())
+    return str(line)
+
+
 def shell(command: str, environment: dict[str, str], folder: Path) -> str:
     done = subprocess.run(
         ["bash", "-c", f". ~/env/bin/activate && . ~/.datajoint.env && {command}"],
@@ -139,34 +158,45 @@ def shell(command: str, environment: dict[str, str], folder: Path) -> str:
     return done.stdout
 
 
+def gateway_of(hosts: list[str]) -> str:
+    return hosts[0].rpartition(".")[0] + ".254"
+
+
 @pytest.fixture
-def slurm(tmp_path: Path) -> dict[str, str]:
-    """Slurm's variables in a job of two nodes, which both are this machine, and its commands."""
-    for name, script in SLURM.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
-        (tmp_path / name).chmod(0o700)
-    return {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "SLURM_CPUS_PER_TASK": "1",
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NODELIST": "here,here",
-        "SLURM_JOB_NUM_NODES": "2",
-    }
+def slurm(two_hosts: list[str], environment: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Give the environment of a login node of Slurm, whose nodes are the two hosts."""
+    if lacks := what_slurm_lacks():
+        unavailable(lacks)
+    nodes = {f"host{number}": address for number, address in enumerate(two_hosts, 1)}
+    with running_slurm(tmp_path / "slurm", gateway_of(two_hosts), nodes) as given:
+        yield {**environment, **given}
 
 
 @pytest.mark.long
-@pytest.mark.on("ray")
-def test_ray_starts_over_an_allocation_of_slurm(
-    lab: ModuleType, environment: dict[str, str], slurm: dict[str, str]
+@pytest.mark.parametrize("server", ["mysql"], indirect=True)
+def test_ray_starts_over_allocations_of_slurm_that_share_a_node(
+    lab: ModuleType, slurm: dict[str, str], tmp_path: Path
 ) -> None:
-    command = ["bash", str(FOLDER / "ray" / "slurm.sh"), str(FOLDER / "populate.py"), "num_cpus=0.5"]
-    try:
-        done = subprocess.run(command, env={**environment, **slurm}, capture_output=True, text=True)
-    finally:
-        shutil.rmtree(f"/tmp/ray-{slurm['SLURM_JOB_ID']}", ignore_errors=True)
-    assert done.returncode == 0, done.stderr
-    assert "6 made, 0 errors left" in done.stdout.splitlines()
-    assert counts(lab.Square) == {}
+    file = copied(tmp_path, "ray/slurm.sh")
+    shell(command(file, "get-auth-token"), slurm, file.parent)
+    submit, _, _ = commands(file)
+
+    def submitted(nodes: int, waits_for: int, begun: int) -> str:
+        options = f"--nodes={nodes} --cpus-per-task=1 --nodelist=host[1-{nodes}] --parsable --output=%j.out"
+        environment = {**slurm, "LAB_HOSTS": str(waits_for)}
+        job = shell(submit.replace("--nodes=4", options), environment, file.parent).strip()
+        wait_until(lambda: len(list((tmp_path / "begun").iterdir())) == begun, "keys", SLOW_SECONDS)
+        return job
+
+    whole = submitted(nodes=2, waits_for=3, begun=2)
+    cancelled = submitted(nodes=1, waits_for=9, begun=3)
+    shell(f"scancel {cancelled}", slurm, tmp_path)
+    wait_until(lambda: not shell("squeue --noheader", slurm, tmp_path), "the end of both", SLOW_SECONDS)
+    output = (file.parent / f"{whole}.out").read_text()
+    assert "0 errors left" in output
+    made = dj.VirtualModule("made", lab.SCHEMA).ProcessedData()
+    assert set(made.to_arrays("host")) == {f"host1 sourced {whole}", f"host2 sourced {whole}"}, output
+    assert not [job for job in (whole, cancelled) if Path(f"/tmp/ray-{job}").exists()]
 
 
 @pytest.mark.long
@@ -181,18 +211,73 @@ def test_dask_starts_on_this_machine(lab: ModuleType, environment: dict[str, str
 
 @pytest.mark.long
 @pytest.mark.on("dask")
-def test_dask_starts_its_workers_as_jobs_of_slurm(
-    lab: ModuleType, environment: dict[str, str], tmp_path: Path
+def test_the_operator_of_kubernetes_scales_a_dask_cluster_that_has_a_key(
+    lab: ModuleType, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, script in JOBS_OF_SLURM.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
-        (tmp_path / name).chmod(0o700)
-    smaller = {"cores: 8": "cores: 1", "processes: 8": "processes: 1", "32GiB": "1GiB"}
-    file = copied(tmp_path, "dask/jobqueue.yaml", **smaller)
-    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
-    shell(" && ".join(commands(file)), environment, file.parent)
-    assert len(lab.Square()) == 6
-    assert counts(lab.Square) == {}
+    port, dashboard = free_port(), free_port()
+    places = {"/run/dask": str(tmp_path), "djdist-scheduler:8786": f"127.0.0.1:{port}", ":8786": f":{port}"}
+    file = copied(tmp_path, "dask/kubernetes.yaml", **places)
+    shell(command(file, "openssl"), environment, tmp_path)
+    for name in ("key", "crt"):
+        (tmp_path / f"dask.{name}").rename(tmp_path / f"tls.{name}")
+    cluster, _, config, _ = yaml.safe_load_all(file.read_text())
+    (tmp_path / "dask.yaml").write_text(config["data"]["dask.yaml"])
+    environment |= {"DASK_CONFIG": str(tmp_path / "dask.yaml"), "DASK_WORKER_NAME": "worker"}
+    options = f"--host 127.0.0.1 --port {port} --dashboard-address 127.0.0.1:{dashboard}"
+    scheduler = _in_pod(cluster["spec"]["scheduler"], options, environment)
+    worker = _in_pod(cluster["spec"]["worker"], "--host 127.0.0.1", environment)
+    controller = importlib.import_module("dask_kubernetes.operator.controller.controller")
+
+    async def address(*_: Any, port_name: str = "tcp-comm", **__: Any) -> str:
+        return f"tcp://127.0.0.1:{dashboard if port_name == 'http-dashboard' else port}"
+
+    monkeypatch.setattr(controller, "get_scheduler_address", address)
+    try:
+        environment |= {"DASK_SCHEDULER_ADDRESS": f"tls://localhost:{port}", "DJDIST_EXECUTOR": "dask"}
+        assert "6 made, 0 errors left" in shell("python ../populate.py", environment, file.parent)
+        assert asyncio.run(controller.get_desired_workers("djdist-scheduler", "default")) in {0, 1}
+
+        def retired() -> bool:
+            group = (1, "djdist-scheduler", "djdist-default", "default", logger)
+            return bool(asyncio.run(controller.retire_workers(*group)) == ["worker"])
+
+        wait_until(retired, "a worker that nothing needs any more")
+        with pytest.raises(OSError, match=r"Timed out|closed"):
+            distributed.Client(f"tcp://127.0.0.1:{port}", timeout=3)
+    finally:
+        for process in (worker, scheduler):
+            process.terminate()
+            process.wait()
+
+
+def _in_pod(part: dict[str, Any], options: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start what a pod would."""
+    (container,) = part["spec"]["containers"]
+    given = {env["name"]: env["value"] for env in container["env"] if env["name"].startswith("DASK")}
+    words = [environment["DASK_WORKER_NAME"] if "$" in word else word for word in container["args"]]
+    activated = f'. ~/env/bin/activate && . ~/.datajoint.env && exec "$@" {options}'
+    return subprocess.Popen(["bash", "-c", activated, "pod", *words], env={**environment, **given})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("server", ["mysql"], indirect=True)
+def test_dask_starts_its_workers_as_jobs_of_slurm(
+    lab: ModuleType, two_hosts: list[str], slurm: dict[str, str], tmp_path: Path
+) -> None:
+    here = f"scheduler-options: {{host: {gateway_of(two_hosts)}}}"
+    of_the_lab = {
+        "cores: 8": "cores: 1",
+        "processes: 8": "processes: 1",
+        "memory: 32GiB": "memory: 1GiB",
+        "# interface: ib0": f"{here}  #",
+        "job-extra-directives: []": "job-extra-directives: [--exclusive]",
+    }
+    file = copied(tmp_path, "dask/jobqueue.yaml", **of_the_lab)
+    shell(" && ".join(commands(file)), slurm, file.parent)
+    made = dj.VirtualModule("made", lab.SCHEMA).ProcessedData()
+    assert {host.split()[0] for host in made.to_arrays("host")} == {"host1", "host2"}
+    assert counts(type(made)) == {}
+    assert not list(tmp_path.glob(".dask-jobqueue*"))
 
 
 @pytest.mark.long
@@ -202,9 +287,10 @@ def test_dask_starts_on_hosts_with_ssh(
 ) -> None:
     head, worker = two_hosts
     file = copied(tmp_path, "dask/ssh.py", **{'"n_workers": 8': '"n_workers": 1'})
+    shell(command(file, "openssl"), environment, tmp_path)
     shell(f"python {file.name} {head} {head} {worker}", environment, file.parent)
     made = dj.VirtualModule("made", lab.SCHEMA).ProcessedData
-    assert set(made().to_arrays("host")) == {"host1", "host2"}
+    assert set(made().to_arrays("host")) == {"host1 sourced ", "host2 sourced "}
     assert counts(made) == {}
 
 
@@ -235,7 +321,7 @@ def test_ray_up_starts_a_cluster_on_hosts_with_ssh(
         finally:
             shell(f"{down} --yes", environment, file.parent)
     made = dj.VirtualModule("made", lab.SCHEMA).ProcessedData
-    assert set(made().to_arrays("host")) == {"host1", "host2"}
+    assert set(made().to_arrays("host")) == {"host1 sourced ", "host2 sourced "}
     assert counts(made) == {}
 
 

@@ -116,11 +116,19 @@ class TestKubernetes:
 
     def test_dask_s_operator_takes_it(self) -> None:
         files = importlib.metadata.files("dask-kubernetes") or []
-        for given in documents(KUBERNETES[2]):
+        for given in documents(KUBERNETES[2])[:2]:
             (file,) = (file for file in files if file.match(f"crds/{given['kind'].lower()}.yaml"))
             definition = yaml.safe_load(file.read_text())
             (version,) = definition["spec"]["versions"]
             validate(given, version["schema"]["openAPIV3Schema"])
+
+    def test_kubernetes_takes_what_is_beside_the_dask_cluster(self) -> None:
+        import kubernetes_validate
+
+        beside = documents(KUBERNETES[2])[2:]
+        for given in beside:
+            kubernetes_validate.validate(given, kubernetes_validate.latest_version(), strict=True)
+        assert [given["kind"] for given in beside] == ["ConfigMap", "NetworkPolicy"]
 
     def test_a_misspelt_field_is_found(self) -> None:
         (given,) = documents(KUBERNETES[0])
@@ -154,16 +162,17 @@ class TestKubernetes:
         assert tags == {cluster["spec"]["rayVersion"]}
 
     def test_a_call_in_the_scheduler_s_pod_finds_the_dask_cluster(self) -> None:
-        cluster, _ = documents(KUBERNETES[2])
+        cluster = documents(KUBERNETES[2])[0]
         (container,) = cluster["spec"]["scheduler"]["spec"]["containers"]
         (port,) = [port["containerPort"] for port in container["ports"] if port["name"] == "tcp-comm"]
         given = {env["name"]: env.get("value") for env in container["env"]}
-        assert given["DASK_SCHEDULER_ADDRESS"] == f"tcp://localhost:{port}"
+        assert given["DASK_SCHEDULER_ADDRESS"] == f"tls://localhost:{port}"
 
     def test_the_autoscaler_is_the_dask_cluster_s(self) -> None:
-        cluster, autoscaler = documents(KUBERNETES[2])
+        cluster, autoscaler, _, network = documents(KUBERNETES[2])
         assert autoscaler["spec"]["cluster"] == cluster["metadata"]["name"]
         assert cluster["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] == "djdist"
+        assert network["spec"]["podSelector"]["matchLabels"] == {"dask.org/cluster-name": "djdist"}
 
 
 def kuberay_schema(kind: str) -> dict[str, Any]:
@@ -228,6 +237,16 @@ class TestBatchSystems:
         subprocess.run(["bash", "-n", script], check=True)
         options = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
         assert "#SBATCH --ntasks-per-node=1" in options
+
+    def test_ray_s_job_shares_no_port_with_another_job_of_its_node(self) -> None:
+        from ray.scripts.scripts import cli
+
+        names = {name for option in cli.commands["start"].params for name in option.opts}
+        script = (FOLDER / "ray" / "slurm.sh").read_text()
+        given = dict(re.findall(r"(--[a-z-]*port)=(\d|\"\$port\"|\$\(\(port \+ \d\)\))", script))
+        assert {name for name in names if name.endswith("-port")} <= given.keys()
+        assert given.pop("--min-worker-port") == given.pop("--max-worker-port") == "0"  # Linux chooses them
+        assert len(set(given.values())) == len(given)
 
 
 def test_the_board_is_built_as_ray_s_own_are() -> None:

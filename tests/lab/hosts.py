@@ -147,10 +147,15 @@ def _host(home: Path, address: str, gateway: str, bridge: str, cable: str) -> It
             _run("ip", "link", "delete", cable)
 
 
-def _answers(keys: Path, address: str) -> bool:
+def on_host(keys: Path, address: str) -> list[str]:
+    """Give the words before a command that runs it on a host."""
     options = [f"-oIdentityFile={keys}/id_ed25519", f"-oUserKnownHostsFile={keys}/known_hosts"]
+    return ["ssh", "-F/dev/null", "-oBatchMode=yes", *options, address]
+
+
+def _answers(keys: Path, address: str) -> bool:
     with suppress(subprocess.CalledProcessError):
-        _run("ssh", "-F/dev/null", "-oBatchMode=yes", *options, address, "true")
+        _run(*on_host(keys, address), "true")
         return True
     return False
 

@@ -15,9 +15,9 @@ import strays
 SECONDS = 120
 
 
-def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], what: str = "", seconds: float = SECONDS) -> Any:
     """Wait for a condition and return what it gives."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
         time.sleep(0.02)
