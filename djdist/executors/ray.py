@@ -3,7 +3,9 @@
 import gc
 import logging
 import os
+import platform
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -92,6 +94,7 @@ class RayExecutor(Executor):
         self._joined: _Joined | None = None
         self._pool: _TaskPool | _WarmPool
         self._submitted = 0
+        self._caller = _Caller()
         self._imports: list[ray.ObjectRef[None]] = []
         self._shown_table = ""
         self._nodes: list[dict[str, float]] = []
@@ -103,6 +106,7 @@ class RayExecutor(Executor):
 
     def connect(self) -> None:
         with _connecting:  # Ray fails where two threads join at once
+            self._caller = _Caller.here()
             if not ray.is_initialized():
                 self._join()
             else:
@@ -204,7 +208,7 @@ class RayExecutor(Executor):
 
     def start(self, work: Work) -> None:
         fetch: Callable[[], Any] = partial(ray.get, ray.put(work))
-        sent = fetched(work, fetch)
+        sent = _FindingModules(self._caller, fetched(work, fetch))
         if self._warm:
             logger.info("Each GPU slot keeps its process, and what that has loaded, until the run ends")
             self._pool = _WarmPool(self._remote(WarmWorker), sent)
@@ -427,6 +431,38 @@ class _WarmPool:
 def _end_all(actors: Iterable[Any]) -> None:
     for actor in actors:
         ray.kill(actor)
+
+
+@dataclass(frozen=True)
+class _Caller:
+    """The Python of who calls, and where it looks for modules."""
+
+    host: str = ""
+    prefix: str = ""
+    paths: tuple[str, ...] = ()
+
+    @classmethod
+    def here(cls) -> "_Caller":
+        return cls(platform.node(), sys.prefix, tuple(path or os.getcwd() for path in sys.path))
+
+
+@dataclass(frozen=True)
+class _FindingModules:
+    """Work whose modules are looked for as at the caller, where that runs on the same machine.
+
+    Ray lets workers look first into the caller's current folder, where Python itself doesn't look, and not at
+    all where the caller has appended a path. What a runtime environment sends along comes first.
+    """
+
+    caller: _Caller
+    work: Work
+
+    def __call__(self, jobs: Sequence[Job]) -> Report:
+        here, given = _Caller.here(), ray.get_runtime_context().runtime_env
+        is_same_python = (here.host, here.prefix) == (self.caller.host, self.caller.prefix)
+        if is_same_python and not any(map(given.get, SENT_ALONG)):
+            sys.path[:] = [*self.caller.paths, *(path for path in sys.path if path not in self.caller.paths)]
+        return self.work(jobs)
 
 
 @dataclass

@@ -74,9 +74,8 @@ class Project:
         self.environment: dict[str, str] = {}
         for each in (self.source, self.elsewhere):
             each.mkdir()
-        if executor != "ray":  # which lets workers look into the caller's current folder first
-            for name in ("its_pipeline.py", "its_functions.py"):
-                (self.elsewhere / name).write_text(WRONG)
+        for name in ("its_pipeline.py", "its_functions.py"):
+            (self.elsewhere / name).write_text(WRONG)
 
     def script(self, file: Path, *, before: str = "") -> Path:
         file.parent.mkdir(exist_ok=True)
