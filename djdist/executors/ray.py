@@ -117,10 +117,11 @@ class RayExecutor(Executor):
 
     def _join(self) -> None:
         try:
-            _knock(self._address or os.environ.get("RAY_ADDRESS", ""))
+            address = self._address or os.environ.get("RAY_ADDRESS")
+            _knock(address or "")
+            _ask_for_token(address)
             sent_along: Any = {"runtime_env": self._sent_along} if self._sent_along else {}
-            init = partial(ray.init, log_to_driver=False, logging_level=logging.WARNING, **sent_along)
-            _find_or_start(self._address or os.environ.get("RAY_ADDRESS"), init)
+            ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **sent_along)
             _hide_token()
         except Exception as error:  # Ray raises this class itself where a node takes too long to start
             raise ClusterError(
@@ -518,22 +519,17 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
     return (host.strip("[]"), int(port)) if port.isdigit() else (place, CLIENT_PORT)
 
 
-def _find_or_start(address: str | None, init: Callable[[str | None], Any]) -> None:
-    """Join a cluster, or start one that asks for a token, which Ray did not by itself before 2.59.
+def _ask_for_token(address: str | None) -> None:
+    """Let a cluster that starts here ask for a token, which Ray does by itself from 2.59 on.
 
     Without a token each account of the machine could run code in it.
     """
-    if address not in (None, "local") or _version() >= (2, 59):
-        init(address)
+    if _version() >= (2, 59) or "RAY_AUTH_MODE" in os.environ or address not in (None, "local"):
         return
-    if address is None:
-        with suppress(ConnectionError):  # there is none
-            init("auto")
-            return
-    if "RAY_AUTH_MODE" not in os.environ:
+    found = ray._private.services.canonicalize_bootstrap_address(address)  # type: ignore[arg-type]
+    if not found:
         os.environ["RAY_AUTH_MODE"] = "token"
         ray._raylet.Config.initialize("")  # type: ignore[attr-defined]
-    init("local")
 
 
 def _version() -> tuple[int, ...]:
