@@ -29,6 +29,7 @@ source ~/env/bin/activate
 source ~/.datajoint.env
 export DJ_HOST=${DJ_HOST:-database.example.org} DJ_BACKEND=${DJ_BACKEND:-postgresql} DJDIST_EXECUTOR=ray
 export RAY_AUTH_MODE=token
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0  # else Ray waits as long as Slurm does before it kills
 # imports from a home folder on a network, by many at a time, take longer than Ray waits by default
 export RAY_agent_register_timeout_ms=240000 RAY_raylet_start_wait_time_s=240 RAY_NUM_REDIS_GET_RETRIES=120
 
