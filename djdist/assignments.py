@@ -5,9 +5,10 @@ import inspect
 import logging
 import sys
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, partial
+from itertools import chain
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -18,7 +19,10 @@ from djdist.errors import OptionError
 logger = logging.getLogger(__name__)
 
 OF_DATAJOINT = {
-    name for tier in (dj.Computed, dj.Imported, dj.Part) for base in tier.__mro__ for name in vars(base)
+    name
+    for tier in (dj.Manual, dj.Lookup, dj.Imported, dj.Computed, dj.Part)
+    for base in tier.__mro__
+    for name in vars(base)
 }
 Assignment = tuple[type | ModuleType, str, Any]
 Written = dict[str, ast.expr | None]
@@ -61,15 +65,20 @@ def of_instance(table: dj.Table, dumps: Dumps) -> dict[str, Any]:
     return {n: v for n, v in attributes.items() if n not in new or _differ(v, new[n], dumps)}
 
 
-def of_classes(kind: type[dj.Table], dumps: Dumps) -> list[Assignment]:
-    """Give the data of a table's class, its bases and parts that their modules don't give them."""
+def of_classes(kind: type[dj.Table], dumps: Dumps, others: Iterable[type[dj.Table]] = ()) -> list[Assignment]:
+    """Give the data of a table's class, its bases and parts that their modules don't give them.
+
+    ``others`` are tables that its ``make()`` may use; what can't be pickled of those is passed over.
+    """
+    own = dict.fromkeys(_classes_by_name(kind))
+    owners = dict.fromkeys(chain(own, *map(_classes_by_name, others)))
     found = [
         (owner, name, value)
-        for owner in _classes_by_name(kind)
+        for owner in owners
         for name, value in vars(owner).items()
         if _is_assigned(owner, name, value, dumps)
     ]
-    return [assignment for assignment in found if _travels(*assignment, dumps)]
+    return [assignment for assignment in found if _travels(*assignment, dumps, warns=assignment[0] in own)]
 
 
 @contextmanager
@@ -92,13 +101,14 @@ def _differ(one: Any, other: Any, dumps: Dumps) -> bool:
     return False
 
 
-def _travels(owner: type, name: str, value: Any, dumps: Dumps) -> bool:
+def _travels(owner: type, name: str, value: Any, dumps: Dumps, *, warns: bool) -> bool:
     try:
         dumps(value)
-    except OptionError:
-        raise
     except Exception as error:
-        logger.warning(
+        if warns and isinstance(error, OptionError):
+            raise
+        logger.log(
+            logging.WARNING if warns else logging.DEBUG,
             "%s.%s was assigned after the import and stays here, since it can't be pickled: %s: %s",
             owner.__name__,
             name,
@@ -181,8 +191,13 @@ def _written(owner: type) -> Written | None:
 
 
 @cache
+def _parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+@cache
 def _written_in(source: str, qualname: str) -> Written | None:
-    module = ast.parse(source)
+    module = _parsed(source)
     body: ast.Module | ast.ClassDef = module
     for name in qualname.split("."):
         classes = (node for node in ast.walk(body) if isinstance(node, ast.ClassDef) and node.name == name)

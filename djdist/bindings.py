@@ -185,9 +185,7 @@ class Bindings:
 
 def bindings(table: type[dj.Table], pack: Pack) -> Bindings:
     """Look at all modules that this process has imported."""
-    bound = [
-        BoundTable(t.__module__, t.__qualname__, t.database) for t in tables(dj.Table) if _is_bound_master(t)
-    ]
+    bound = [BoundTable(t.__module__, t.__qualname__, t.database) for t in bound_tables()]
     schemas, late = list[ActivatedSchema](), dict[str, list[Any]]()
     for module, name, schema in _schemas():
         values = schema.database, _packed(schema.connection, pack), schema.create_schema, schema.create_tables
@@ -217,6 +215,13 @@ def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
     for kind in base.__subclasses__():
         yield kind
         yield from _subclasses(kind)
+
+
+def bound_tables(connection: dj.Connection | None = None) -> Iterator[type[dj.Table]]:
+    """Give the tables of modules that belong to a schema, on a connection or on all."""
+    for table in tables(dj.Table):
+        if _is_bound_master(table) and (connection is None or table._connection is connection):
+            yield table
 
 
 def _this_process() -> tuple[str, int]:

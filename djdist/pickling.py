@@ -46,7 +46,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._own, self._own_settings = own, own._config
         self._ship_credentials = ship_credentials
         self._known = [own]
-        self._contexts = {id(t.__dict__.get("declaration_context")) for t in tables(dj.Table)}
+        contexts = [t.__dict__.get("declaration_context") for t in tables(dj.Table)]
+        self._contexts = {id(context): context for context in contexts}  # held, lest others get their ids
 
     @property
     def pickled(self) -> bytes:

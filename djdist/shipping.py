@@ -13,7 +13,7 @@ from typing import Any
 import datajoint as dj
 
 from djdist.assignments import Assignment, of_classes, of_instance
-from djdist.bindings import bindings, register
+from djdist.bindings import bindings, bound_tables, register
 from djdist.codecs import codecs_beside_datajoints, codecs_used, register_codec
 from djdist.dbapi import ConnectionSettings, Login, connect
 from djdist.errors import OptionError, WorkerSetupError
@@ -75,7 +75,7 @@ def pack(table: dj.Table, make_kwargs: dict[str, Any], *, ship_credentials: bool
     pickler.dump(_codecs(pickler, table))
     schemas = sorted(table.connection.schemas)
     _dump(pickler, (kind, bindings(kind, pickler.tried), schemas), f"the class {kind.__name__}", kind)
-    pickler.dump(of_classes(kind, pickler.tried))
+    pickler.dump(of_classes(kind, pickler.tried, bound_tables(table.connection)))
     _dump_each(pickler, of_instance(table, pickler.tried), "{}, an attribute of the instance,", kind)
     _dump_each(pickler, make_kwargs, "make_kwargs[{!r}]", kind)
     return pickler.pickled

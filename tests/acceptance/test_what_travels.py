@@ -186,6 +186,7 @@ schema = dj.Schema({schema!r})
 class Number(dj.Lookup):
     definition = "n : int32"
     contents = [[n] for n in range(3)]
+    unit = 1
 
 
 class Mixin:
@@ -210,7 +211,7 @@ class Detect(Mixin, dj.Computed):
 
     def make(self, key):
         rest = [getattr(self, "note", None), getattr(self, "twice", lambda n: n)(key["n"])]
-        value = [self.threshold, self.scale, self.gain, self.options, self.Peak.width, *rest]
+        value = [self.threshold, self.scale, self.gain, self.options, self.Peak.width, Number.unit, *rest]
         self.insert1({{**key, "value": repr((value, self.process == os.getpid()))}})
 """
 
@@ -239,6 +240,7 @@ class TestAssignments:
                 (detect, "scale", 5),
                 (sys.modules[name].Mixin, "gain", 2.5),
                 (detect.Peak, "width", 7),
+                (sys.modules[name].Number, "unit", 8),
                 (detect, "note", "new"),
                 (detect, "twice", doubled),
             ):
@@ -249,8 +251,8 @@ class TestAssignments:
             table.populate("n = 2", executor=executor, reserve_jobs=True)
         detect.populate(executor=executor, reserve_jobs=True)
         assert detect().to_arrays("value", order_by="n DESC").tolist() == [
-            repr(([0.9, 5, 2.5, {"a": 1, "b": [2]}, 7, "new", 4], True)),
-            *(repr(([0.5, 1, 1.0, {"a": 1}, 1, None, n], True)) for n in (1, 0)),
+            repr(([0.9, 5, 2.5, {"a": 1, "b": [2]}, 7, 8, "new", 4], True)),
+            *(repr(([0.5, 1, 1.0, {"a": 1}, 1, 1, None, n], True)) for n in (1, 0)),
         ]
 
     def test_what_can_not_be_sent_is_named(
