@@ -52,8 +52,10 @@ def said(process: Any) -> list[str]:
 
 
 CURES = """
-import re
+import platform, re
 from my_pipeline import Doubled
+
+platform.node = lambda: "laptop"  # whose folders the cluster's machine doesn't have
 
 def populate(*restrictions, **options):
     return Doubled.populate(*restrictions, reserve_jobs=True, **options)

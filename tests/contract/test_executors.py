@@ -135,7 +135,8 @@ CASES = {
 def cases(**wanted: bool) -> Any:
     """Let a test run on the executors that are as it needs them."""
     names = [n for n, case in CASES.items() if all(getattr(case, k) == v for k, v in wanted.items())]
-    return pytest.mark.parametrize("case", [CASES[name] for name in names], ids=names, scope="module")
+    chosen = [pytest.param(CASES[n], id=n, marks=pytest.mark.long if CASES[n].keeps else ()) for n in names]
+    return pytest.mark.parametrize("case", chosen, scope="module")
 
 
 @pytest.fixture(scope="module")
