@@ -51,6 +51,8 @@ LIMITS: dict[object, str] = {
 }
 """The settings by which servers end statements, and MySQL sessions, by what they say then."""
 
+LOCK_WAIT = 1205
+
 NO_LIMITS = ("user request", "could not obtain lock")
 """What PostgreSQL says with the same codes where a statement was cancelled by somebody, or not to wait."""
 
@@ -60,6 +62,11 @@ def is_lost(error: BaseException) -> bool:
     if not is_infrastructure(error):
         return False
     return _is_of_datajoint(error, "LostConnectionError") or _code(error) in LOST
+
+
+def is_lock_wait(error: BaseException) -> bool:
+    """Tell whether MySQL has waited for a lock for as long as it does."""
+    return _code(error) == LOCK_WAIT
 
 
 def limit_of(error: BaseException | None) -> str:

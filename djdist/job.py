@@ -68,7 +68,7 @@ class Failure:
     ``exception`` is the object itself where it was raised in this process, its
     pickle where it comes from another one, None where it can't be pickled; ``kinds`` are
     the names of its class and of that class's bases, ``limit`` the setting of the server by which
-    a statement or the session was ended.
+    a statement or the session was ended, ``blocked`` tells of a wait for a lock.
     """
 
     message: str
@@ -76,6 +76,7 @@ class Failure:
     exception: BaseException | bytes | None = field(default=None, repr=False)
     kinds: tuple[str, ...] = ()
     limit: str = ""
+    blocked: bool = False
 
     def clear_frames(self) -> None:
         """Let go of all that the code still holds that raised in this process: the arrays of a ``make()``.

@@ -72,6 +72,9 @@ class JobStore(ABC):
     def begun_by(self, host: str, pid: int) -> list[Job]:
         """Tell which of all the run's reserved jobs one process has begun."""
 
+    def end_sessions(self, jobs: Sequence[Job]) -> None:
+        """End the sessions of dead workers that had begun these jobs, and no others of the run."""
+
     @abstractmethod
     def pending(self, most: int | None = None) -> int:
         """Count the due jobs that the run may still reserve, no further than to ``most``."""

@@ -4,6 +4,7 @@ A server that has fallen silent is waited for no longer than a minute. libpq hee
 waits: where a signal is to end the program, the statement is ended.
 """
 
+import logging
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +20,8 @@ from djdist import silence
 from djdist.dbapi import KEEPALIVE_OF_SERVER, connect, keep_alive, shut
 from djdist.signals import ends_program
 from djdist.silence import Line, server_name
+
+logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
 SIGNAL_SECONDS = 2
@@ -28,6 +32,10 @@ ENDING_SECONDS = 15.0
 _waiting: dict[int, "Waiting"] = {}
 _known: "WeakKeyDictionary[Any, tuple[Callable[[], Any], str]]" = WeakKeyDictionary()
 """How to reach a connection's server by another one, and the name of a MySQL server."""
+
+
+_blockers: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
+"""Who has held up a connection's latest statement that took long."""
 
 
 class Waiting:
@@ -58,9 +66,25 @@ class Waiting:
         return Line(self.connection, *known) if known else None
 
 
+def blocker_of(connection: Any) -> str:
+    """Say who has held up the connection's latest statement, if that is known."""
+    return _blockers.pop(connection, "")
+
+
+def _note_blocker(waiting: Waiting, blocker: str) -> None:
+    logger.warning(blocker)
+    _blockers[waiting.connection] = blocker
+
+
 @contextmanager
 def watched(connection: Any, reopen: Callable[[], Any]) -> Iterator[None]:
-    """Watch a DataJoint connection for a while, also when it connects anew.
+    """Watch a DataJoint connection for a while, and hear of signals meanwhile."""
+    with watch(connection, reopen), _watchdog().hearing():
+        yield
+
+
+def watch(connection: Any, reopen: Callable[[], Any]) -> ExitStack:
+    """Watch a DataJoint connection, also when it connects anew, until what is returned is closed.
 
     Parameters
     ----------
@@ -69,6 +93,10 @@ def watched(connection: Any, reopen: Callable[[], Any]) -> Iterator[None]:
     reopen : callable
         Opens another one of the database's driver.
     """
+    stack = ExitStack()
+    _introduce(connection._conn, reopen)
+    if "_execute_query" in vars(connection):  # it is watched already
+        return stack
     execute, adapter = connection._execute_query, connection.adapter
     open_natively, watchdog = adapter.connect, _watchdog()
 
@@ -82,12 +110,9 @@ def watched(connection: Any, reopen: Callable[[], Any]) -> Iterator[None]:
         _introduce(opened, reopen)
         return opened
 
-    _introduce(connection._conn, reopen)
-    with ExitStack() as stack:
-        stack.enter_context(_set(connection, "_execute_query", execute_watched))
-        stack.enter_context(_set(adapter, "connect", open_in_time))
-        stack.enter_context(watchdog.hearing())
-        yield
+    stack.enter_context(_set(connection, "_execute_query", execute_watched))
+    stack.enter_context(_set(adapter, "connect", open_in_time))
+    return stack
 
 
 def _opened(backend: str, open_natively: Callable[..., Any], given: Any, seconds: int | None) -> Any:
@@ -181,7 +206,7 @@ class _Watchdog:
         elif not waiting.doubted and now - waiting.began_at >= silence.DOUBT_SECONDS:
             waiting.doubted = True
             if line := waiting.line:
-                line.doubt(lambda: waiting.goes_on)
+                line.doubt(lambda: waiting.goes_on, partial(_note_blocker, waiting))
 
 
 _running: _Watchdog | None = None

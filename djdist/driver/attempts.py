@@ -52,12 +52,17 @@ class Attempts:
         for counter in filter(None, (self.losses, self._deferrals, self._failures)):
             counter.pop(job.identity, None)
 
-    def after_deferral(self, job: Job, *, begun: bool, hopeless: bool = False) -> float | None:
-        """The database could not be used, or not even be reached to begin; ``hopeless``: maybe for good."""
+    def after_deferral(
+        self, job: Job, *, begun: bool, hopeless: bool = False, blocked: bool = False
+    ) -> float | None:
+        """The database could not be used, or not even be reached to begin; ``hopeless``: maybe for good.
+
+        Who is ``blocked`` by another session's lock is tried until that is gone.
+        """
         self._deferrals[job.identity] += 1
         tries = self._deferrals[job.identity]
         most = MAX_LOST_CONNECTIONS if hopeless else MAX_DEFERRALS
-        if tries > (most if begun else MAX_WAITS):
+        if not blocked and tries > (most if begun else MAX_WAITS):
             return None
         return _pause(self.chance, tries, FIRST_DEFERRAL_SECONDS, LONGEST_DEFERRAL_SECONDS)
 

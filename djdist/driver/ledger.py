@@ -191,14 +191,16 @@ class Ledger:
         begun = bool(self._store.begun([outcome.job]))
         connection_lost = CONNECTION_LOST in failure.kinds
         hopeless = connection_lost or bool(failure.limit)
-        pause_seconds = self._attempts.after_deferral(outcome.job, begun=begun, hopeless=hopeless)
+        pause_seconds = self._attempts.after_deferral(
+            outcome.job, begun=begun, hopeless=hopeless, blocked=failure.blocked
+        )
         if pause_seconds is None:
             hint = _limit_hint(failure.limit) if failure.limit else TOO_LARGE if connection_lost else ""
             message = f"tried again and again, last: {failure.message.strip()} {hint}".strip()
             failure = replace(failure, message=message)
             self._fail(outcome.job, failure, outcome.host, outcome.pid)
             return
-        if pause_seconds >= 1 and not self._waits_for_database:
+        if (pause_seconds >= 1 or failure.blocked) and not self._waits_for_database:
             self._waits_for_database = True
             logger.warning("%s waits for the database: %s", self._table, failure.message)
         failure.clear_frames()

@@ -279,6 +279,7 @@ class Driver:
         else:
             lost = Outcome(job, Ending.LOST, Failure(_trouble(completion)))
             timed_out = Outcome(job, Ending.FAILED, self._flight.overdue.failure)
+            self._store.end_sessions(jobs)  # first: they may have locked what is recorded next
             self._ledger.give_back(self._ledger.record_until(jobs, timed_out if overdue else lost))
 
     def _record_unbegun(self, jobs: Sequence[Job], breakage: str) -> None:

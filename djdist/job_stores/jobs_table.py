@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
@@ -28,8 +28,9 @@ from djdist.job_stores.blob import pack_text
 from djdist.job_stores.errand import Errand, Hand
 from djdist.job_stores.turn import turn
 from djdist.jobs_table_source import JobsTableSource
+from djdist.marks import BEARERS, END, number_of, worker_mark
 from djdist.sessions import SNAPSHOT_OFF, prepare, server_time
-from djdist.silence import Line, server_name
+from djdist.silence import Line, bear, server_name
 
 logger = logging.getLogger(__name__)
 
@@ -224,10 +225,20 @@ class JobsTable(JobStore):
         found = self._found(sa.select(*self._key()).where(*self._expired(self._jobs.c.status)))
         still, free = self._expired(_unindexed(self._jobs.c.status)), sa.update(self._jobs).values(UNRESERVED)
         self._finish_those_made(found, still)
+        workers = self._workers(*self._expired(self._jobs.c.status)) if found else []
         rescued = sum(len(self._change_unlocked(batch, still, free)) for batch in _batches(found))
         if rescued:
+            self._end_unless_alive(workers)
             logger.warning("Rescued %d jobs of %s from a run that died", rescued, self.source.name)
         return rescued
+
+    def _end_unless_alive(self, workers: Sequence[Any]) -> None:
+        """End the sessions of workers of dead runs, but of none that still holds a job."""
+        jobs = self._jobs.c
+        for worker in workers:
+            same = [jobs[name] == value for name, value in worker._mapping.items()]
+            if not self._workers(jobs.status == "reserved", *same):
+                self._end_session(worker)
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
         return self._owned_among(jobs, self._jobs.c.pid != 0)
@@ -238,6 +249,43 @@ class JobsTable(JobStore):
     def begun_by(self, host: str, pid: int) -> list[Job]:
         here = [self._jobs.c.host == host, self._jobs.c.pid == pid]
         return self._found(sa.select(*self._key()).where(*self._mine, *here))
+
+    def end_sessions(self, jobs: Sequence[Job]) -> None:
+        """End what the server still has of a dead worker, which may never tell that it has lost power.
+
+        A worker that has begun other jobs is none that died over these.
+        """
+        lost = {job.identity for job in jobs}
+        for worker in self._workers(self._among(jobs), *self._owned()):
+            if {job.identity for job in self.begun_by(worker.host, worker.pid)} <= lost:
+                self._end_session(worker)
+
+    def _workers(self, *conditions: sa.ColumnElement[bool]) -> list[Any]:
+        jobs = self._jobs.c
+        workers = sa.select(jobs.connection_id, jobs.host, jobs.pid).distinct().where(jobs.pid != 0)
+        return self._transact(lambda connection: list(connection.execute(workers.where(*conditions))))
+
+    def _end_session(self, worker: Any) -> None:
+        backend, mark = self.source.settings.backend, worker_mark(*worker)
+
+        def end(connection: sa.Connection) -> None:
+            for (session,) in connection.exec_driver_sql(BEARERS[backend].format(mark)).fetchall():
+                if session is not None:
+                    self._end(connection, session, worker)
+
+        self._transact(end)
+
+    def _end(self, connection: sa.Connection, session: int, worker: Any) -> None:
+        statement = END[self.source.settings.backend].format(session)
+        of_whom = f"{worker.host} (pid {worker.pid})"
+        try:
+            with connection.begin_nested():
+                connection.exec_driver_sql(statement)
+        except sa.exc.DBAPIError as error:
+            message = "Session %s of a dead worker on %s keeps its locks until somebody ends it by %s: %s"
+            logger.warning(message, session, of_whom, statement, error.orig)
+        else:
+            logger.warning("Ended session %s of a dead worker on %s, with its locks", session, of_whom)
 
     def pending(self, most: int | None = None) -> int:
         due: sa.Select[Any] = sa.select(sa.literal_column("1").label("due")).where(*self._due()).limit(most)
@@ -578,7 +626,7 @@ class JobsTable(JobStore):
             drivers = {"mysql": "mysql+pymysql://", "postgresql": "postgresql+psycopg2://"}
             self._open_engine = sa.create_engine(
                 drivers[self.source.settings.backend],
-                creator=lambda: _connection(self.source.settings),
+                creator=lambda: _marked(_connection(self.source.settings)),
                 isolation_level="READ COMMITTED",
                 pool_size=2,
                 max_overflow=0,
@@ -663,6 +711,12 @@ def _pauses() -> Iterator[float]:
 
 def _note_server(connection: Any, record: sa.pool.ConnectionPoolEntry) -> None:
     record.info["server"] = server_name(connection)
+
+
+def _marked(connection: Any) -> Any:
+    """Let what is left of a connection that falls silent be found, and ended with its locks."""
+    bear(connection, number_of(uuid4().hex))
+    return connection
 
 
 def _connection(settings: ConnectionSettings) -> Any:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from hashlib import sha256
 from typing import Any
+
+from djdist.marks import number_of
 
 LONGEST_WAIT_SECONDS = 30
 
@@ -20,9 +21,8 @@ def turn(connection: Any, backend: str, name: str) -> AbstractContextManager[Non
     name : str
         What the turn is for.
     """
-    number = int.from_bytes(sha256(name.encode()).digest()[:7], "big")
     take = _turn_in_postgresql if backend == "postgresql" else _turn_in_mysql
-    return take(connection.exec_driver_sql, number)
+    return take(connection.exec_driver_sql, number_of(name))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import cloudpickle
 
-from djdist.database_errors import limit_of
+from djdist.database_errors import is_lock_wait, limit_of
 from djdist.errors import MakeError, RemoteTraceback
 from djdist.job import Failure
 
@@ -18,7 +18,8 @@ def failure_of(error: BaseException) -> Failure:
     text = str(error)
     message = type(error).__name__ + (f": {text}" if text else "")
     kinds = tuple(kind.__name__ for kind in type(error).__mro__)
-    return Failure(_shortened(message), _shortened(traceback.format_exc()), error, kinds, limit_of(error))
+    trace, limit, blocked = traceback.format_exc(), limit_of(error), is_lock_wait(error)
+    return Failure(_shortened(message), _shortened(trace), error, kinds, limit, blocked)
 
 
 def portable(failure: Failure) -> Failure:

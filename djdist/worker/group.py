@@ -18,11 +18,13 @@ from djdist.dbapi import ConnectionSettings
 from djdist.errors import LeaseLostError, Terminated
 from djdist.fence import Connection, Fence, key_name
 from djdist.job import GROUP_SECONDS, Ending, Identity, Job, Outcome, Report
+from djdist.marks import worker_mark
 from djdist.pipeline import connect_anew, end_session, is_duplicate, is_made, job_columns
 from djdist.sessions import IDLE_LIMITS
 from djdist.shipping import is_alive, open_dbapi_connection
 from djdist.signals import Signals, catching, signal_behind
-from djdist.watchdog import watched
+from djdist.silence import bear
+from djdist.watchdog import Waiting, blocker_of, watched
 from djdist.worker.failure import failure_of
 from djdist.worker.making import Making
 from djdist.worker.trial import trial
@@ -101,10 +103,18 @@ class Group:
         if fence is None:
             return True
         if self._begun is None:
+            self._bear_mark(fence)
             begun = fence.begins(self.workplace.table.connection, list(self._values.values()))
             self._begun = dict(zip(self._values, begun, strict=True))
             self.all_missing = not fence.any_made(self.workplace.table.connection, [*self._values.values()])
         return self._begun[job.identity]
+
+    def _bear_mark(self, fence: Fence) -> None:
+        """Let the session of a worker be found and ended where it loses power; the caller's is its own."""
+        if self.workplace.own_connection:
+            session = self.workplace.table.connection._conn
+            with Waiting(session):
+                bear(session, worker_mark(fence.token, platform.node(), os.getpid()))
 
     def holds(self, job: Job) -> bool:
         """Tell whether a job that was begun is still to be finished."""
@@ -151,6 +161,9 @@ def make_job(group: Group, job: Job, making: Making, signals: Signals) -> Outcom
     except BaseException as latest:
         error = (signals.received and signal_behind(latest)) or latest
         ending, failure = _ending(error, interrupted=signals.received), failure_of(error)
+        if failure.blocked:
+            blocker = blocker_of(group.workplace.table.connection._conn)
+            failure = replace(failure, message=f"{failure.message} {blocker}".strip())
         if is_lost(error) and not failure.limit and not making.is_nested:
             limit = _limit_of_idling(group.workplace.table.connection, time.monotonic() - started)
             failure = replace(failure, limit=limit)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from djdist.assignments import Assignment, assigned
 from djdist.database_errors import is_full, is_infrastructure
@@ -17,6 +18,7 @@ from djdist.fence import Fence
 from djdist.job import Ending, Job, Outcome, Report
 from djdist.pipeline import connect_anew
 from djdist.shipping import open_dbapi_connection, unpack
+from djdist.watchdog import watch
 from djdist.worker.failure import failure_of, portable
 from djdist.worker.group import Group, Workplace, made_for_others, make_group, one_at_a_time
 from djdist.worker.making import load_early
@@ -93,6 +95,8 @@ class Parcel:
             table, make_kwargs, self._assignments = unpack(
                 self.pickled, self.settings, self.shared, self.preload
             )
+            # for as long as the worker lives: its next run begins with the question whether this one does
+            watch(table.connection, partial(open_dbapi_connection, self.settings))
             self._workplace = Workplace(
                 table, make_kwargs, self.settings, self.version, self.fence, own_connection=True
             )

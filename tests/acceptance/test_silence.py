@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -80,6 +81,53 @@ def test_a_query_that_takes_long_is_not_cut(far_lab: ModuleType, tmp_path: Path,
     summary = far_lab.Scripted.populate(reserve_jobs=True, max_calls=1, make_kwargs=arguments)
     assert summary == {"success_count": 1, "error_list": []}
     assert doing.begun(tmp_path) == [1]
+
+
+def test_who_waits_for_a_lock_says_whose_it_is(
+    far_lab: ModuleType,
+    server: Server,
+    tmp_path: Path,
+    doubting_soon: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = server.connect()
+    other.start_transaction()
+    other.query(f"UPDATE {far_lab.Session().full_table_name} SET n = n")
+
+    def let_go() -> None:
+        wait_until(lambda: f"a lock that session {other.connection_id} " in caplog.text, "the warning")
+        other.cancel_transaction()
+
+    arguments = {"do": doing.change_its_session_with_patience, "folder": str(tmp_path)}
+    with meanwhile(let_go):
+        summary = far_lab.Scripted.populate(reserve_jobs=True, make_kwargs=arguments)
+    other.close()
+    assert summary == {"success_count": 6, "error_list": []}
+
+
+def test_what_a_worker_locked_that_lost_power_is_made_by_another_one(
+    far_lab: ModuleType,
+    relay: Relay,
+    processes: Any,
+    tmp_path: Path,
+    doubting_soon: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (far_lab.Session & "n > 1").delete()
+
+    def lose_power() -> None:
+        wait_until(lambda: (tmp_path / "locked").exists(), "the lock")
+        (begun,) = tmp_path.glob("*-begun-*")
+        relay.forget()  # the server is told nothing, and keeps the session
+        os.kill(int(begun.name.split("-")[2]), signal.SIGKILL)
+
+    arguments = {"do": doing.lock_the_row_and_hang_the_first_time, "folder": str(tmp_path)}
+    with meanwhile(lose_power):
+        summary = far_lab.Scripted.populate(reserve_jobs=True, executor=processes, make_kwargs=arguments)
+    assert summary == {"success_count": 1, "error_list": []}
+    assert "of a dead worker on" in caplog.text
+    far_lab.schema.connection.connect()
+    assert counts(far_lab.Scripted) == {}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -30,7 +31,9 @@ from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.turn import LONGEST_WAIT_SECONDS, turn
 from djdist.jobs import Jobs, jobs_of, refreshing
+from djdist.marks import worker_mark
 from djdist.pipeline import job_columns, jobs_table_source
+from djdist.shipping import is_alive
 from djdist.worker import making
 from djdist.worker.group import Workplace
 from djdist.worker.session import (
@@ -445,6 +448,26 @@ class TestReserving:
             assert far.pending() == 6
             far.close()
 
+    def test_ends_the_session_of_a_dead_worker(self, store: JobsTable, server: Any, connection: Any) -> None:
+        with begun_by_a_worker(store, server, connection, 1) as (jobs, worker):
+            store.end_sessions(jobs)
+            assert not is_alive_soon(worker)
+
+    def test_ends_no_session_of_a_worker_that_has_begun_another_job(
+        self, store: JobsTable, server: Any, connection: Any
+    ) -> None:
+        with begun_by_a_worker(store, server, connection, 2) as (jobs, worker):
+            store.end_sessions(jobs[:1])
+            assert is_alive_soon(worker)
+
+    def test_ends_the_sessions_of_a_run_that_is_rescued(
+        self, store: JobsTable, server: Any, connection: Any, jobs: Jobs
+    ) -> None:
+        with begun_by_a_worker(store, server, connection, 2) as (_, worker):
+            age(jobs, "reserved_time", 1000, "status = 'reserved'")
+            assert store.rescue() == 2
+            assert not is_alive_soon(worker)
+
     @pytest.fixture
     def doubting_soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(silence, "DOUBT_SECONDS", 0.5)
@@ -499,6 +522,25 @@ class TestReserving:
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             store.pending()
+
+
+@contextmanager
+def begun_by_a_worker(
+    store: JobsTable, server: Any, connection: Any, count: int
+) -> Iterator[tuple[list[Job], Any]]:
+    """Give jobs that a worker has begun, and its session."""
+    jobs = store.reserve(count)
+    store.fence().begins(connection, [fence_values(store, job) for job in jobs])
+    worker = server.connect()
+    silence.bear(worker._conn, worker_mark(store.owner.token, "a worker", 77))
+    yield jobs, worker
+    worker.close()
+
+
+def is_alive_soon(worker: Any) -> bool:
+    """Tell whether a session is there, also when the server has had time to end it."""
+    time.sleep(0.5)
+    return is_alive(worker)
 
 
 def end_other_sessions(connection: Any) -> None:

@@ -152,8 +152,12 @@ def keep_the_processor_busy(table: dj.Table, key: Key, n: int, folder: str, seco
 
 def change_its_session(table: dj.Table, key: Key, n: int, folder: str) -> None:
     """Lock the session's row, with no patience for others that have."""
-    _begin(n, folder)
     table.connection.query(IMPATIENT[table.connection.adapter.backend])
+    change_its_session_with_patience(table, key, n, folder)
+
+
+def change_its_session_with_patience(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    _begin(n, folder)
     session = sys.modules[type(table).__module__].Session
     table.connection.query(f"UPDATE {session().full_table_name} SET n = n WHERE n = %s", args=(n,))
 
@@ -230,6 +234,14 @@ def insert_and_wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> N
     """Insert a row of another session's key first, so that a half-done make() would show."""
     table.insert1({**key, "pid": 0})
     wait_at_gate(table, key, n, folder)
+
+
+def lock_the_row_and_hang_the_first_time(table: dj.Table, key: Key, n: int, folder: str) -> None:
+    _begin(n, folder)
+    if begun(Path(folder)).count(n) == 1:
+        table.insert1({**key, "pid": 0})
+        (Path(folder) / "locked").touch()
+        time.sleep(600)
 
 
 def never_end_at_the_first(table: dj.Table, key: Key, n: int, folder: str) -> None:

@@ -59,6 +59,12 @@ def test_a_key_that_loses_its_connection_again_and_again_has_fewer_tries() -> No
     assert attempts.after_deferral(JOB, begun=True, hopeless=True) is None
 
 
+def test_a_lock_is_waited_for_however_long_somebody_holds_it() -> None:
+    attempts = Attempts(Policy())
+    waits = [attempts.after_deferral(JOB, begun=True, blocked=True) for _ in range(10 * MAX_DEFERRALS)]
+    assert None not in waits
+
+
 def test_deferrals_get_longer_up_to_a_limit_and_end() -> None:
     attempts = Attempts(Policy(), random.Random(1))
     pauses = [attempts.after_deferral(JOB, begun=True) for _ in range(MAX_DEFERRALS)]
