@@ -109,6 +109,10 @@ check: $(BIN)/all-ready  ## lint, formatting, types, direction of imports
 demo: $(BIN)/demo-ready  ## a real pipeline over real images on this machine
 	$(BIN)/python -m djdist.demo $(ARGS)
 
+.PHONY: notebooks
+notebooks: $(BIN)/all-ready  ## the notebooks with new outputs, in place
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests $(BIN)/python -m lab.notebooks $(ARGS)
+
 bench: $(BIN)/all-ready mysql-server  ## djdist beside native populate and bare SQL, for an hour
 	$(BIN)/python -m pytest tests/benchmarks $(ARGS)
 
