@@ -98,11 +98,13 @@ def ray_cluster(modules_folder: Path) -> Iterator[Any]:
     except ImportError as error:
         unavailable(f"{error}: pip install 'djdist[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_agent_register_timeout_ms", "30000")  # or none starts on a busy machine
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")  # or none starts on a busy machine
     # Ray puts sockets there, whose paths must stay short
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            address="local",
+        from djdist.executors.ray import _init  # which tries again where a busy machine is too slow
+
+        _init(
+            "local",
             num_cpus=2,
             num_gpus=2,
             include_dashboard=False,

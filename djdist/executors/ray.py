@@ -44,6 +44,7 @@ IDLE_SECONDS = 10.0
 UNMET_SECONDS = 10.0
 ROUNDING = 1e-6
 PORT_SECONDS = 5.0
+TOO_SLOW = "timed out during startup"
 CLIENT_PORT = 10001
 SENT_ALONG = ("working_dir", "py_modules", "excludes", "java_jars")
 """Parts of a runtime environment that Ray sends from here only as it connects."""
@@ -121,7 +122,7 @@ class RayExecutor(Executor):
             _knock(address or "")
             _ask_for_token(address)
             sent_along: Any = {"runtime_env": self._sent_along} if self._sent_along else {}
-            ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **sent_along)
+            _init(address, log_to_driver=False, logging_level=logging.WARNING, **sent_along)
             _hide_token()
         except Exception as error:  # Ray raises this class itself where a node takes too long to start
             raise ClusterError(
@@ -534,6 +535,18 @@ def _ask_for_token(address: str | None) -> None:
 
 def _version() -> tuple[int, ...]:
     return tuple(map(int, ray.__version__.split(".")[:2]))
+
+
+def _init(address: str | None, **options: Any) -> None:
+    """Join a cluster or start one, once more where it starts too slowly, as from a disk that is cold."""
+    try:
+        ray.init(address, **options)
+    except Exception as error:  # Ray has no class of its own for it
+        if TOO_SLOW not in str(error):
+            raise
+        logger.warning("Ray took longer to start than it waits for that, so it is started once more")
+        ray.shutdown()
+        ray.init(address, **options)
 
 
 def _hide_token() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import djdist
 import lab as pipelines
+from lab.watching import counts
 
 TABLES = [
     "Square", "Reading", "Stats", "Tripartite", "TripartiteGenerator",
@@ -63,6 +64,22 @@ def test_keys_are_made_without_a_jobs_table(lab: ModuleType, executor: Any) -> N
     assert lab.Stats.populate(executor=executor)["success_count"] == 4
     assert len(lab.Stats.Item()) == 18
     assert not any("~~" in name for (name,) in lab.schema.connection.query(TABLE_NAMES.format(lab.SCHEMA)))
+
+
+def test_what_mysql_can_not_work_out_of_a_key_source_is_no_key_as_in_a_select(
+    lab: ModuleType, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if connection.adapter.backend == "postgresql":
+        pytest.skip("where a SELECT fails, too")
+    pipelines.fill(lab)
+    ratio = property(lambda table: lab.Session & "10 / (n - 3) > 0")
+    monkeypatch.setattr(lab.Square, "key_source", ratio, raising=False)
+    with dj.config.override(jobs__keep_completed=True):
+        assert lab.Square.populate("n > 4", reserve_jobs=True)["success_count"] == 2
+        lab.Square.delete_quick()
+        lab.Square.jobs.refresh(priority=3)
+        assert counts(lab.Square) == {"pending": 3}
+        assert lab.Square.populate(reserve_jobs=True)["success_count"] == 3
 
 
 def test_completed_jobs_are_kept_on_request(lab: ModuleType, executor: Any) -> None:
