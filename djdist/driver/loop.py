@@ -246,6 +246,9 @@ class Driver:
         return max(0.0, min(WAIT_SECONDS, left, self._flight.overdue.period_seconds))
 
     def _end_disowned(self) -> None:
+        if self._flight.disowned():  # maybe made, while a driver that waited for its database collected none
+            for completion in self._executor.wait(0):
+                self._collect(completion)
         disowned = self._flight.disowned()
         for job in [job for ticket in disowned for job in self._flight.land(ticket)]:
             self._ledger.let_go(job)
