@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executor import Ask, Executor, Loop
@@ -62,10 +63,16 @@ class DriverActor:
         self._thread.start()
 
     def status(self) -> Status:
-        """Tell how far the run is."""
+        """Tell how far the run is.
+
+        That it stops for want of a caller is no wish of a caller that is back and goes on with it.
+        """
         if self._status is not self._first_status:
             self._reported.set()
-        return self._status
+        status = self._status
+        if not self._forsaken:
+            return status
+        return replace(status, handover=replace(status.handover, stopping=False))
 
     def stop(self) -> None:
         """Let the run reserve no more jobs."""

@@ -263,8 +263,9 @@ class JobsTable(JobStore):
 
     def _workers(self, *conditions: sa.ColumnElement[bool]) -> list[Any]:
         jobs = self._jobs.c
-        workers = sa.select(jobs.connection_id, jobs.host, jobs.pid).distinct().where(jobs.pid != 0)
-        return self._transact(lambda connection: list(connection.execute(workers.where(*conditions))))
+        begun = sa.select(jobs.connection_id, jobs.host, jobs.pid).where(jobs.pid != 0, *conditions)
+        rows = self._transact(lambda connection: list(connection.execute(begun)))
+        return list(dict.fromkeys(rows))  # DISTINCT might make PostgreSQL sort them
 
     def _end_session(self, worker: Any) -> None:
         backend, mark = self.source.settings.backend, worker_mark(*worker)

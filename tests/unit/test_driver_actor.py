@@ -11,7 +11,7 @@ import pytest
 from djdist.driver.actor import MAX_DRIVERS, DriverActor, follow, outlive
 from djdist.errors import ClusterError, DriverLostError
 from djdist.executor import Executor
-from djdist.job import RunInfo, Status, Summary, Watch
+from djdist.job import Handover, RunInfo, Status, Summary, Watch
 from lab.scripted import Clock, ScriptedExecutor
 from lab.watching import wait_until
 
@@ -30,10 +30,10 @@ class Steps:
         self._over.wait()
         return Summary()
 
-    def goes_on(self) -> bool:
+    def goes_on(self, status: Status | None = None) -> bool:
         wait_until(lambda: self._watch, "the run to begin")
         assert self._watch
-        return self._watch(Status())
+        return self._watch(status or Status())
 
     def end(self) -> None:
         self._over.set()
@@ -65,6 +65,18 @@ def test_a_run_goes_on_that_was_frozen_itself(steps: Steps) -> None:
         assert steps.goes_on()
     clock.seconds = 104
     assert not steps.goes_on()
+
+
+def test_a_run_that_stopped_for_want_of_its_caller_goes_on_elsewhere_when_that_is_back(steps: Steps) -> None:
+    """The cluster may lose the driver, as it ends its workers then, before it tells that it was forsaken."""
+    clock, stopping = Clock(), Status(handover=Handover(stopping=True))
+    actor = DriverActor(steps, ScriptedExecutor(1), 3, clock)
+    clock.seconds = 1
+    assert steps.goes_on(stopping)
+    assert actor.status().handover.stopping
+    for clock.seconds in (2, 3, 4, 5):
+        steps.goes_on(stopping)
+    assert not actor.status().handover.stopping
 
 
 def test_a_signal_is_not_hidden_by_a_driver_that_is_lost() -> None:
