@@ -10,7 +10,7 @@ def main() -> None:
     except ImportError as error:
         if (error.name or "").split(".")[0] not in ("typer", "rich"):
             raise
-        from djdist.libraries import explained
+        from djdist._libraries import explained
 
         sys.stderr.write(f"djdist: {explained(error, 'the command line', 'cli')}\n")
         sys.exit(2)

@@ -5,12 +5,12 @@ from typing import Any
 
 import datajoint as dj
 
-from djdist.database_errors import is_infrastructure
+from djdist.database.errors import is_infrastructure
 from djdist.errors import OptionError
-from djdist.jobs import jobs_to_look_at
-from djdist.pipeline import connect_anew
-from djdist.shipping import is_alive
-from djdist.tables import tables_named
+from djdist.jobs.table import jobs_to_look_at
+from djdist.pipeline.table import connect_anew
+from djdist.pipeline.tables import tables_named
+from djdist.shipping.packing import is_alive
 
 
 def all_tables(names: Sequence[str]) -> list[Any]:

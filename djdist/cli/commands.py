@@ -70,7 +70,7 @@ def _mistake(error: Exception) -> str | None:
     import datajoint as dj
 
     from djdist.cli.choosing import line_of
-    from djdist.database_errors import is_infrastructure
+    from djdist.database.errors import is_infrastructure
 
     return line_of(error) if isinstance(error, dj.DataJointError) or is_infrastructure(error) else None
 
@@ -267,7 +267,7 @@ def _tell_result(
     result: dict[str, Any], name: str, table: Any, restrictions: Sequence[str] | None, as_json: bool
 ) -> None:
     from djdist.cli.choosing import jobs_of_keys
-    from djdist.history import counts_of
+    from djdist.jobs.history import counts_of
 
     made, left = result["success_count"], counts_of(jobs_of_keys(table, restrictions))
     if as_json:
@@ -335,7 +335,7 @@ def errors(
     """
     from djdist.cli.choosing import jobs_seen, one_table
     from djdist.cli.printing import print_errors
-    from djdist.history import last_errors
+    from djdist.jobs.history import last_errors
 
     jobs = jobs_seen(one_table(name), restrictions)
     found = last_errors(jobs)
@@ -418,7 +418,7 @@ def refresh(
 def rescue(names: Names, as_json: AsJson = False) -> None:
     """Put what dead runs hold back to pending now; every run does so by itself, too."""
     from djdist.cli.choosing import all_tables
-    from djdist.jobs import jobs_to_look_at
+    from djdist.jobs.table import jobs_to_look_at
 
     records = [
         {"table": table.__name__, "rescued": jobs_to_look_at(table).rescue()} for table in all_tables(names)

@@ -13,12 +13,12 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table as Rows
 
+from djdist._job import Job
+from djdist._style import ERROR, STATUSES, lasting
 from djdist.cli.rates import Rates
-from djdist.database_errors import is_infrastructure
-from djdist.drawing import ERROR, STATUSES, lasting
+from djdist.database.errors import is_infrastructure
 from djdist.errors import DriverLostError
-from djdist.job import Job
-from djdist.runs import Run
+from djdist.monitoring.runs import Run
 
 MOST_KEYS = 10
 WIDE = 200

@@ -4,7 +4,7 @@ from collections import deque
 
 import pandas as pd
 
-from djdist.progress import with_time_left
+from djdist.monitoring.progress import with_time_left
 
 WINDOW_SECONDS = 60.0
 

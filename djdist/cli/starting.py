@@ -71,7 +71,7 @@ def _refusals(error: ValueError) -> str:
 
 def _log_to_stderr(level: int) -> None:
     """Leave standard output to what was asked for."""
-    from djdist.progress_bar import LogAboveBars
+    from djdist.monitoring.progress_bar import LogAboveBars
 
     handler = LogAboveBars()
     handler.setFormatter(logging.Formatter(LINE))

@@ -11,7 +11,7 @@ from typing import Any
 import datajoint as dj
 
 import djdist
-from djdist.libraries import explained
+from djdist._libraries import explained
 
 FOLDER = Path("djdist-demo")
 PICTURE = "djdist-demo.png"

@@ -6,12 +6,12 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from djdist._executor import Executor
+from djdist._job import Policy, RunInfo, Summary, Watch, Work
+from djdist._job_store import JobStore
 from djdist.driver.logs import log_here
 from djdist.driver.loop import Driver
 from djdist.driver.supply import WAIT_SECONDS
-from djdist.executor import Executor
-from djdist.job import Policy, RunInfo, Summary, Watch, Work
-from djdist.job_store import JobStore
 
 __all__ = ["WAIT_SECONDS", "Driver", "drive"]
 

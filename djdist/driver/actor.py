@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
+from djdist._executor import Ask, Executor, Loop
+from djdist._job import RunInfo, Status, Summary, Watch
 from djdist.errors import ClusterError, DjdistError, DriverLostError
-from djdist.executor import Ask, Executor, Loop
-from djdist.job import RunInfo, Status, Summary, Watch
 
 logger = logging.getLogger(__package__)
 

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Callable
 
+from djdist._executor import Executor
+from djdist._job import Status
 from djdist.driver.supply import Supply
-from djdist.executor import Executor
-from djdist.job import Status
 
 logger = logging.getLogger(__package__)
 

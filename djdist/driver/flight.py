@@ -3,12 +3,12 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from djdist._executor import Executor
+from djdist._job import Identity, Job, Policy
+from djdist._job_store import JobStore
 from djdist.driver.grouping import Waiting
 from djdist.driver.lease import Lease
 from djdist.driver.overdue import Overdue
-from djdist.executor import Executor
-from djdist.job import Identity, Job, Policy
-from djdist.job_store import JobStore
 
 
 class Flight:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from djdist.job import GROUP_SECONDS, Identity, Job
+from djdist._job import GROUP_SECONDS, Identity, Job
 
 TASK_SECONDS = 0.5
 """A task that takes so long hides what it costs to send one."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
-from djdist.job import Job
-from djdist.job_store import JobStore
+from djdist._job import Job
+from djdist._job_store import JobStore
 
 logger = logging.getLogger(__package__)
 

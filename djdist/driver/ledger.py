@@ -4,10 +4,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from djdist._job import Ending, Failure, Handover, Job, Key, Outcome, Policy, Status, Summary
+from djdist._job_store import JobStore
 from djdist.driver.attempts import Attempts, Obstacles
 from djdist.driver.supply import Supply
-from djdist.job import Ending, Failure, Handover, Job, Key, Outcome, Policy, Status, Summary
-from djdist.job_store import JobStore
 
 logger = logging.getLogger(__package__)
 

@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from djdist._executor import Executor
+from djdist._job import Completion, Ending, Failure, Job, Outcome, Policy, Report, Status, Summary, Watch
+from djdist._job_store import JobStore
+from djdist._signals import signal_behind
 from djdist.driver.dashboard import RECOUNT_SECONDS, Dashboard
 from djdist.driver.flight import Flight
 from djdist.driver.grouping import Grouping
 from djdist.driver.ledger import Ledger
 from djdist.driver.supply import WAIT_SECONDS, Supply
 from djdist.errors import DatabaseError, WorkerSetupError
-from djdist.executor import Executor
-from djdist.job import Completion, Ending, Failure, Job, Outcome, Policy, Report, Status, Summary, Watch
-from djdist.job_store import JobStore
-from djdist.signals import signal_behind
 
 logger = logging.getLogger(__package__)
 

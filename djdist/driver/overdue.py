@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from djdist.job import Failure, Job
+from djdist._job import Failure, Job
 
 CHECKS = 10
 

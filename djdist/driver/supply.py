@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from djdist._job import Job
+from djdist._job_store import JobStore
 from djdist.driver.counting import Counting
-from djdist.job import Job
-from djdist.job_store import JobStore
 
 WAIT_SECONDS = 0.5
 """After so long a run looks again for what has ended, and asks a store again that had less than it wanted."""

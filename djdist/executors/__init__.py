@@ -1,13 +1,13 @@
-"""Implementations of :class:`djdist.executor.Executor`, by name."""
+"""Implementations of :class:`djdist._executor.Executor`, by name."""
 
 import concurrent.futures as cf
 from importlib import import_module
 from typing import Any, Literal, Protocol, get_args
 
+from djdist._executor import Executor
+from djdist._libraries import explained
 from djdist.errors import MissingLibraryError, OptionError
-from djdist.executor import Executor
 from djdist.executors.futures import FuturesExecutor
-from djdist.libraries import explained
 
 ExecutorName = Literal["local", "ray", "dask"]
 

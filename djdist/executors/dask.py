@@ -20,9 +20,7 @@ from distributed.protocol.serialize import Serialize
 from distributed.threadpoolexecutor import thread_state, threads_lock
 from distributed.worker_state_machine import SecedeEvent
 
-from djdist.driver.actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
-from djdist.errors import ClusterError, DjdistError, DriverLostError, OptionError
-from djdist.executor import (
+from djdist._executor import (
     Ask,
     Executor,
     Loop,
@@ -30,10 +28,12 @@ from djdist.executor import (
     what_is_made,
     window,
 )
+from djdist._job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
+from djdist._settings import config
+from djdist.driver.actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
+from djdist.errors import ClusterError, DjdistError, DriverLostError, OptionError
 from djdist.executors.dask_cluster import own_cluster
-from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
-from djdist.pickled_work import PickledWork, fetched
-from djdist.settings import config
+from djdist.shipping.pickled_work import PickledWork, fetched
 from djdist.worker import leave, one_at_a_time
 
 logger = logging.getLogger(__name__)

@@ -3,10 +3,10 @@
 import concurrent.futures as cf
 from collections.abc import Sequence
 
+from djdist._executor import Executor, default_places, window
+from djdist._job import Completion, Job, Report, Work
 from djdist.errors import ClusterError
-from djdist.executor import Executor, default_places, window
-from djdist.job import Completion, Job, Report, Work
-from djdist.pickled_work import Sendable, sent
+from djdist.shipping.pickled_work import Sendable, sent
 
 
 class FuturesExecutor(Executor):

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import loky
 
+from djdist._executor import Executor, default_places, window
+from djdist._job import Completion, Ending, Job, Outcome, Report, Work
 from djdist.errors import OptionError
-from djdist.executor import Executor, default_places, window
 from djdist.executors.futures import completion_of
-from djdist.job import Completion, Ending, Job, Outcome, Report, Work
-from djdist.pickled_work import Sendable, sent
+from djdist.shipping.pickled_work import Sendable, sent
 
 SETTINGS_TRAVEL = "ignore:No datajoint.json found"
 """What DataJoint warns of is no lack in a process that gets its caller's settings."""

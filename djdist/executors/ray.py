@@ -22,12 +22,12 @@ import ray
 from ray.exceptions import RayError
 from ray.util import metrics
 
+from djdist._executor import Ask, Executor, Loop, task_name, window
+from djdist._job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
+from djdist._settings import config
 from djdist.driver.actor import MAX_DRIVERS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError, OptionError
-from djdist.executor import Ask, Executor, Loop, task_name, window
-from djdist.job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
-from djdist.pickled_work import fetched
-from djdist.settings import config
+from djdist.shipping.pickled_work import fetched
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Implementations of :class:`djdist.job_store.JobStore`."""
+"""Implementations of :class:`djdist._job_store.JobStore`."""

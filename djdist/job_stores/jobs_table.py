@@ -18,20 +18,20 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from djdist import silence
-from djdist.database_errors import RIGHTS, is_denial, is_full, is_infrastructure, limit_of
-from djdist.dbapi import ConnectionSettings, connect, shut
+from djdist._job import Failure, Job
+from djdist._job_store import JobStore
+from djdist.database import silence
+from djdist.database.dbapi import ConnectionSettings, connect, shut
+from djdist.database.errors import RIGHTS, is_denial, is_full, is_infrastructure, limit_of
+from djdist.database.fence import Fence, Statement, are_searched_as_list, key_name
+from djdist.database.marks import BEARERS, END, number_of, worker_mark
+from djdist.database.sessions import SNAPSHOT_OFF, prepare, server_time
+from djdist.database.silence import Line, bear, server_name
 from djdist.errors import DatabaseError
-from djdist.fence import Fence, Statement, are_searched_as_list, key_name
-from djdist.job import Failure, Job
-from djdist.job_store import JobStore
 from djdist.job_stores.blob import pack_text
 from djdist.job_stores.errand import Errand, Hand
 from djdist.job_stores.turn import turn
-from djdist.jobs_table_source import JobsTableSource
-from djdist.marks import BEARERS, END, number_of, worker_mark
-from djdist.sessions import SNAPSHOT_OFF, prepare, server_time
-from djdist.silence import Line, bear, server_name
+from djdist.pipeline.jobs_table_source import JobsTableSource
 
 logger = logging.getLogger(__name__)
 
@@ -751,7 +751,9 @@ def _connection(settings: ConnectionSettings) -> Any:
 def _opened(settings: ConnectionSettings) -> Any:
     if settings.login is not None:
         return connect(settings.backend, settings.login, settings.charset)
-    from djdist.shipping import open_dbapi_connection  # it imports DataJoint, which takes half a second
+    from djdist.shipping.packing import (
+        open_dbapi_connection,  # it imports DataJoint, which takes half a second
+    )
 
     return open_dbapi_connection(settings)
 

@@ -4,8 +4,8 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from djdist.job import Failure, Job, Key
-from djdist.job_store import JobStore
+from djdist._job import Failure, Job, Key
+from djdist._job_store import JobStore
 
 
 class MemoryStore(JobStore):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
-from djdist.marks import number_of
+from djdist.database.marks import number_of
 
 LONGEST_WAIT_SECONDS = 30
 

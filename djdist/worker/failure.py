@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import cloudpickle
 
-from djdist.database_errors import is_lock_wait, limit_of
+from djdist._job import Failure
+from djdist.database.errors import is_lock_wait, limit_of
 from djdist.errors import MakeError, RemoteTraceback
-from djdist.job import Failure
 
 TEXT_LENGTH = 100_000
 PICKLE_LENGTH = 1_000_000

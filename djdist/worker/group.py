@@ -13,18 +13,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from djdist.database_errors import is_infrastructure, is_lost, limit_of
-from djdist.dbapi import ConnectionSettings
+from djdist._job import GROUP_SECONDS, Ending, Identity, Job, Outcome, Report
+from djdist._signals import Signals, catching, signal_behind
+from djdist.database.dbapi import ConnectionSettings
+from djdist.database.errors import is_infrastructure, is_lost, limit_of
+from djdist.database.fence import Connection, Fence, key_name
+from djdist.database.marks import worker_mark
+from djdist.database.sessions import IDLE_LIMITS
+from djdist.database.silence import bear
+from djdist.database.watchdog import Waiting, blocker_of, watched
 from djdist.errors import LeaseLostError, Terminated
-from djdist.fence import Connection, Fence, key_name
-from djdist.job import GROUP_SECONDS, Ending, Identity, Job, Outcome, Report
-from djdist.marks import worker_mark
-from djdist.pipeline import connect_anew, end_session, is_duplicate, is_made, job_columns
-from djdist.sessions import IDLE_LIMITS
-from djdist.shipping import is_alive, open_dbapi_connection
-from djdist.signals import Signals, catching, signal_behind
-from djdist.silence import bear
-from djdist.watchdog import Waiting, blocker_of, watched
+from djdist.pipeline.table import connect_anew, end_session, is_duplicate, is_made, job_columns
+from djdist.shipping.packing import is_alive, open_dbapi_connection
 from djdist.worker.failure import failure_of
 from djdist.worker.making import Making
 from djdist.worker.trial import trial

@@ -14,11 +14,11 @@ from typing import Any
 import datajoint as dj
 from typing_extensions import Self
 
+from djdist._job import Key
+from djdist.database.fence import Connection
+from djdist.database.sessions import READ_COMMITTED
 from djdist.errors import IncompatibleDataJointError, MakeError
-from djdist.fence import Connection
-from djdist.job import Key
-from djdist.sessions import READ_COMMITTED
-from djdist.shipping import quiet
+from djdist.shipping.packing import quiet
 from djdist.worker.session import (
     COMMIT_AND_CHAIN,
     LastStatement,
@@ -193,7 +193,7 @@ class Making:
         thread may.
         """
         self.has_populated = True
-        return import_module("djdist.populate").populate(*arguments, **options)
+        return import_module("djdist._populate").populate(*arguments, **options)
 
     def _start_transaction(self) -> None:
         is_begun = self._chained and self._session is self.session  # unless it was connected anew meanwhile

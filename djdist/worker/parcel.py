@@ -10,15 +10,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from djdist.assignments import Assignment, assigned
-from djdist.database_errors import is_full, is_infrastructure
-from djdist.dbapi import ConnectionSettings
+from djdist._job import Ending, Job, Outcome, Report
+from djdist.database.dbapi import ConnectionSettings
+from djdist.database.errors import is_full, is_infrastructure
+from djdist.database.fence import Fence
+from djdist.database.watchdog import watch
 from djdist.errors import Terminated
-from djdist.fence import Fence
-from djdist.job import Ending, Job, Outcome, Report
-from djdist.pipeline import connect_anew
-from djdist.shipping import open_dbapi_connection, unpack
-from djdist.watchdog import watch
+from djdist.pipeline.table import connect_anew
+from djdist.shipping.assignments import Assignment, assigned
+from djdist.shipping.packing import open_dbapi_connection, unpack
 from djdist.worker.failure import failure_of, portable
 from djdist.worker.group import Group, Workplace, made_for_others, make_group, one_at_a_time
 from djdist.worker.making import load_early

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
-from djdist.watchdog import Waiting
+from djdist.database.watchdog import Waiting
 
 Translated = Callable[[Exception, str], Exception]
 """Gives DataJoint's error for the driver's."""

@@ -3,11 +3,11 @@
 import platform
 from typing import Any
 
-from djdist.database_errors import RIGHTS, is_denial
+from djdist._job import Report
+from djdist.database.errors import RIGHTS, is_denial
+from djdist.database.fence import Fence
 from djdist.errors import WorkerSetupError
-from djdist.fence import Fence
-from djdist.job import Report
-from djdist.rights import lacking_right
+from djdist.pipeline.rights import lacking_right
 
 CURES = (
     "Install the pipeline's package on every node, or send it along "

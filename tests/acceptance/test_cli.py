@@ -23,7 +23,7 @@ import pytest
 import djdist
 import lab as pipelines
 from conftest import TESTS
-from djdist.jobs import Jobs
+from djdist.jobs.table import Jobs
 from lab import doing
 from lab.others import ALIVE, DEAD, change
 from lab.relay import relayed
@@ -381,7 +381,7 @@ class TestPutRight:
     ) -> None:
         pipelines.fill(lab, subjects=3, sessions=5)
         lab.Fragile.populate(reserve_jobs=True, suppress_errors=True)
-        monkeypatch.setattr("djdist.history.LAST_ERRORS", 2)
+        monkeypatch.setattr("djdist.jobs.history.LAST_ERRORS", 2)
         name = f"{lab.__name__}:Fragile"
         assert run("errors", name).stdout.startswith("The last 2 of 3 errors:\n2 × ValueError")
         listed = run("errors", name, "--json")

@@ -107,7 +107,7 @@ def test_neither_in_log_records_nor_in_what_prints(
         printed.append(f"{arguments} {options}")
         return driver.drive(*arguments, **options)
 
-    monkeypatch.setattr(import_module("djdist.populate"), "drive", drive_and_print)
+    monkeypatch.setattr(import_module("djdist._populate"), "drive", drive_and_print)
     pipelines.fill(lab, subjects=1, sessions=2)
     lab.Square.populate(reserve_jobs=True, executor=executor)
     assert server.password not in caplog.text + "".join(printed)

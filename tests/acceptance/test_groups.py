@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import lab as pipelines
+from djdist._job import GROUP_SECONDS
 from djdist.driver import grouping
 from djdist.driver.grouping import CLOCKS_DIFFER_SECONDS
-from djdist.job import GROUP_SECONDS
 from djdist.worker.session import MariaDBSession, PlannedSession, is_mariadb
 from servers import Server
 

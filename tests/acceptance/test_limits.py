@@ -10,7 +10,7 @@ import pytest
 
 import djdist
 import lab as pipelines
-from djdist.executor import default_places
+from djdist._executor import default_places
 from lab import doing
 from lab.watching import counts
 

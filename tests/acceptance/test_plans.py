@@ -13,13 +13,13 @@ import pytest
 import sqlalchemy as sa
 
 import lab as pipelines
-from djdist.fence import key_name
-from djdist.job import Failure, Job
+from djdist._job import Failure, Job
+from djdist.database.fence import key_name
+from djdist.database.sessions import SNAPSHOT_OFF
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
-from djdist.jobs import Jobs, jobs_of, refreshing
-from djdist.pipeline import job_columns, jobs_table_source
-from djdist.rights import lacking_right
-from djdist.sessions import SNAPSHOT_OFF
+from djdist.jobs.table import Jobs, jobs_of, refreshing
+from djdist.pipeline.rights import lacking_right
+from djdist.pipeline.table import job_columns, jobs_table_source
 
 SUBJECTS, SESSIONS = 10_000, 10
 MANY = 600

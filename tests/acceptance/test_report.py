@@ -17,8 +17,8 @@ import pytest
 import djdist
 import lab as pipelines
 from conftest import unavailable
-from djdist.jobs import Jobs
-from djdist.jobs_html import WIDEST_PIXELS
+from djdist.jobs.html import WIDEST_PIXELS
+from djdist.jobs.table import Jobs
 from lab.others import ALIVE, DEAD, NATIVE, change
 from lab.watching import SECONDS
 from servers import Server
@@ -225,7 +225,7 @@ class TestRefusals:
             djdist.report(lab.Square & "subject_id = 1")
 
     def test_without_matplotlib(self, lab: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delitem(sys.modules, "djdist.report_figure", raising=False)
+        monkeypatch.delitem(sys.modules, "djdist.monitoring.report_figure", raising=False)
         for module in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
             monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(djdist.MissingLibraryError, match=r"needs matplotlib: pip install \"matplotlib>="):

@@ -16,9 +16,9 @@ import pytest
 
 import djdist
 import lab as pipelines
-from djdist.history import pace, runs_seen
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
-from djdist.pipeline import jobs_table_source
+from djdist.jobs.history import pace, runs_seen
+from djdist.pipeline.table import jobs_table_source
 from djdist.worker.session import is_mariadb
 from lab import doing
 from lab.watching import counts

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import lab as pipelines
-from djdist import dbapi, silence
+from djdist.database import dbapi, silence
 from lab import doing
 from lab.relay import Relay, relayed
 from lab.watching import SECONDS, counts, meanwhile, wait_until

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from djdist.jobs import jobs_of
+from djdist.jobs.table import jobs_of
 
 ORDERS_OF_TEN = 6
 NEW_JOBS = """

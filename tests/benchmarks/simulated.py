@@ -24,15 +24,15 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks.many_keys import add_numbers
-from djdist.dbapi import ConnectionSettings
-from djdist.executor import Executor, window
-from djdist.fence import Fence, Statement, key_name
-from djdist.job import GROUP_SECONDS, Completion, Ending, Job, Key, Outcome, Report, Work
+from djdist._executor import Executor, window
+from djdist._job import GROUP_SECONDS, Completion, Ending, Job, Key, Outcome, Report, Work
+from djdist.database.dbapi import ConnectionSettings
+from djdist.database.fence import Fence, Statement, key_name
 from djdist.job_stores.jobs_table import JobsTable, Refreshing
-from djdist.jobs import jobs_of
-from djdist.jobs_table_source import JobsTableSource
-from djdist.pipeline import jobs_table_source
-from djdist.shipping import open_dbapi_connection
+from djdist.jobs.table import jobs_of
+from djdist.pipeline.jobs_table_source import JobsTableSource
+from djdist.pipeline.table import jobs_table_source
+from djdist.shipping.packing import open_dbapi_connection
 from djdist.worker.session import Session
 
 NODE_PLACES = 50

@@ -12,10 +12,10 @@ import pytest
 from benchmarks.conftest import Record
 from benchmarks.goals import MEMORY
 from benchmarks.simulated import EagerExecutor, fill
+from djdist._job import Policy, Status
 from djdist.driver import Driver
-from djdist.job import Policy, Status
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
-from djdist.jobs_table_source import JobsTableSource
+from djdist.pipeline.jobs_table_source import JobsTableSource
 from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)

@@ -18,8 +18,8 @@ from benchmarks.many_keys import (
     update_statistics,
 )
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
-from djdist.jobs import jobs_of
-from djdist.pipeline import jobs_table_source
+from djdist.jobs.table import jobs_of
+from djdist.pipeline.table import jobs_table_source
 from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)

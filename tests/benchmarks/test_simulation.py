@@ -16,10 +16,10 @@ import sqlalchemy as sa
 
 from benchmarks.conftest import Record
 from benchmarks.simulated import Cluster, EagerExecutor, SimulatedExecutor, fill
+from djdist._job import Policy
 from djdist.driver import Driver
-from djdist.job import Policy
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
-from djdist.jobs_table_source import JobsTableSource
+from djdist.pipeline.jobs_table_source import JobsTableSource
 from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)

@@ -19,14 +19,14 @@ import loky
 import psutil
 import pytest
 
+from djdist._executor import Executor
+from djdist._job import Completion, Job, Policy, Report, RunInfo, Status, Summary
 from djdist.driver import Driver
 from djdist.errors import ClusterError, OptionError
-from djdist.executor import Executor
 from djdist.executors.futures import FuturesExecutor
 from djdist.executors.local import LocalExecutor
-from djdist.job import Completion, Job, Policy, Report, RunInfo, Status, Summary
 from djdist.job_stores.memory import MemoryStore
-from djdist.pickled_work import _Kept
+from djdist.shipping.pickled_work import _Kept
 from lab import work
 from lab.scripted import ScriptedExecutor
 from lab.watching import wait_until

@@ -22,18 +22,19 @@ import pytest
 import sqlalchemy as sa
 
 import lab as pipelines
-from djdist import dbapi, populate, silence
+from djdist import populate
+from djdist._job import Failure, Job
+from djdist._job_store import JobStore
+from djdist.database import dbapi, silence
+from djdist.database.fence import key_name
+from djdist.database.marks import worker_mark
 from djdist.errors import DatabaseError, LeaseLostError
-from djdist.fence import key_name
-from djdist.job import Failure, Job
-from djdist.job_store import JobStore
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.turn import LONGEST_WAIT_SECONDS, turn
-from djdist.jobs import Jobs, jobs_of, refreshing
-from djdist.marks import worker_mark
-from djdist.pipeline import job_columns, jobs_table_source
-from djdist.shipping import is_alive
+from djdist.jobs.table import Jobs, jobs_of, refreshing
+from djdist.pipeline.table import job_columns, jobs_table_source
+from djdist.shipping.packing import is_alive
 from djdist.worker import making
 from djdist.worker.group import Workplace
 from djdist.worker.session import (

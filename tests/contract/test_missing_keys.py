@@ -9,9 +9,9 @@ import datajoint as dj
 import pytest
 
 import lab as pipelines
-from djdist.history import new_keys
-from djdist.jobs import jobs_of
-from djdist.pipeline import keys_to_make, missing_keys
+from djdist.jobs.history import new_keys
+from djdist.jobs.table import jobs_of
+from djdist.pipeline.table import keys_to_make, missing_keys
 
 SUBJECTS, SESSIONS = 200, 10
 RESTRICTIONS: dict[str, tuple[Any, ...]] = {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import unavailable
-from djdist import dbapi
+from djdist.database import dbapi
 from lab.relay import Relay, lost_packets, relayed
 from lab.watching import meanwhile
 from servers import Server

@@ -15,8 +15,8 @@ from typing import Any
 
 import datajoint as dj
 
-from djdist import dbapi, silence
-from djdist.shipping import open_dbapi_connection, settings_of
+from djdist.database import dbapi, silence
+from djdist.shipping.packing import open_dbapi_connection, settings_of
 
 Key = dict[str, Any]
 GATE = "gate"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from djdist.executor import Executor, task_name
-from djdist.job import Completion, Ending, Failure, Job, Outcome, Report, Status, Work
+from djdist._executor import Executor, task_name
+from djdist._job import Completion, Ending, Failure, Job, Outcome, Report, Status, Work
 
 
 class Clock:

@@ -13,10 +13,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from djdist._executor import Executor
+from djdist._job import Ending, Job, Outcome, Report, RunInfo, Status, Summary, Watch, Work
 from djdist.errors import OptionError
-from djdist.executor import Executor
-from djdist.job import Ending, Job, Outcome, Report, RunInfo, Status, Summary, Watch, Work
-from djdist.pickled_work import LARGE_BYTES, PickledWork
+from djdist.shipping.pickled_work import LARGE_BYTES, PickledWork
 
 GATE = "gate"
 

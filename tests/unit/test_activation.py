@@ -7,7 +7,7 @@ import datajoint as dj
 import pytest
 
 import djdist
-from djdist import activation
+from djdist import _activation as activation
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import cloudpickle
 import datajoint as dj
 import pytest
 
-from djdist.assignments import assigned, of_classes, of_instance
+from djdist.shipping.assignments import assigned, of_classes, of_instance
 
 MODULE = """
 import os

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from djdist._job import Failure, Job, Policy
 from djdist.driver.attempts import (
     FIRST_PAUSE_SECONDS,
     LONGEST_DEFERRAL_SECONDS,
@@ -14,7 +15,6 @@ from djdist.driver.attempts import (
     Attempts,
     Obstacles,
 )
-from djdist.job import Failure, Job, Policy
 from lab.scripted import Clock
 
 JOB, OTHER = Job({"n": 1}), Job({"n": 2})

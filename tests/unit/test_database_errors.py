@@ -4,7 +4,7 @@ import datajoint as dj
 import pymysql
 import pytest
 
-from djdist.database_errors import is_denial, is_full, is_infrastructure, is_lost, limit_of
+from djdist.database.errors import is_denial, is_full, is_infrastructure, is_lost, limit_of
 
 pytest.importorskip("psycopg2")
 import psycopg2

@@ -12,7 +12,7 @@ import datajoint as dj
 import pymysql
 import pytest
 
-from djdist import dbapi
+from djdist.database import dbapi
 
 pytest.importorskip("psycopg2")
 import psycopg2

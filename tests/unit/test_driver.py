@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import djdist
+from djdist._executor import Executor
+from djdist._job import Completion, Ending, Failure, Handover, Job, Outcome, Policy, Report, Status, Summary
+from djdist._job_store import JobStore
 from djdist.driver import WAIT_SECONDS, Driver
 from djdist.driver.attempts import MAX_OBSTACLES
 from djdist.driver.counting import SHARE, Counting
 from djdist.errors import DatabaseError, WorkerSetupError
-from djdist.executor import Executor
-from djdist.job import Completion, Ending, Failure, Handover, Job, Outcome, Policy, Report, Status, Summary
-from djdist.job_store import JobStore
 from djdist.job_stores.memory import MemoryStore
 from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
 from lab.watching import wait_until

@@ -8,10 +8,10 @@ from datetime import datetime, timezone
 
 import pytest
 
+from djdist._executor import Executor
+from djdist._job import Handover, RunInfo, Status, Summary, Watch
 from djdist.driver.actor import MAX_DRIVERS, DriverActor, follow, outlive
 from djdist.errors import ClusterError, DriverLostError
-from djdist.executor import Executor
-from djdist.job import Handover, RunInfo, Status, Summary, Watch
 from lab.scripted import Clock, ScriptedExecutor
 from lab.watching import wait_until
 

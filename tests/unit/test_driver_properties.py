@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from djdist._job import Completion, Ending, Failure, Job, Policy
+from djdist._job_store import JobStore
 from djdist.driver import WAIT_SECONDS, Driver
-from djdist.job import Completion, Ending, Failure, Job, Policy
-from djdist.job_store import JobStore
 from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
 
 MAX_LOSSES = 3

@@ -14,12 +14,12 @@ import loky
 import pytest
 
 import djdist
+from djdist._executor import default_places
+from djdist._libraries import explained
 from djdist.errors import DjdistError, MissingLibraryError, OptionError
-from djdist.executor import default_places
 from djdist.executors import NAMES, executor_class, resolve
 from djdist.executors.futures import FuturesExecutor
 from djdist.executors.local import LocalExecutor
-from djdist.libraries import explained
 
 LIBRARIES = [("ray", "ray", "RayExecutor"), ("dask", "distributed", "DaskExecutor")]
 
@@ -102,7 +102,7 @@ def test_a_missing_library_is_told_how_to_install_it(
 def test_a_missing_library_of_an_unpacked_djdist_is_named_by_its_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("djdist.libraries.requires", lambda name: None)
+    monkeypatch.setattr("djdist._libraries.requires", lambda name: None)
     assert str(explained(ImportError(name="no_such"), "It", "ray")) == (
         'It needs no_such: pip install "djdist[ray]"'
     )
@@ -196,7 +196,7 @@ def test_djdist_travels_by_name_as_modules_do() -> None:
     assert pickle.loads(cloudpickle.dumps(djdist)) is djdist
 
 
-def test_djdist_has_its_modules() -> None:
+def test_djdist_has_its_errors_at_once() -> None:
     code = "import djdist; print(djdist.errors.OptionError is djdist.OptionError, callable(djdist.populate))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True True\n"

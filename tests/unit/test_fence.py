@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from djdist.database.fence import Fence, Statement, key_name
 from djdist.errors import LeaseLostError
-from djdist.fence import Fence, Statement, key_name
 
 FENCE = Fence(
     token=7,

@@ -5,6 +5,8 @@ from functools import partial
 
 import pytest
 
+from djdist._executor import task_name
+from djdist._job import GROUP_SECONDS, Completion, Ending, Failure, Job, Outcome, Policy, Report, Status
 from djdist.driver import Driver
 from djdist.driver.grouping import (
     CLOCKS_DIFFER_SECONDS,
@@ -15,8 +17,6 @@ from djdist.driver.grouping import (
     Waiting,
 )
 from djdist.driver.supply import LOOK_AHEAD, LOOK_SECONDS, Supply
-from djdist.executor import task_name
-from djdist.job import GROUP_SECONDS, Completion, Ending, Failure, Job, Outcome, Policy, Report, Status
 from djdist.job_stores.memory import MemoryStore
 from lab.scripted import Clock, ScriptedExecutor
 

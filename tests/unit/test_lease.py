@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from djdist._job import Job
 from djdist.driver.lease import Lease
-from djdist.job import Job
 from djdist.job_stores.memory import MemoryStore
 from lab.watching import wait_until
 

@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 
 import pytest
 
+from djdist._job import Completion, Ending, Job, Policy, Report, RunInfo, Status, Summary
 from djdist.driver import Driver, drive
 from djdist.driver.logs import log_here
-from djdist.job import Completion, Ending, Job, Policy, Report, RunInfo, Status, Summary
 from djdist.job_stores.memory import MemoryStore
 from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
 

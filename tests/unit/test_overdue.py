@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from djdist._job import Job
 from djdist.driver.overdue import CHECKS, Overdue
-from djdist.job import Job
 from lab.scripted import Clock
 
 IN_FLIGHT = {1: Job({"n": 1}), 2: Job({"n": 2})}

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from djdist.drawing import DAY_SECONDS, TABLES, lasting
-from djdist.history import History, by_cause
+from djdist._style import DAY_SECONDS, TABLES, lasting
+from djdist.jobs.history import History, by_cause
 
 pytest.importorskip("matplotlib")
 from matplotlib.colors import to_rgb
 
-from djdist.report_figure import MOST_BARS, RATES, draw
+from djdist.monitoring.report_figure import MOST_BARS, RATES, draw
 
 BEGIN = pd.Timestamp("2026-01-01 20:00")
 

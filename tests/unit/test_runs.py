@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import djdist
-from djdist.job import Failure, RunInfo, Status, Summary
+from djdist._job import Failure, RunInfo, Status, Summary
 
 NOW = datetime.now(timezone.utc)
 INFO = RunInfo("1a2b", "Square", "lab", "ada", "laptop", 7, NOW, detached=True, suppress_errors=True)

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 import djdist
+from djdist._settings import Settings
 from djdist.errors import OptionError
-from djdist.settings import Settings
 
 
 def test_the_defaults() -> None:

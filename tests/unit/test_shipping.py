@@ -11,15 +11,15 @@ from typing import Any
 import datajoint as dj
 import pytest
 
-from djdist import shipping
-from djdist.dbapi import ConnectionSettings
+from djdist.database.dbapi import ConnectionSettings
+from djdist.database.fence import Fence, Statement
 from djdist.errors import WorkerSetupError
-from djdist.fence import Fence, Statement
 from djdist.job_stores.jobs_table import JobsTable, Owner
-from djdist.jobs_table_source import JobsTableSource
-from djdist.pickled_work import PickledWork
-from djdist.pickling import Pickler, Unpickler
-from djdist.shipping import apply_settings, pack, settings_of, unpack
+from djdist.pipeline.jobs_table_source import JobsTableSource
+from djdist.shipping import packing as shipping
+from djdist.shipping.packing import apply_settings, pack, settings_of, unpack
+from djdist.shipping.pickled_work import PickledWork
+from djdist.shipping.pickling import Pickler, Unpickler
 from djdist.worker import Parcel
 
 PASSWORD = "p4ssw0rd of the lab"

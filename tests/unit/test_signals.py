@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from djdist._signals import catching
 from djdist.errors import Terminated
-from djdist.signals import catching
 
 SECONDS = 10
 

@@ -13,8 +13,8 @@ from IPython.core.completer import IPCompleter, provisionalcompleter
 from typing_extensions import assert_type
 
 import djdist
+from djdist._populate import Options
 from djdist.executors import ExecutorName
-from djdist.populate import Options
 
 if TYPE_CHECKING:  # mypy checks it
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
+from djdist._libraries import explained
 from djdist.errors import OptionError
-from djdist.history import History, history
-from djdist.jobs import jobs_to_look_at
-from djdist.libraries import explained
+from djdist.jobs.history import History, history
+from djdist.jobs.table import jobs_to_look_at
 
 if TYPE_CHECKING:
-    from djdist.report_figure import ReportFigure
+    from djdist.monitoring.report_figure import ReportFigure
 
 MOST_SLOW, MOST_CAUSES = 50, 200
 PAGE = """<!DOCTYPE html>
@@ -100,7 +100,7 @@ def _checked(path: Path) -> Path:
 
 def _drawing() -> Any:
     try:
-        return import_module("djdist.report_figure")
+        return import_module("djdist.monitoring.report_figure")
     except ImportError as error:
         raise explained(error, "A report", "report") from error
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeGuard
 from uuid import uuid4
 
-from djdist.job import Job, Report, Work
+from djdist._job import Job, Report, Work
 
 LARGE_BYTES = 1_000_000
 """Less than this travels with each task: to ask for it would take longer."""

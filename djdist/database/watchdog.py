@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from djdist import silence
-from djdist.dbapi import KEEPALIVE_OF_SERVER, connect, keep_alive, shut
-from djdist.signals import ends_program
-from djdist.silence import Line, server_name
+from djdist._signals import ends_program
+from djdist.database import silence
+from djdist.database.dbapi import KEEPALIVE_OF_SERVER, connect, keep_alive, shut
+from djdist.database.silence import Line, server_name
 
 logger = logging.getLogger(__name__)
 

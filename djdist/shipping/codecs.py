@@ -6,7 +6,7 @@ from typing import Any
 
 import datajoint as dj
 
-from djdist.bindings import tables
+from djdist.shipping.bindings import tables
 
 logger = logging.getLogger(__name__)
 

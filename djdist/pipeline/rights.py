@@ -6,10 +6,10 @@ from typing import Any
 
 import datajoint as dj
 
-from djdist.database_errors import RIGHTS
+from djdist.database.errors import RIGHTS
+from djdist.database.fence import Fence
+from djdist.database.sessions import SNAPSHOT_OFF
 from djdist.errors import DatabaseError
-from djdist.fence import Fence
-from djdist.sessions import SNAPSHOT_OFF
 
 logger = logging.getLogger(__name__)
 

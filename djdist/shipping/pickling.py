@@ -13,9 +13,9 @@ from typing import Any
 import cloudpickle
 import datajoint as dj
 
-from djdist.bindings import register, tables
-from djdist.dbapi import Login, keep_alive
+from djdist.database.dbapi import Login, keep_alive
 from djdist.errors import OptionError
+from djdist.shipping.bindings import register, tables
 
 OWN_CONNECTION, SHARED_CONNECTION = "own connection", "shared connection"
 OWN_SETTINGS, SHARED_SETTINGS = "own settings", "shared settings"

@@ -15,15 +15,15 @@ from uuid import UUID
 import datajoint as dj
 from datajoint.expression import QueryExpression
 
-from djdist.database_errors import is_infrastructure
-from djdist.dbapi import ConnectionSettings
+from djdist._job import Key
+from djdist.database.dbapi import ConnectionSettings
+from djdist.database.errors import is_infrastructure
+from djdist.database.sessions import TIME_ZONE
+from djdist.database.watchdog import watched
 from djdist.errors import DatabaseError, OptionError
-from djdist.job import Key
-from djdist.jobs_table_source import JobsTableSource
-from djdist.rights import check_key_is_seen
-from djdist.sessions import TIME_ZONE
-from djdist.shipping import open_dbapi_connection, quiet, settings_of
-from djdist.watchdog import watched
+from djdist.pipeline.jobs_table_source import JobsTableSource
+from djdist.pipeline.rights import check_key_is_seen
+from djdist.shipping.packing import open_dbapi_connection, quiet, settings_of
 
 logger = logging.getLogger(__name__)
 

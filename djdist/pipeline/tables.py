@@ -8,7 +8,7 @@ from typing import Any
 
 import datajoint as dj
 
-from djdist.database_errors import is_infrastructure, is_refused_login
+from djdist.database.errors import is_infrastructure, is_refused_login
 from djdist.errors import DatabaseError, OptionError
 
 

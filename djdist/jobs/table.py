@@ -8,11 +8,17 @@ from typing import Any
 import datajoint as dj
 
 from djdist.errors import OptionError
-from djdist.history import glance
 from djdist.job_stores.jobs_table import COLUMNS, JobsTable, Refreshing
-from djdist.jobs_html import jobs_html, notice_html, rows_html
-from djdist.pipeline import check_has_schema, check_priority, condition_sql, declared_type, jobs_table_source
-from djdist.rights import check_key_is_seen
+from djdist.jobs.history import glance
+from djdist.jobs.html import jobs_html, notice_html, rows_html
+from djdist.pipeline.rights import check_key_is_seen
+from djdist.pipeline.table import (
+    check_has_schema,
+    check_priority,
+    condition_sql,
+    declared_type,
+    jobs_table_source,
+)
 
 
 class Jobs(dj.Job):

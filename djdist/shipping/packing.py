@@ -12,12 +12,12 @@ from typing import Any
 
 import datajoint as dj
 
-from djdist.assignments import Assignment, of_classes, of_instance
-from djdist.bindings import bindings, bound_tables, register
-from djdist.codecs import codecs_beside_datajoints, codecs_used, register_codec
-from djdist.dbapi import ConnectionSettings, Login, connect
+from djdist.database.dbapi import ConnectionSettings, Login, connect
 from djdist.errors import OptionError, WorkerSetupError
-from djdist.pickling import SHARED, Pickler, Unpickler, login_of, open_connection
+from djdist.shipping.assignments import Assignment, of_classes, of_instance
+from djdist.shipping.bindings import bindings, bound_tables, register
+from djdist.shipping.codecs import codecs_beside_datajoints, codecs_used, register_codec
+from djdist.shipping.pickling import SHARED, Pickler, Unpickler, login_of, open_connection
 
 _IMPORTED_IN_PID = os.getpid()
 
@@ -96,7 +96,7 @@ def unpack(
     dict
         The arguments of its ``make()``.
     list
-        What classes and modules are :func:`~djdist.assignments.assigned` while it is populated.
+        What classes and modules are :func:`~djdist.shipping.assignments.assigned` while it is populated.
 
     Raises
     ------

@@ -7,8 +7,8 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from djdist._job import LONGEST_SECONDS
 from djdist.errors import OptionError
-from djdist.job import LONGEST_SECONDS
 
 ExceptionClasses: TypeAlias = str | type[BaseException] | Iterable[str | type[BaseException]]
 

@@ -3,8 +3,8 @@
 from html import escape
 from typing import Any
 
-from djdist.drawing import STATUSES, lasting
-from djdist.history import Glance, RunSeen
+from djdist._style import STATUSES, lasting
+from djdist.jobs.history import Glance, RunSeen
 
 MOST_CAUSES = 5
 MOST_RUNS = 10

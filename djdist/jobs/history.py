@@ -9,9 +9,9 @@ from uuid import UUID
 import datajoint as dj
 import pandas as pd
 
+from djdist.database.sessions import server_now
 from djdist.job_stores.jobs_table import LEASE_RANGE, SMALLEST_TOKEN
-from djdist.pipeline import missing_keys
-from djdist.sessions import server_now
+from djdist.pipeline.table import missing_keys
 
 LAST_ERRORS = 1000
 PACE_SECONDS = 600

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from djdist.database_errors import is_full, is_infrastructure
-from djdist.dbapi import shut, socket_of
-from djdist.marks import BEARERS, END, MARK, UNMARK
+from djdist.database.dbapi import shut, socket_of
+from djdist.database.errors import is_full, is_infrastructure
+from djdist.database.marks import BEARERS, END, MARK, UNMARK
 
 logger = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ import time
 from typing import Any
 
 from djdist import executors
+from djdist._executor import Ask
+from djdist._job import RunInfo, Status, Summary
+from djdist._settings import config
 from djdist.driver.actor import await_summary
 from djdist.errors import DjdistError, DriverLostError
-from djdist.executor import Ask
-from djdist.job import RunInfo, Status, Summary
-from djdist.progress_bar import ProgressBar
-from djdist.settings import config
+from djdist.monitoring.progress_bar import ProgressBar
 from djdist.worker.failure import exception_of
 
 

@@ -18,8 +18,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from djdist.drawing import DAY_SECONDS, ERROR, OTHER_TABLES, TABLES, lasting
-from djdist.history import History
+from djdist._style import DAY_SECONDS, ERROR, OTHER_TABLES, TABLES, lasting
+from djdist.jobs.history import History
 
 Colours = dict[str, str]
 Floats = NDArray[np.float64]

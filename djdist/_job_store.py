@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-from djdist.job import Failure, Job
+from djdist._job import Failure, Job
 
 
 class JobStore(ABC):

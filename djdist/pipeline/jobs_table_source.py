@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from djdist.dbapi import ConnectionSettings
+from djdist.database.dbapi import ConnectionSettings
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from djdist.errors import OptionError
-from djdist.history import counts_of, names_of, new_keys, pace, runs_seen
-from djdist.jobs import jobs_to_look_at
-from djdist.tables import tables_of
+from djdist.jobs.history import counts_of, names_of, new_keys, pace, runs_seen
+from djdist.jobs.table import jobs_to_look_at
+from djdist.pipeline.tables import tables_of
 
 
 def progress(*modules_or_tables: Any) -> pd.DataFrame:

@@ -14,23 +14,30 @@ import cloudpickle
 from typing_extensions import Unpack
 
 from djdist import executors
+from djdist._executor import Executor, Loop
+from djdist._job import Policy, RunInfo, Work
+from djdist._job_store import JobStore
+from djdist._settings import ExceptionClasses, class_names, config
+from djdist._signals import catching
+from djdist.database.fence import Fence
 from djdist.driver import drive
-from djdist.executor import Executor, Loop
 from djdist.executors import Choice
-from djdist.fence import Fence
-from djdist.job import Policy, RunInfo, Work
-from djdist.job_store import JobStore
 from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
 from djdist.job_stores.memory import MemoryStore
-from djdist.jobs import jobs_of, refreshing
-from djdist.large_parts import warn_if_large
-from djdist.pickled_work import PickledWork
-from djdist.pipeline import check_populates, code_version, jobs_table_source, keys_to_make, reachable, user_of
-from djdist.progress_bar import ProgressBar
-from djdist.runs import Run, result_of
-from djdist.settings import ExceptionClasses, class_names, config
-from djdist.shipping import pack, settings_of, shared_settings
-from djdist.signals import catching
+from djdist.jobs.table import jobs_of, refreshing
+from djdist.monitoring.progress_bar import ProgressBar
+from djdist.monitoring.runs import Run, result_of
+from djdist.pipeline.table import (
+    check_populates,
+    code_version,
+    jobs_table_source,
+    keys_to_make,
+    reachable,
+    user_of,
+)
+from djdist.shipping.large_parts import warn_if_large
+from djdist.shipping.packing import pack, settings_of, shared_settings
+from djdist.shipping.pickled_work import PickledWork
 from djdist.worker import Parcel, Workplace, is_making
 
 logger = logging.getLogger(__name__)

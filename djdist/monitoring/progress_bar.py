@@ -6,7 +6,7 @@ from types import TracebackType
 
 from tqdm.auto import tqdm
 
-from djdist.job import Status
+from djdist._job import Status
 
 
 class ProgressBar:

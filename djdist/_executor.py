@@ -8,8 +8,8 @@ from typing import Any
 
 from typing_extensions import Self
 
+from djdist._job import Completion, Job, RunInfo, Status, Summary, Watch, Work
 from djdist.errors import OptionError
-from djdist.job import Completion, Job, RunInfo, Status, Summary, Watch, Work
 
 Loop = Callable[["Executor", Watch], Summary]
 """The driver's loop through a whole run, given where its tasks go and who watches."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import datajoint as dj
 
+from djdist._populate import populate
 from djdist.errors import IncompatibleDataJointError
-from djdist.jobs import Jobs, jobs_of
-from djdist.populate import populate
+from djdist.jobs.table import Jobs, jobs_of
 
 
 class _JobsOfTable:

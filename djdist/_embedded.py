@@ -12,9 +12,9 @@ from typing import Any
 
 import datajoint as dj
 
+from djdist._libraries import explained
 from djdist.errors import DatabaseError
-from djdist.libraries import explained
-from djdist.shipping import is_alive
+from djdist.shipping.packing import is_alive
 
 LINES_OF_PID_FILE = 8
 

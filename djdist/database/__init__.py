@@ -1,0 +1,1 @@
+"""The lab's database server: connections, sessions, errors, what keeps them alive."""

@@ -1,0 +1,1 @@
+"""``Table.jobs``: the jobs table as users see it."""

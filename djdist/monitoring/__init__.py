@@ -1,0 +1,1 @@
+"""How runs and tables stand: handles, progress, bars, reports."""

@@ -1,0 +1,1 @@
+"""What djdist needs to know of DataJoint's tables."""
