@@ -1,11 +1,11 @@
 """Whether a key that was not made is tried again, and when."""
 
-import random
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from djdist._backoff import backoff_seconds
 from djdist._job import Failure, Identity, Job, Policy
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -32,12 +32,9 @@ class Attempts:
     ----------
     policy : Policy
         How many tries there are.
-    chance : random.Random
-        Spreads the pauses, so that what failed together doesn't come back together.
     """
 
     policy: Policy
-    chance: random.Random = field(default_factory=random.Random)
     losses: Counter[Identity] = field(default_factory=Counter)
     _deferrals: Counter[Identity] = field(default_factory=Counter)
     _failures: Counter[Identity] = field(default_factory=Counter)
@@ -64,7 +61,7 @@ class Attempts:
         most = MAX_LOST_CONNECTIONS if hopeless else MAX_DEFERRALS
         if not blocked and tries > (most if begun else MAX_WAITS):
             return None
-        return _pause(self.chance, tries, FIRST_DEFERRAL_SECONDS, LONGEST_DEFERRAL_SECONDS)
+        return backoff_seconds(tries, FIRST_DEFERRAL_SECONDS, LONGEST_DEFERRAL_SECONDS)
 
     def after_failure(self, job: Job, failure: Failure) -> float | None:
         """``make()`` raised."""
@@ -75,7 +72,7 @@ class Attempts:
         tries = self._failures[job.identity]
         if tries > self.policy.retries:
             return None
-        return _pause(self.chance, tries, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        return backoff_seconds(tries, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
 
 
 class Obstacles:
@@ -97,7 +94,6 @@ class Obstacles:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.last = ""
         self._clock = clock
-        self._chance = random.Random()
         self._waves = 0
         self._over_at = clock()
 
@@ -117,19 +113,10 @@ class Obstacles:
         if self.pause_seconds:
             return False
         self._waves += 1
-        seconds = _pause(self._chance, self._waves, FIRST_DEFERRAL_SECONDS, LONGEST_OBSTACLE_SECONDS)
+        seconds = backoff_seconds(self._waves, FIRST_DEFERRAL_SECONDS, LONGEST_OBSTACLE_SECONDS)
         self._over_at = self._clock() + seconds
         return True
 
     def forget(self) -> None:
         """Note that a worker has begun a key."""
         self._waves = 0
-
-
-def _pause(chance: random.Random, tries: int, first_seconds: float, longest_seconds: float) -> float:
-    """Double each time, up to a limit, with jitter [1]_.
-
-    .. [1] M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
-    """
-    longest = min(longest_seconds, first_seconds * 2.0 ** (tries - 1))
-    return chance.uniform(longest / 2, longest)
