@@ -113,6 +113,11 @@ demo: $(BIN)/demo-ready  ## a real pipeline over real images on this machine
 notebooks: $(BIN)/all-ready  ## the notebooks with new outputs, in place
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests $(BIN)/python -m lab.notebooks $(ARGS)
 
+.PHONY: docs
+docs: $(BIN)/all-ready  ## the documentation as a site, in build/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+	@echo 'open build/docs/index.html'
+
 bench: $(BIN)/all-ready mysql-server  ## djdist beside native populate and bare SQL, for an hour
 	$(BIN)/python -m pytest tests/benchmarks $(ARGS)
 

@@ -18,7 +18,7 @@ class Run:
 
     Attributes
     ----------
-    info : djdist.job.RunInfo
+    info : RunInfo
         Who runs what, from where and since when.
     failed : int or None
         How many keys failed, more maybe than ``error_list`` holds; None until ``wait()`` knows the end.
