@@ -1,4 +1,4 @@
-"""The rights that the README names are enough, and what is missing is said before a job is touched."""
+"""The rights that docs/ names are enough, and what is missing is said before a job is touched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import djdist
 import lab as pipelines
 from servers import Server
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "database-rights.md"
 PASSWORD = "of an account with few rights"
 EVERY_ROLE = ("driver", "worker")
 LogIn = Callable[[str], ModuleType]
@@ -26,16 +26,15 @@ AsWorkers = Callable[[str], None]
 
 
 def grants(backend: str) -> list[tuple[str, str]]:
-    """Read which rights the README gives to whom."""
-    section = README.read_text().split("\n## Database rights\n")[1].split("\n## ")[0]
-    mysql, postgresql = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)
+    """Read which rights the page gives to whom."""
+    mysql, postgresql = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL)
     lines = {"mysql": mysql, "postgresql": postgresql}[backend].splitlines()
     return [(what, whom) for what, whom in (line.rstrip(";").split(" TO ") for line in lines)]
 
 
 @dataclass
 class Accounts:
-    """Creates accounts that have the rights of the README's roles on `Stats` and `Fragile`."""
+    """Creates accounts that have the rights of the page's roles on `Stats` and `Fragile`."""
 
     server: Server
     schema: str
