@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from djdist._job import Completion, Job, RunInfo, Status, Summary, Watch, Work
+from djdist._job import Completion, Job, RunInfo, Status, Summary, TaskFunction, Watch
 from djdist.errors import OptionError
 
 Loop = Callable[["Executor", Watch], Summary]
@@ -160,7 +160,7 @@ class Executor(ABC):
         """End, for a caller that is gone, what ``close`` left to it."""
 
     @abstractmethod
-    def start(self, work: Work) -> None:
+    def start(self, work: TaskFunction) -> None:
         """Get ready to run ``work`` on groups of jobs."""
 
     def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:

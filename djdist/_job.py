@@ -262,7 +262,7 @@ class RunInfo:
         return (self.host, self.pid) == (platform.node(), os.getpid())
 
 
-Work = Callable[[Sequence[Job]], Report]
+TaskFunction = Callable[[Sequence[Job]], Report]
 """Makes a group of jobs on a worker. It never raises; no jobs is a trial of the set-up."""
 
 Watch = Callable[[Status], bool]

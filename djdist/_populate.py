@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from djdist import executors
 from djdist._executor import Executor, Loop
-from djdist._job import Policy, RunInfo, Work
+from djdist._job import Policy, RunInfo, TaskFunction
 from djdist._job_store import JobStore
 from djdist._settings import ExceptionClasses, class_names, config
 from djdist._signals import catching
@@ -37,8 +37,8 @@ from djdist.pipeline.table import (
 )
 from djdist.shipping.large_parts import warn_if_large
 from djdist.shipping.packing import pack, settings_of, shared_settings
-from djdist.shipping.pickled_work import PickledWork
-from djdist.worker import Parcel, Workplace, is_making
+from djdist.shipping.pickled_task import PickledTask
+from djdist.worker import WorkerContext, WorkerTask, is_making
 
 logger = logging.getLogger(__name__)
 
@@ -181,12 +181,12 @@ def populate(
         )
         info = _info(table, policy, detached=detach, return_exception_objects=return_exception_objects)
     make_kwargs = make_kwargs or {}
-    work: Work = (
-        Workplace(table, make_kwargs, settings_of(table.connection), version, fence)
+    work: TaskFunction = (
+        WorkerContext(table, make_kwargs, settings_of(table.connection), version, fence)
         if chosen.in_process
-        else _parcel(table, make_kwargs, version, fence, policy.timeout_seconds)
+        else _worker_task(table, make_kwargs, version, fence, policy.timeout_seconds)
     )
-    if isinstance(work, PickledWork):
+    if isinstance(work, PickledTask):
         warn_if_large(len(work.pickled), table, make_kwargs)
     loop = partial(drive, store=store, work=work, policy=policy, info=info)
     if detach:
@@ -224,15 +224,15 @@ def _info(table: Any, policy: Policy, *, detached: bool, return_exception_object
     )
 
 
-def _parcel(
+def _worker_task(
     table: Any,
     make_kwargs: dict[str, Any],
     version: str,
     fence: Fence | None,
     timeout_seconds: float | None,
-) -> PickledWork:
+) -> PickledTask:
     ships = config.ship_credentials
-    parcel = Parcel(
+    task = WorkerTask(
         name=type(table).__name__,
         settings=settings_of(table.connection, ship_credentials=ships),
         pickled=pack(table, make_kwargs, ship_credentials=ships),
@@ -242,7 +242,7 @@ def _parcel(
         timeout_seconds=timeout_seconds,
         shared=shared_settings(table.connection, ship_credentials=ships),
     )
-    return PickledWork(cloudpickle.dumps(parcel))
+    return PickledTask(cloudpickle.dumps(task))
 
 
 def _follow(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from djdist._executor import Executor
-from djdist._job import Policy, RunInfo, Summary, Watch, Work
+from djdist._job import Policy, RunInfo, Summary, TaskFunction, Watch
 from djdist._job_store import JobStore
 from djdist.driver.logs import log_here
 from djdist.driver.loop import Driver
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def drive(
-    executor: Executor, watch: Watch, *, store: JobStore, work: Work, policy: Policy, info: RunInfo
+    executor: Executor, watch: Watch, *, store: JobStore, work: TaskFunction, policy: Policy, info: RunInfo
 ) -> Summary:
     """Do one run from its start to its summary."""
     if not info.is_here:

@@ -28,13 +28,13 @@ from djdist._executor import (
     what_is_made,
     window,
 )
-from djdist._job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
+from djdist._job import Completion, Job, Report, RunInfo, Status, Summary, TaskFunction, Watch
 from djdist._settings import config
 from djdist.driver.actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError, OptionError
 from djdist.executors.dask_cluster import own_cluster
-from djdist.shipping.pickled_work import PickledWork, fetched
-from djdist.worker import leave, one_at_a_time
+from djdist.shipping.pickled_task import PickledTask, fetched
+from djdist.worker import give_back_and_exit, one_at_a_time
 
 logger = logging.getLogger(__name__)
 
@@ -212,8 +212,8 @@ class DaskExecutor(Executor):
         self._own_worker = worker.address
         self._driver = uuid4().hex[:4]
 
-    def start(self, work: Work) -> None:
-        if self._own_worker and isinstance(work, PickledWork):
+    def start(self, work: TaskFunction) -> None:
+        if self._own_worker and isinstance(work, PickledTask):
             self._offered = _offered[work.name] = work
             work = fetched(work, partial(_fetch, self._own_worker, work.name))
         self._work = partial(_work_attended, work)
@@ -452,7 +452,7 @@ class _Attendant(distributed.WorkerPlugin):
     name = "djdist attendant"
 
     def teardown(self, worker: distributed.Worker) -> None:
-        leave(end_process=worker.nanny is not None)  # else it may be the user's own process
+        give_back_and_exit(end_process=worker.nanny is not None)  # else it may be the user's own process
 
 
 _counts: dict[str, str] = {}
@@ -463,7 +463,7 @@ def _counts_here(worker: distributed.Worker) -> str:
     return "; ".join(list(_counts.values()))
 
 
-_offered: WeakValueDictionary[str, PickledWork] = WeakValueDictionary()
+_offered: WeakValueDictionary[str, PickledTask] = WeakValueDictionary()
 """The works of this process's drivers, not scattered, for then they would be lost with their last holder."""
 
 
@@ -472,17 +472,17 @@ async def _offer(name: str) -> Serialize:
     return Serialize(_offered[name])
 
 
-def _fetch(address: str, name: str) -> PickledWork:
+def _fetch(address: str, name: str) -> PickledTask:
     """Ask the worker of a driver for its work."""
     worker = distributed.get_worker()
     if worker.address == address:
         return _offered[name]
     ask = getattr(worker.rpc(address), _fetch.__name__)
-    work: PickledWork = distributed.utils.sync(worker.loop, ask, name=name)
+    work: PickledTask = distributed.utils.sync(worker.loop, ask, name=name)
     return work
 
 
-def _work_attended(work: Work, jobs: Sequence[Job]) -> Report:
+def _work_attended(work: TaskFunction, jobs: Sequence[Job]) -> Report:
     worker = distributed.get_worker()
     worker.loop.add_callback(_attend, worker)
     with one_at_a_time(_await_turn), _Slot(worker):

@@ -4,9 +4,9 @@ import concurrent.futures as cf
 from collections.abc import Sequence
 
 from djdist._executor import Executor, default_places, window
-from djdist._job import Completion, Job, Report, Work
+from djdist._job import Completion, Job, Report, TaskFunction
 from djdist.errors import ClusterError
-from djdist.shipping.pickled_work import Sendable, sent
+from djdist.shipping.pickled_task import Sendable, sent
 
 
 class FuturesExecutor(Executor):
@@ -32,7 +32,7 @@ class FuturesExecutor(Executor):
     def __repr__(self) -> str:
         return f"FuturesExecutor({type(self._pool).__name__}, places={self._places})"
 
-    def start(self, work: Work) -> None:
+    def start(self, work: TaskFunction) -> None:
         self._work, self._sent = work, sent(work)
 
     def places(self) -> int:

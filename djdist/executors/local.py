@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import loky
 
 from djdist._executor import Executor, default_places, window
-from djdist._job import Completion, Ending, Job, Outcome, Report, Work
+from djdist._job import Completion, Ending, Job, Outcome, Report, TaskFunction
 from djdist.errors import OptionError
 from djdist.executors.futures import completion_of
-from djdist.shipping.pickled_work import Sendable, sent
+from djdist.shipping.pickled_task import Sendable, sent
 
 SETTINGS_TRAVEL = "ignore:No datajoint.json found"
 """What DataJoint warns of is no lack in a process that gets its caller's settings."""
@@ -65,7 +65,7 @@ class LocalExecutor(Executor):
         beside.in_process, beside.kills = False, True
         return beside if self.in_process else self
 
-    def start(self, work: Work) -> None:
+    def start(self, work: TaskFunction) -> None:
         self._tasks.start(work)
 
     def places(self) -> int:
@@ -93,7 +93,7 @@ class LocalExecutor(Executor):
 class _InProcess(Executor):
     """Makes one task at a time, when it is waited for."""
 
-    def start(self, work: Work) -> None:
+    def start(self, work: TaskFunction) -> None:
         self._work = work
         self._submitted = 0
         self._waiting: dict[int, tuple[Job, ...]] = {}
@@ -147,7 +147,7 @@ class _Processes(Executor):
         _kill(self._idle)
         self._idle.clear()
 
-    def start(self, work: Work) -> None:
+    def start(self, work: TaskFunction) -> None:
         self._work, self._sent = work, sent(work)
 
     def places(self) -> int:

@@ -23,11 +23,11 @@ from ray.exceptions import RayError
 from ray.util import metrics
 
 from djdist._executor import Ask, Executor, Loop, task_name, window
-from djdist._job import Completion, Job, Report, RunInfo, Status, Summary, Watch, Work
+from djdist._job import Completion, Job, Report, RunInfo, Status, Summary, TaskFunction, Watch
 from djdist._settings import config
 from djdist.driver.actor import MAX_DRIVERS, DriverActor, end_of, follow, outlive
 from djdist.errors import ClusterError, DjdistError, DriverLostError, OptionError
-from djdist.shipping.pickled_work import fetched
+from djdist.shipping.pickled_task import fetched
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class RayExecutor(Executor):
     def attach(self) -> None:
         self._address = ray.get_runtime_context().gcs_address
 
-    def start(self, work: Work) -> None:
+    def start(self, work: TaskFunction) -> None:
         fetch: Callable[[], Any] = partial(ray.get, ray.put(work))
         sent = _FindingModules(self._caller, fetched(work, fetch))
         if self._warm:
@@ -299,7 +299,7 @@ class RayExecutor(Executor):
 class _TaskPool:
     """Runs groups of jobs as Ray's own tasks."""
 
-    def __init__(self, task: Any, work: Work) -> None:
+    def __init__(self, task: Any, work: TaskFunction) -> None:
         self._task = task
         self._work = work
         self._tickets: dict[ray.ObjectRef[Report], int] = {}
@@ -335,7 +335,7 @@ class WarmWorker:
         """Import what all jobs need."""
         _get_ready()
 
-    def do(self, work: Work, jobs: Sequence[Job]) -> Report:
+    def do(self, work: TaskFunction, jobs: Sequence[Job]) -> Report:
         """Make a group of jobs."""
         return _do(work, jobs)
 
@@ -347,7 +347,7 @@ class _WarmPool:
     which a process that has loaded CUDA doesn't notice. An actor has the same one to its end.
     """
 
-    def __init__(self, actor: Any, work: Work) -> None:
+    def __init__(self, actor: Any, work: TaskFunction) -> None:
         self._actor = actor
         self._work = work
         self._waiting: dict[int, tuple[str, tuple[Job, ...]]] = {}
@@ -450,14 +450,14 @@ class _Caller:
 
 @dataclass(frozen=True)
 class _FindingModules:
-    """Work whose modules are looked for as at the caller, where that runs on the same machine.
+    """A task function whose modules are looked for as at the caller, where that runs on the same machine.
 
     Ray lets workers look first into the caller's current folder, where Python itself doesn't look, and not at
     all where the caller has appended a path. What a runtime environment sends along comes first.
     """
 
     caller: _Caller
-    work: Work
+    work: TaskFunction
 
     def __call__(self, jobs: Sequence[Job]) -> Report:
         here, given = _Caller.here(), ray.get_runtime_context().runtime_env
@@ -718,7 +718,7 @@ def _spare_imports() -> None:
     gc.freeze()
 
 
-def _do(work: Work, jobs: Sequence[Job]) -> Report:
+def _do(work: TaskFunction, jobs: Sequence[Job]) -> Report:
     return work(jobs)
 
 

@@ -1,7 +1,7 @@
 """The worker: makes keys and finishes their jobs, and never raises."""
 
-from djdist.worker.group import Workplace, one_at_a_time
-from djdist.worker.making import is_making
-from djdist.worker.parcel import Parcel, leave
+from djdist.worker.group import WorkerContext, one_at_a_time
+from djdist.worker.make_session import is_making
+from djdist.worker.task import WorkerTask, give_back_and_exit
 
-__all__ = ["Parcel", "Workplace", "is_making", "leave", "one_at_a_time"]
+__all__ = ["WorkerContext", "WorkerTask", "give_back_and_exit", "is_making", "one_at_a_time"]

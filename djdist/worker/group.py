@@ -26,7 +26,7 @@ from djdist.errors import LeaseLostError, Terminated
 from djdist.pipeline.table import connect_anew, end_session, is_duplicate, is_made, job_columns
 from djdist.shipping.packing import is_alive, open_dbapi_connection
 from djdist.worker.failure import failure_of
-from djdist.worker.making import Making
+from djdist.worker.make_session import MakeSession
 from djdist.worker.trial import trial
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ made_for_others: list["Group"] = []
 
 
 @dataclass(frozen=True)
-class Workplace:
+class WorkerContext:
     """A table and what belongs to it, ready in this process.
 
     Where the connection is the worker's own, it is closed after all that was not made, and the
@@ -81,7 +81,7 @@ class Workplace:
 class Group:
     """Jobs of one task, which are begun together when the first of them is."""
 
-    workplace: Workplace
+    context: WorkerContext
     jobs: Sequence[Job]
     _values: dict[Identity, dict[str, Any]] = field(init=False)
     _begun: dict[Identity, bool] | None = None
@@ -89,54 +89,56 @@ class Group:
 
     def __post_init__(self) -> None:
         worker = {"worker_host": platform.node(), "worker_pid": os.getpid()}
-        self._values = {job.identity: worker | _key_values(self.workplace, job) for job in self.jobs}
+        self._values = {job.identity: worker | _key_values(self.context, job) for job in self.jobs}
 
-    def making(self) -> Making:
-        at = self.workplace
-        return Making(at.table, at.make_kwargs, at.version, count=len(self.jobs), fenced=at.fence is not None)
+    def make_session(self) -> MakeSession:
+        at = self.context
+        return MakeSession(
+            at.table, at.make_kwargs, at.version, count=len(self.jobs), fenced=at.fence is not None
+        )
 
     def values(self, job: Job) -> dict[str, Any]:
         return self._values[job.identity]
 
     def begins(self, job: Job) -> bool:
-        fence = self.workplace.fence
+        fence = self.context.fence
         if fence is None:
             return True
         if self._begun is None:
             self._bear_mark(fence)
-            begun = fence.begins(self.workplace.table.connection, list(self._values.values()))
+            begun = fence.begins(self.context.table.connection, list(self._values.values()))
             self._begun = dict(zip(self._values, begun, strict=True))
-            self.all_missing = not fence.any_made(self.workplace.table.connection, [*self._values.values()])
+            self.all_missing = not fence.any_made(self.context.table.connection, [*self._values.values()])
         return self._begun[job.identity]
 
     def _bear_mark(self, fence: Fence) -> None:
         """Let the session of a worker be found and ended where it loses power; the caller's is its own."""
-        if self.workplace.own_connection:
-            session = self.workplace.table.connection._conn
+        if self.context.own_connection:
+            session = self.context.table.connection._conn
             with Waiting(session):
                 bear(session, worker_mark(fence.token, platform.node(), os.getpid()))
 
     def holds(self, job: Job) -> bool:
         """Tell whether a job that was begun is still to be finished."""
-        at = self.workplace
+        at = self.context
         return at.fence is not None and at.fence.holds(at.table.connection, self.values(job))
 
     def forgo(self, connection: Any) -> None:
         """Undo the beginning of what is not finished, so that it costs the keys nothing."""
-        if self.workplace.fence:
-            self.workplace.fence.forgo_begun(connection, list(self._values.values()))
+        if self.context.fence:
+            self.context.fence.forgo_begun(connection, list(self._values.values()))
 
 
 def make_group(group: Group, limit: Callable[[], AbstractContextManager[None]] = nullcontext) -> Report:
     """Make jobs one after the other until one is not made, or they take long; what is left has not begun."""
     jobs, outcomes, received = group.jobs, list[Outcome](), None
     started = time.monotonic()
-    with catching(signal.SIGINT, signal.SIGTERM) as signals, group.workplace.watched():
+    with catching(signal.SIGINT, signal.SIGTERM) as signals, group.context.watched():
         try:
-            with group.making() as making:
+            with group.make_session() as make_session:
                 for job in jobs:
                     with limit():
-                        outcomes.append(make_job(group, job, making, signals))
+                        outcomes.append(make_job(group, job, make_session, signals))
                     if outcomes[-1].ending not in MADE or time.monotonic() - started > GROUP_SECONDS:
                         break
         except KeyboardInterrupt as error:  # between two keys
@@ -151,24 +153,24 @@ def make_group(group: Group, limit: Callable[[], AbstractContextManager[None]] =
     return Report((*outcomes, *left), seconds=time.monotonic() - started)
 
 
-def make_job(group: Group, job: Job, making: Making, signals: Signals) -> Outcome:
+def make_job(group: Group, job: Job, make_session: MakeSession, signals: Signals) -> Outcome:
     """Begin, make and finish one job."""
     started = time.monotonic()
     try:
-        ending, failure = _attempt(group, job, making), None
+        ending, failure = _attempt(group, job, make_session), None
     except LeaseLostError:
         ending, failure = Ending.DISOWNED, None
     except BaseException as latest:
         error = (signals.received and signal_behind(latest)) or latest
         ending, failure = _ending(error, interrupted=signals.received), failure_of(error)
         if failure.blocked:
-            blocker = blocker_of(group.workplace.table.connection._conn)
+            blocker = blocker_of(group.context.table.connection._conn)
             failure = replace(failure, message=f"{failure.message} {blocker}".strip())
-        if is_lost(error) and not failure.limit and not making.is_nested:
-            limit = _limit_of_idling(group.workplace.table.connection, time.monotonic() - started)
+        if is_lost(error) and not failure.limit and not make_session.is_nested:
+            limit = _limit_of_idling(group.context.table.connection, time.monotonic() - started)
             failure = replace(failure, limit=limit)
-    if ending not in MADE and not making.is_nested:  # else the connection is still in use
-        _leave_behind(group.workplace)
+    if ending not in MADE and not make_session.is_nested:  # else the connection is still in use
+        _leave_behind(group.context)
     return Outcome(job, ending, failure, platform.node(), os.getpid())
 
 
@@ -183,21 +185,21 @@ def _limit_of_idling(connection: Any, seconds: float) -> str:
     return ""
 
 
-def _leave_behind(workplace: Workplace) -> None:
-    _left_behind.add(id(workplace.table.connection))
-    if workplace.own_connection:
-        end_session(workplace.table.connection)
+def _leave_behind(context: WorkerContext) -> None:
+    _left_behind.add(id(context.table.connection))
+    if context.own_connection:
+        end_session(context.table.connection)
 
 
-def _key_values(workplace: Workplace, job: Job) -> dict[str, Any]:
-    return {key_name(k): v for k, v in job_columns(job.key, workplace.settings).items()}
+def _key_values(context: WorkerContext, job: Job) -> dict[str, Any]:
+    return {key_name(k): v for k, v in job_columns(job.key, context.settings).items()}
 
 
-def _attempt(group: Group, job: Job, making: Making) -> Ending:
-    workplace = group.workplace
-    table, fence = workplace.table, workplace.fence
+def _attempt(group: Group, job: Job, make_session: MakeSession) -> Ending:
+    context = group.context
+    table, fence = context.table, context.fence
     if id(table.connection) in _left_behind:
-        if workplace.own_connection or not is_alive(table.connection):
+        if context.own_connection or not is_alive(table.connection):
             connect_anew(table.connection)
         _left_behind.discard(id(table.connection))
     if not group.begins(job):
@@ -209,29 +211,29 @@ def _attempt(group: Group, job: Job, making: Making) -> Ending:
             values = {**group.values(job), "seconds": time.monotonic() - started}
             fence.finish_or_undo(connection, values)
 
-    missing = group.all_missing and not making.has_populated
+    missing = group.all_missing and not make_session.has_populated
     try:
-        if making(job.key, finish, is_missing=missing):
+        if make_session(job.key, finish, is_missing=missing):
             return Ending.MADE
     except Exception as error:
-        if making.committing and is_infrastructure(error) and _was_committed(group, job):
+        if make_session.committing and is_infrastructure(error) and _was_committed(group, job):
             return Ending.MADE
         if not (missing and is_duplicate(error) and is_made(table, job.key)):
             raise
-    finish(making.session)
+    finish(make_session.session)
     return Ending.PRESENT
 
 
 def _was_committed(group: Group, job: Job) -> bool:
     """Ask the database whether it did a COMMIT whose answer was lost."""
-    workplace, give_up_at = group.workplace, time.monotonic() + COMMIT_PATIENCE_SECONDS
+    context, give_up_at = group.context, time.monotonic() + COMMIT_PATIENCE_SECONDS
     logger.warning("The answer to the COMMIT of %s was lost; asking whether it was done", job)
-    connection = workplace.table.connection
+    connection = context.table.connection
     while True:
         try:
-            if workplace.own_connection or not is_alive(connection):
+            if context.own_connection or not is_alive(connection):
                 connect_anew(connection)
-            return not group.holds(job) and is_made(workplace.table, job.key)
+            return not group.holds(job) and is_made(context.table, job.key)
         except Exception:
             if time.monotonic() > give_up_at:
                 return False

@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.many_keys import add_numbers
 from djdist._executor import Executor, window
-from djdist._job import GROUP_SECONDS, Completion, Ending, Job, Key, Outcome, Report, Work
+from djdist._job import GROUP_SECONDS, Completion, Ending, Job, Key, Outcome, Report, TaskFunction
 from djdist.database.dbapi import ConnectionSettings
 from djdist.database.fence import Fence, Statement, key_name
 from djdist.job_stores.jobs_table import JobsTable, Refreshing
@@ -97,7 +97,7 @@ class SimulatedExecutor(Executor):
         )
         self._process.start()
 
-    def start(self, work: Work) -> None:
+    def start(self, work: TaskFunction) -> None:
         """Nothing to get ready."""
 
     def places(self) -> int:
@@ -162,7 +162,7 @@ class EagerExecutor(Executor):
         self._in_flight: dict[int, tuple[Job, ...]] = {}
         self._submitted = 0
 
-    def start(self, work: Work) -> None:
+    def start(self, work: TaskFunction) -> None:
         """Nothing to get ready."""
 
     def places(self) -> int:

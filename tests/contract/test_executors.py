@@ -26,7 +26,7 @@ from djdist.errors import ClusterError, OptionError
 from djdist.executors.futures import FuturesExecutor
 from djdist.executors.local import LocalExecutor
 from djdist.job_stores.memory import MemoryStore
-from djdist.shipping.pickled_work import _Kept
+from djdist.shipping.pickled_task import _Kept
 from lab import work
 from lab.scripted import ScriptedExecutor
 from lab.watching import wait_until

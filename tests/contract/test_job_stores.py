@@ -35,8 +35,8 @@ from djdist.job_stores.turn import LONGEST_WAIT_SECONDS, turn
 from djdist.jobs.table import Jobs, jobs_of, refreshing
 from djdist.pipeline.table import job_columns, jobs_table_source
 from djdist.shipping.packing import is_alive
-from djdist.worker import making
-from djdist.worker.group import Workplace
+from djdist.worker import make_session
+from djdist.worker.group import WorkerContext
 from djdist.worker.session import (
     LastStatement,
     MariaDBSession,
@@ -796,8 +796,8 @@ class TestLease:
 def endings_of_a_group(store: JobsTable, table: Any) -> list[str]:
     """Let a worker make three keys as one group, and tell how each ended."""
     store.refresh()
-    workplace = Workplace(table, {}, store.source.settings, "", store.fence(), own_connection=True)
-    report = workplace(store.reserve(3))
+    context = WorkerContext(table, {}, store.source.settings, "", store.fence(), own_connection=True)
+    report = context(store.reserve(3))
     table.connection.connect()
     return [outcome.ending.name for outcome in report.outcomes]
 
@@ -934,7 +934,7 @@ class TestFence:
         monkeypatch: pytest.MonkeyPatch,
         worth_preparing: int,
     ) -> None:
-        monkeypatch.setattr(making, "WORTH_PREPARING", worth_preparing)
+        monkeypatch.setattr(make_session, "WORTH_PREPARING", worth_preparing)
         pipelines.fill(lab)
         assert endings_of_a_group(open_store(lab.Stolen), lab.Stolen()) == ["DISOWNED", "LEFT", "LEFT"]
         assert len(lab.Stolen()) == 0
@@ -947,7 +947,7 @@ class TestFence:
         monkeypatch: pytest.MonkeyPatch,
         worth_preparing: int,
     ) -> None:
-        monkeypatch.setattr(making, "WORTH_PREPARING", worth_preparing)
+        monkeypatch.setattr(make_session, "WORTH_PREPARING", worth_preparing)
         query = LastStatement.query
 
         def lose(last: LastStatement, *args: Any, **kwargs: Any) -> LastStatement:

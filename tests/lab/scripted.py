@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from djdist._executor import Executor, task_name
-from djdist._job import Completion, Ending, Failure, Job, Outcome, Report, Status, Work
+from djdist._job import Completion, Ending, Failure, Job, Outcome, Report, Status, TaskFunction
 
 
 class Clock:
@@ -44,7 +44,7 @@ class ScriptedExecutor(Executor):
         self._trials: list[int] = []
         self._submitted = 0
 
-    def start(self, work: Work) -> None:
+    def start(self, work: TaskFunction) -> None:
         """Nothing runs here, so there is nothing to start."""
 
     def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from djdist._executor import Executor
-from djdist._job import Ending, Job, Outcome, Report, RunInfo, Status, Summary, Watch, Work
+from djdist._job import Ending, Job, Outcome, Report, RunInfo, Status, Summary, TaskFunction, Watch
 from djdist.errors import OptionError
-from djdist.shipping.pickled_work import LARGE_BYTES, PickledWork
+from djdist.shipping.pickled_task import LARGE_BYTES, PickledTask
 
 GATE = "gate"
 
@@ -77,7 +77,7 @@ def run_until_stopped(executor: Executor, watch: Watch) -> Summary:
 
 
 def run_tasks(
-    executor: Executor, watch: Watch, work: Work | None = None, jobs: Sequence[Job] | None = None
+    executor: Executor, watch: Watch, work: TaskFunction | None = None, jobs: Sequence[Job] | None = None
 ) -> Summary:
     """Run tasks, twenty by default, from where the driver is and count those that were made."""
     executor.start(work or _made_at_once)
@@ -96,7 +96,7 @@ def run_tasks(
 
 
 @dataclass(frozen=True)
-class LargeWork(PickledWork):
+class LargeTask(PickledTask):
     """Leaves a file where it comes, and another one where what is in it is unpickled."""
 
     folder: Path = Path()
@@ -105,8 +105,8 @@ class LargeWork(PickledWork):
         return _come, (self.pickled, self.name, self.folder)
 
 
-def large_work(folder: Path) -> LargeWork:
-    return LargeWork(pickle.dumps(_Unpickled(folder, bytes(2 * LARGE_BYTES))), folder=folder)
+def large_work(folder: Path) -> LargeTask:
+    return LargeTask(pickle.dumps(_Unpickled(folder, bytes(2 * LARGE_BYTES))), folder=folder)
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ class _Unpickled:
         _note(self.folder, "unpickled")
 
 
-def _come(pickled: bytes, name: str, folder: Path) -> LargeWork:
+def _come(pickled: bytes, name: str, folder: Path) -> LargeTask:
     _note(folder, "sent")
-    return LargeWork(pickled, name, folder)
+    return LargeTask(pickled, name, folder)
 
 
 def _note(folder: Path, what: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from djdist.worker.making import WORTH_PREPARING, Making
+from djdist.worker.make_session import WORTH_PREPARING, MakeSession
 from djdist.worker.session import (
     LastStatement,
     MariaDBSession,
@@ -171,4 +171,4 @@ def test_a_large_group_has_what_the_server_prepares(
         connection=connection, make=lambda key: None, _has_job_metadata_attrs=lambda: False
     )
     for count, kind in {1: Session, WORTH_PREPARING - 1: few, WORTH_PREPARING: many}.items():
-        assert type(Making(table, {}, count=count).session) is kind
+        assert type(MakeSession(table, {}, count=count).session) is kind

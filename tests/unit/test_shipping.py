@@ -18,9 +18,9 @@ from djdist.job_stores.jobs_table import JobsTable, Owner
 from djdist.pipeline.jobs_table_source import JobsTableSource
 from djdist.shipping import packing as shipping
 from djdist.shipping.packing import apply_settings, pack, settings_of, unpack
-from djdist.shipping.pickled_work import PickledWork
+from djdist.shipping.pickled_task import PickledTask
 from djdist.shipping.pickling import Pickler, Unpickler
-from djdist.worker import Parcel
+from djdist.worker import WorkerTask
 
 PASSWORD = "p4ssw0rd of the lab"
 STORE_SECRET = "s3cret of the store"
@@ -139,13 +139,13 @@ class TestSecrets:
     def shipped(self, settings: ConnectionSettings) -> list[Any]:
         statement = Statement("DELETE", ())
         fence = Fence(1, statement, "(id)", *[statement] * 5)
-        parcel = Parcel("Table", settings, PASSWORD.encode(), "v", fence, shared=settings)
+        task = WorkerTask("Table", settings, PASSWORD.encode(), "v", fence, shared=settings)
         names = "schema.Table", "schema", "~~table", "__table"
         key, sql = ("id",), "SELECT 1"
         source = JobsTableSource(settings, *names, key, frozenset(), False, key, sql, None, sql)
         table = JobsTable(source, Owner(1))
-        loop = functools.partial(print, store=table, work=PickledWork(pickle.dumps(parcel)))
-        return [settings, parcel, source, table, loop]
+        loop = functools.partial(print, store=table, work=PickledTask(pickle.dumps(task)))
+        return [settings, task, source, table, loop]
 
     def test_no_repr_shows_one(self, shipped: list[Any]) -> None:
         for thing in [*shipped, *pickle.loads(pickle.dumps(shipped))]:
@@ -159,8 +159,8 @@ class TestSecrets:
         subprocess.run([sys.executable, "-c", DRIVERS_PROCESS], input=pickle.dumps(loop), check=True)
 
     def test_all_of_it_travels(self, shipped: list[Any]) -> None:
-        settings, parcel, source, *_ = pickle.loads(pickle.dumps(shipped))
-        assert [settings, parcel, source] == shipped[:3]
+        settings, task, source, *_ = pickle.loads(pickle.dumps(shipped))
+        assert [settings, task, source] == shipped[:3]
         assert settings.login["password"] == PASSWORD
 
 

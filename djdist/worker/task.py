@@ -20,8 +20,8 @@ from djdist.pipeline.table import connect_anew
 from djdist.shipping.assignments import Assignment, assigned
 from djdist.shipping.packing import open_dbapi_connection, unpack
 from djdist.worker.failure import failure_of, portable
-from djdist.worker.group import Group, Workplace, made_for_others, make_group, one_at_a_time
-from djdist.worker.making import load_early
+from djdist.worker.group import Group, WorkerContext, made_for_others, make_group, one_at_a_time
+from djdist.worker.make_session import load_early
 from djdist.worker.session import Session
 from djdist.worker.trial import setup_trouble, trial
 
@@ -31,7 +31,7 @@ OVERDUE_SECONDS = 5.0
 
 
 @dataclass
-class Parcel:
+class WorkerTask:
     """All that workers need to make the keys of one table in one run.
 
     What it holds of credentials and of the user's code doesn't show when printed. A process keeps
@@ -65,31 +65,31 @@ class Parcel:
     preload: tuple[str, ...] = ()
     timeout_seconds: float | None = None
     shared: ConnectionSettings | None = field(default=None, repr=False)
-    _workplace: Workplace | None = field(default=None, init=False, repr=False, compare=False)
+    _context: WorkerContext | None = field(default=None, init=False, repr=False, compare=False)
     _assignments: list[Assignment] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __call__(self, jobs: Sequence[Job]) -> Report:
         """Make a group of jobs on a worker; what comes back can be pickled."""
         with one_at_a_time():
             try:
-                workplace = self._unpacked()
+                context = self._unpacked()
             except Exception as error:
-                return _without_workplace(self.name, jobs, error)
+                return _without_context(self.name, jobs, error)
             if not jobs:
-                return trial(workplace.table, workplace.fence)
-            group = Group(workplace, jobs)
+                return trial(context.table, context.fence)
+            group = Group(context, jobs)
             made_for_others.append(group)
             try:
                 with assigned(self._assignments):
                     report = make_group(group, self._limit)
             finally:
                 made_for_others.remove(group)
-            _leave_if_told_to(group, report)
+            _exit_if_terminated(group, report)
             return replace(report, outcomes=tuple(map(_portable, report.outcomes)))
 
-    def _unpacked(self) -> Workplace:
+    def _unpacked(self) -> WorkerContext:
         """Unpack the table when it is first needed, and let go of the bytes, which may be many."""
-        if self._workplace is None:
+        if self._context is None:
             _allow_children()
             load_early()
             table, make_kwargs, self._assignments = unpack(
@@ -97,11 +97,11 @@ class Parcel:
             )
             # for as long as the worker lives: its next run begins with the question whether this one does
             watch(table.connection, partial(open_dbapi_connection, self.settings))
-            self._workplace = Workplace(
+            self._context = WorkerContext(
                 table, make_kwargs, self.settings, self.version, self.fence, own_connection=True
             )
             self.pickled = b""
-        return self._workplace
+        return self._context
 
     def _limit(self) -> AbstractContextManager[None]:
         if self.timeout_seconds is None:
@@ -109,10 +109,10 @@ class Parcel:
         return _ending_itself(self.timeout_seconds, watched=self.fence is not None)
 
 
-def leave(*, end_process: bool) -> None:
+def give_back_and_exit(*, end_process: bool) -> None:
     """Give back what this process is making, because it is told to go."""
     for group in made_for_others.copy():
-        with suppress(Exception), _opened(group.workplace.settings) as connection:
+        with suppress(Exception), _opened(group.context.settings) as connection:
             group.forgo(connection)
         if end_process:
             os._exit(EXIT_CODE_OF_SIGTERM)
@@ -126,11 +126,11 @@ def _opened(settings: ConnectionSettings) -> Iterator[Session]:
     connection.commit()
 
 
-def _leave_if_told_to(group: Group, report: Report) -> None:
+def _exit_if_terminated(group: Group, report: Report) -> None:
     """End this process if it was told to, with its jobs given back so that this costs the keys nothing."""
     if not any(isinstance(o.failure.exception, Terminated) for o in report.outcomes if o.failure):
         return
-    connection = group.workplace.table.connection
+    connection = group.context.table.connection
     with suppress(Exception):
         connect_anew(connection)
         group.forgo(connection)
@@ -159,7 +159,7 @@ def _ending_itself(timeout_seconds: float, *, watched: bool) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _without_workplace(name: str, jobs: Sequence[Job], error: Exception) -> Report:
+def _without_context(name: str, jobs: Sequence[Job], error: Exception) -> Report:
     if (jobs and is_infrastructure(error)) or is_full(error):
         return Report(tuple(Outcome(job, Ending.DEFERRED, portable(failure_of(error))) for job in jobs))
     return Report(trouble=setup_trouble(name, error))

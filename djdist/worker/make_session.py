@@ -47,7 +47,7 @@ def is_making() -> bool:
     return getattr(_here, "depth", 0) > 0
 
 
-class Making:
+class MakeSession:
     """Makes keys of one table, for the time of a ``with``.
 
     A ``make()`` may populate other tables where it has no transaction open: those keys are made
