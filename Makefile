@@ -124,6 +124,14 @@ bench: $(BIN)/all-ready mysql-server  ## djdist beside native populate and bare 
 soak: $(BIN)/all-ready mysql-server  ## 20,000 jobs and a random fault every few seconds for ten minutes
 	$(BIN)/python tests/soak.py $(ARGS)
 
+.PHONY: dist
+dist: $(BIN)/pip-ready  ## wheel and sdist in dist/, checked, and tried in fresh environments
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	for file in dist/*; do PYTHON=$(PYTHON) .ci/try-dist $$file || exit 1; done
+
 clean:  ## remove .venv and all caches
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './.git/*' -type d -prune -exec rm -rf {} +
