@@ -22,7 +22,8 @@ from djdist._signals import catching
 from djdist.database.fence import Fence
 from djdist.driver import drive
 from djdist.executors import Choice
-from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
+from djdist.job_stores.jobs_table.lease import new_token
+from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.job_stores.memory import MemoryStore
 from djdist.jobs.table import jobs_of, refreshing
 from djdist.monitoring.progress_bar import ProgressBar

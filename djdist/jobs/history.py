@@ -10,7 +10,7 @@ import datajoint as dj
 import pandas as pd
 
 from djdist.database.sessions import server_now
-from djdist.job_stores.jobs_table import LEASE_RANGE, SMALLEST_TOKEN
+from djdist.job_stores.jobs_table.lease import LEASE_RANGE, SMALLEST_TOKEN
 from djdist.pipeline.table import missing_keys
 
 LAST_ERRORS = 1000

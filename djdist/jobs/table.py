@@ -8,7 +8,9 @@ from typing import Any
 import datajoint as dj
 
 from djdist.errors import OptionError
-from djdist.job_stores.jobs_table import COLUMNS, JobsTable, Refreshing
+from djdist.job_stores.jobs_table.conditions import COLUMNS
+from djdist.job_stores.jobs_table.refreshing import Refreshing
+from djdist.job_stores.jobs_table.store import JobsTable
 from djdist.jobs.history import glance
 from djdist.jobs.html import jobs_html, notice_html, rows_html
 from djdist.pipeline.rights import check_key_is_seen

@@ -12,7 +12,7 @@ import pytest
 import djdist
 import lab as pipelines
 import servers
-from djdist.job_stores import jobs_table
+from djdist.job_stores.jobs_table import transactions
 from lab.watching import counts, meanwhile, wait_until
 
 DRIVERS = 2
@@ -77,7 +77,7 @@ def leaving(server: servers.Server, left: int) -> Iterator[list[Any]]:
 
 def noting(monkeypatch: pytest.MonkeyPatch, refused: list[BaseException]) -> None:
     """Note what the driver is told when it can't connect."""
-    connect = vars(jobs_table)["connect"]
+    connect = vars(transactions)["connect"]
 
     def connect_or_note(*login: Any) -> Any:
         try:
@@ -86,4 +86,4 @@ def noting(monkeypatch: pytest.MonkeyPatch, refused: list[BaseException]) -> Non
             refused.append(error)
             raise
 
-    monkeypatch.setattr(jobs_table, "connect", connect_or_note)
+    monkeypatch.setattr(transactions, "connect", connect_or_note)

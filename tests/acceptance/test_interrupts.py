@@ -15,7 +15,7 @@ import pytest
 
 import djdist
 import lab as pipelines
-from djdist.job_stores.jobs_table import JobsTable
+from djdist.job_stores.jobs_table.store import JobsTable
 from lab import doing
 from lab.watching import SECONDS, counts, wait_until
 

@@ -16,7 +16,8 @@ import lab as pipelines
 from djdist._job import Failure, Job
 from djdist.database.fence import key_name
 from djdist.database.sessions import SNAPSHOT_OFF
-from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
+from djdist.job_stores.jobs_table.lease import new_token
+from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.jobs.table import Jobs, jobs_of, refreshing
 from djdist.pipeline.rights import lacking_right
 from djdist.pipeline.table import job_columns, jobs_table_source

@@ -16,7 +16,8 @@ import pytest
 
 import djdist
 import lab as pipelines
-from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
+from djdist.job_stores.jobs_table.lease import new_token
+from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.jobs.history import pace, runs_seen
 from djdist.pipeline.table import jobs_table_source
 from djdist.worker.session import is_mariadb

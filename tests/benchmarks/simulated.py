@@ -28,7 +28,8 @@ from djdist._executor import Executor, window
 from djdist._job import GROUP_SECONDS, Completion, Ending, Job, Key, Outcome, Report, TaskFunction
 from djdist.database.dbapi import ConnectionSettings
 from djdist.database.fence import Fence, Statement, key_name
-from djdist.job_stores.jobs_table import JobsTable, Refreshing
+from djdist.job_stores.jobs_table.refreshing import Refreshing
+from djdist.job_stores.jobs_table.store import JobsTable
 from djdist.jobs.table import jobs_of
 from djdist.pipeline.jobs_table_source import JobsTableSource
 from djdist.pipeline.table import jobs_table_source

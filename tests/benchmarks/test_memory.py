@@ -14,7 +14,8 @@ from benchmarks.goals import MEMORY
 from benchmarks.simulated import EagerExecutor, fill
 from djdist._job import Policy, Status
 from djdist.driver import Driver
-from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
+from djdist.job_stores.jobs_table.lease import new_token
+from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.pipeline.jobs_table_source import JobsTableSource
 from servers import Server
 

@@ -17,7 +17,8 @@ from benchmarks.many_keys import (
     seconds,
     update_statistics,
 )
-from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
+from djdist.job_stores.jobs_table.lease import new_token
+from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.jobs.table import jobs_of
 from djdist.pipeline.table import jobs_table_source
 from servers import Server

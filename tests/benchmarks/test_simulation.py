@@ -18,7 +18,8 @@ from benchmarks.conftest import Record
 from benchmarks.simulated import Cluster, EagerExecutor, SimulatedExecutor, fill
 from djdist._job import Policy
 from djdist.driver import Driver
-from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
+from djdist.job_stores.jobs_table.lease import new_token
+from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.pipeline.jobs_table_source import JobsTableSource
 from servers import Server
 

@@ -29,9 +29,10 @@ from djdist.database import dbapi, silence
 from djdist.database.fence import key_name
 from djdist.database.marks import worker_mark
 from djdist.errors import DatabaseError, LeaseLostError
-from djdist.job_stores.jobs_table import JobsTable, Owner, new_token
+from djdist.job_stores.jobs_table.advisory_lock import LONGEST_WAIT_SECONDS, advisory_lock
+from djdist.job_stores.jobs_table.lease import new_token
+from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.job_stores.memory import MemoryStore
-from djdist.job_stores.turn import LONGEST_WAIT_SECONDS, turn
 from djdist.jobs.table import Jobs, jobs_of, refreshing
 from djdist.pipeline.table import job_columns, jobs_table_source
 from djdist.shipping.packing import is_alive
@@ -973,14 +974,14 @@ class TestFence:
         assert rows(jobs) == before
 
 
-def taken_turn(store: JobsTable, connection: sa.Connection) -> AbstractContextManager[None]:
-    return turn(connection, store.source.settings.backend, str(store._jobs))
+def locked(store: JobsTable, connection: sa.Connection) -> AbstractContextManager[None]:
+    return advisory_lock(connection, store.source.settings.backend, str(store._where.table))
 
 
 @contextmanager
-def turn_of(store: JobsTable) -> Iterator[None]:
-    """Have the turn at refreshing a store's table."""
-    with store._engine().begin() as connection, taken_turn(store, connection):
+def holding_the_lock_of(store: JobsTable) -> Iterator[None]:
+    """Hold the lock of those who refresh a store's table."""
+    with store._transactions.engine().begin() as connection, locked(store, connection):
         yield
 
 
@@ -990,24 +991,24 @@ class TestRefreshing:
     ) -> None:
         store = open_store(lab.Square)
         with ThreadPoolExecutor(1) as pool:
-            with turn_of(open_store(lab.Square)):
+            with holding_the_lock_of(open_store(lab.Square)):
                 refresh = pool.submit(store.refresh)
                 assert wait([refresh], timeout=0.5).not_done
                 assert len(jobs) == 0
             assert refresh.result() == counts(added=6)
 
-    def test_a_turn_that_cannot_be_had_is_not_waited_for_without_end(
+    def test_a_lock_that_cannot_be_had_is_not_waited_for_without_end(
         self, lab: ModuleType, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pipelines.fill(lab)
-        monkeypatch.setattr("djdist.job_stores.turn.LONGEST_WAIT_SECONDS", 1)
-        with turn_of(open_store(lab.Square)):
+        monkeypatch.setattr("djdist.job_stores.jobs_table.advisory_lock.LONGEST_WAIT_SECONDS", 1)
+        with holding_the_lock_of(open_store(lab.Square)):
             assert open_store(lab.Square).refresh() == counts(added=6)
 
-    def test_a_turn_ends_with_an_error(self, lab: ModuleType, open_store: OpenStore) -> None:
+    def test_the_lock_ends_with_an_error(self, lab: ModuleType, open_store: OpenStore) -> None:
         store, other = open_store(lab.Square), open_store(lab.Square)
-        with ThreadPoolExecutor(1) as pool, store._engine().connect() as connection:
-            with pytest.raises(ZeroDivisionError), connection.begin(), taken_turn(store, connection):
+        with ThreadPoolExecutor(1) as pool, store._transactions.engine().connect() as connection:
+            with pytest.raises(ZeroDivisionError), connection.begin(), locked(store, connection):
                 raise ZeroDivisionError
             assert wait([pool.submit(other.refresh)], timeout=LONGEST_WAIT_SECONDS / 2).done
 

@@ -5,7 +5,7 @@ import random
 import datajoint as dj
 import pytest
 
-from djdist.job_stores.blob import pack_text
+from djdist.job_stores.jobs_table.blob import pack_text
 
 RANDOM = "".join(map(chr, random.Random(0).choices(range(1, 128), k=3000)))
 TEXTS = ["", "a", "Traceback: ä 漢 \x00", "line\n" * 1000, "x" * 986, "x" * 987, RANDOM]

@@ -111,7 +111,8 @@ def test_the_jobs_table_asks_for_its_key_where_djdist_answers() -> None:
 
 
 def test_the_jobs_table_has_the_columns_that_the_store_writes() -> None:
-    from djdist.job_stores.jobs_table import COLUMNS, ERROR_MESSAGE_LENGTH, TRUNCATED
+    from djdist.job_stores.jobs_table.conditions import COLUMNS
+    from djdist.job_stores.jobs_table.store import ERROR_MESSAGE_LENGTH, TRUNCATED
 
     definition = source_of(dj.Job._generate_definition)
     after = definition[definition.rindex("---") :].splitlines()

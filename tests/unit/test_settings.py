@@ -76,7 +76,7 @@ def test_what_makes_no_sense_is_refused(name: str, value: object) -> None:
 
 
 def test_the_longest_lease_fits_into_a_token() -> None:
-    from djdist.job_stores.jobs_table import LEASE_RANGE, new_token
+    from djdist.job_stores.jobs_table.lease import LEASE_RANGE, new_token
 
     longest = LEASE_RANGE - 1
     settings = Settings()

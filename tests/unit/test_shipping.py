@@ -14,7 +14,7 @@ import pytest
 from djdist.database.dbapi import ConnectionSettings
 from djdist.database.fence import Fence, Statement
 from djdist.errors import WorkerSetupError
-from djdist.job_stores.jobs_table import JobsTable, Owner
+from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.pipeline.jobs_table_source import JobsTableSource
 from djdist.shipping import packing as shipping
 from djdist.shipping.packing import apply_settings, pack, settings_of, unpack

@@ -1,4 +1,4 @@
-"""One's turn at what runs of a table had better not do at the same time."""
+"""A lock of the server under a name, for what runs of a table had better not do at the same time."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -9,8 +9,8 @@ from djdist.database.marks import number_of
 LONGEST_WAIT_SECONDS = 30
 
 
-def turn(connection: Any, backend: str, name: str) -> AbstractContextManager[None]:
-    """Wait until nobody else has the turn of this name, but not for ever, and keep it until a commit.
+def advisory_lock(connection: Any, backend: str, name: str) -> AbstractContextManager[None]:
+    """Hold the lock of a name until the commit; go on without it where others hold it for too long.
 
     Parameters
     ----------
@@ -19,31 +19,31 @@ def turn(connection: Any, backend: str, name: str) -> AbstractContextManager[Non
     backend : {"mysql", "postgresql"}
         Its server.
     name : str
-        What the turn is for.
+        What is locked.
     """
-    take = _turn_in_postgresql if backend == "postgresql" else _turn_in_mysql
-    return take(connection.exec_driver_sql, number_of(name))
+    lock = _lock_in_postgresql if backend == "postgresql" else _lock_in_mysql
+    return lock(connection.exec_driver_sql, number_of(name))
 
 
 @contextmanager
-def _turn_in_mysql(execute: Any, number: int) -> Iterator[None]:
+def _lock_in_mysql(execute: Any, number: int) -> Iterator[None]:
     execute(f"SELECT GET_LOCK('djdist {number}', {LONGEST_WAIT_SECONDS})")
     try:
         yield
-        execute("COMMIT")
+        execute("COMMIT")  # MySQL's lock knows no transactions: the next one must find what was inserted
     finally:
         with suppress(Exception):  # a broken connection has let go of it
             execute(f"SELECT RELEASE_LOCK('djdist {number}')")
 
 
 @contextmanager
-def _turn_in_postgresql(execute: Any, number: int) -> Iterator[None]:
-    execute("SAVEPOINT turn")
+def _lock_in_postgresql(execute: Any, number: int) -> Iterator[None]:
+    execute("SAVEPOINT advisory_lock")  # or a wait that is over would have spoilt the whole transaction
     try:
         execute(
             f"SET LOCAL lock_timeout = '{LONGEST_WAIT_SECONDS}s'; SELECT pg_advisory_xact_lock({number}); "
             "SET LOCAL lock_timeout TO DEFAULT"
         )
     except Exception:
-        execute("ROLLBACK TO SAVEPOINT turn")
+        execute("ROLLBACK TO SAVEPOINT advisory_lock")
     yield

@@ -1,0 +1,1 @@
+"""The jobs table ``~~table_name`` of DataJoint, through SQLAlchemy."""

@@ -1,0 +1,131 @@
+"""Finds jobs and changes them, without waiting for others and without letting them wait."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+
+from djdist._job import Job
+from djdist.job_stores.jobs_table.conditions import Conditions, Where
+from djdist.job_stores.jobs_table.functions import NOW, without_index
+from djdist.job_stores.jobs_table.transactions import Transactions
+
+BATCH = 500
+"""So many jobs are changed by one statement: few trips to the server, and no locks held for long."""
+
+UNRESERVED = {
+    "status": "pending",
+    "reserved_time": None,
+    "user": "",
+    "host": "",
+    "pid": 0,
+    "connection_id": 0,
+    "version": "",
+}
+FRESH = UNRESERVED | {
+    "created_time": NOW, "scheduled_time": NOW, "completed_time": None,
+    "duration": None, "error_message": "", "error_stack": None,
+}  # fmt: skip
+
+OfStatus = Callable[[sa.ColumnElement[Any]], Where]
+
+
+class Changes:
+    """Finds and changes jobs.
+
+    Parameters
+    ----------
+    where : Conditions
+        Those on the jobs table.
+    transactions : Transactions
+        Where it is done.
+    """
+
+    def __init__(self, where: Conditions, transactions: Transactions) -> None:
+        self._where = where
+        self._transactions = transactions
+
+    def found(self, *conditions: sa.ColumnElement[bool]) -> list[Job]:
+        """Return the jobs that fulfil some conditions."""
+        return self._transactions.run(
+            lambda connection: jobs_in(connection.execute(self._where.keys(*conditions)))
+        )
+
+    def owned_among(self, jobs: Sequence[Job], *conditions: sa.ColumnElement[bool]) -> list[Job]:
+        """Return which of some jobs the run has reserved, if they fulfil some conditions."""
+        owned = [*self._where.owned, *conditions]
+        return [job for batch in batches(jobs) for job in self.found(*owned, self._where.among(batch))]
+
+    def change_owned(self, jobs: Sequence[Job], change: sa.Update) -> int:
+        """Change those of some jobs that the run has reserved; return how many."""
+        owned = change.where(*self._where.owned)
+        execute, among = self._transactions.execute, self._where.among
+        return sum(execute(owned.where(among(batch))) for batch in batches(jobs))
+
+    def change_unlocked(
+        self, jobs: Sequence[Job], conditions: Where, change: sa.Update | sa.Delete
+    ) -> list[Job]:
+        """Change jobs and return them, but for locked ones, whose worker may be frozen before its COMMIT."""
+
+        def change_batch(connection: sa.Connection, batch: Sequence[Job]) -> list[Job]:
+            among = self._where.keys(self._where.among(batch), *conditions)
+            unlocked = jobs_in(connection.execute(among.with_for_update(skip_locked=True)))
+            if unlocked:
+                connection.execute(change.where(self._where.among(unlocked)))
+            return unlocked
+
+        run = self._transactions.run
+        return [job for batch in batches(jobs) for job in run(partial(change_batch, batch=batch))]
+
+    def change_all(self, condition: OfStatus, change: sa.Update | sa.Delete) -> int:
+        """Change all jobs for whose status, and more, a condition holds; return how many.
+
+        They are found by a read that locks nothing, then locked by their key as workers lock
+        theirs. Locked by the index on status, driver and worker could wait for each other.
+        """
+        status = self._where.columns.status
+        still = condition(without_index(status))
+
+        def change_batch(connection: sa.Connection, batch: Sequence[Job]) -> int:
+            with lenient(connection, self._where.source.settings.backend):
+                statement = change.where(self._where.among(batch), *still)
+                return int(connection.execute(statement).rowcount)
+
+        found = self.found(*condition(status))
+        return sum(self._transactions.run(partial(change_batch, batch=batch)) for batch in batches(found))
+
+
+def jobs_in(rows: sa.CursorResult[Any]) -> list[Job]:
+    """Return the jobs whose keys are the rows of an answer."""
+    names = tuple(map(str, rows.keys()))  # plain ones, or each worker would import SQLAlchemy for them
+    return [Job(dict(zip(names, row, strict=True))) for row in rows]
+
+
+def batches(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+    """Part jobs into as many as one statement changes."""
+    return (jobs[first : first + BATCH] for first in range(0, len(jobs), BATCH))
+
+
+@contextmanager
+def lenient(connection: sa.Connection, backend: str) -> Iterator[None]:
+    """Let MySQL work out a key source in a change as in a SELECT, where a division by zero gives NULL.
+
+    In its strict mode, which keeps what is written right, the same division is an error there.
+    """
+    if backend != "mysql":
+        yield
+        return
+    connection.exec_driver_sql("SET @djdist_mode = @@sql_mode, SESSION sql_mode = 'ONLY_FULL_GROUP_BY'")
+    try:
+        yield
+    finally:
+        with suppress(sa.exc.DBAPIError):  # a connection that is gone took it along
+            connection.exec_driver_sql("SET SESSION sql_mode = @djdist_mode")
+
+
+def discourage(connection: sa.Connection, backend: str, step: str) -> None:
+    """Keep PostgreSQL from a plan that its statistics suggest until it has seen a refresh's new jobs."""
+    if backend == "postgresql":
+        connection.execute(sa.text(f"SET LOCAL enable_{step} = off"))

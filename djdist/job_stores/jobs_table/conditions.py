@@ -1,0 +1,116 @@
+"""The jobs table as SQLAlchemy knows it, and the conditions by which its jobs are found."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from djdist._job import Job
+from djdist.database.fence import are_searched_as_list
+from djdist.job_stores.jobs_table import lease
+from djdist.job_stores.jobs_table.functions import (
+    NOW,
+    BinaryUuid,
+    in_seconds,
+    same_key,
+    verbatim,
+    without_index,
+)
+from djdist.pipeline.jobs_table_source import JobsTableSource
+
+COLUMNS = (
+    "status", "priority", "created_time", "scheduled_time", "reserved_time", "completed_time", "duration",
+    "error_message", "error_stack", "user", "host", "pid", "connection_id", "version",
+)  # fmt: skip
+
+Where = Sequence[sa.ColumnElement[bool]]
+
+
+class Conditions:
+    """Conditions on the jobs of one table.
+
+    Parameters
+    ----------
+    source : JobsTableSource
+        Where the table is and which keys it should hold.
+    token : int
+        The run's.
+
+    Attributes
+    ----------
+    table : sqlalchemy.Table
+        The jobs table.
+    columns : sqlalchemy.ColumnCollection
+        Its columns.
+    key : list of sqlalchemy.Column
+        Those of its primary key.
+    """
+
+    def __init__(self, source: JobsTableSource, token: int) -> None:
+        columns: list[sa.Column[Any]] = [_key_column(name, source) for name in source.key]
+        columns += [sa.Column(name) for name in COLUMNS]
+        self.source = source
+        self.table = sa.Table(source.jobs_table, sa.MetaData(), *columns, schema=source.schema)
+        self.columns = self.table.c
+        self.key = [self.columns[name] for name in source.key]
+        self._token = token
+
+    def keys(self, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        """Return the query of the keys of jobs."""
+        return sa.select(*self.key).where(*conditions)
+
+    def among(self, jobs: Sequence[Job]) -> sa.ColumnElement[bool]:
+        """Find jobs by their key, if possible in a form that is compiled once however many they are."""
+        values = [tuple(job.key[name] for name in self.source.key) for job in jobs]
+        if not are_searched_as_list(values):
+            return sa.or_(*[sa.and_(*map(operator.eq, self.key, value)) for value in values])
+        if len(self.key) == 1:
+            return self.key[0].in_([value for (value,) in values])
+        return sa.tuple_(*self.key).in_(values)
+
+    @property
+    def mine(self) -> Where:
+        """All reservations of the run, found by the index on status."""
+        return self._reserved_by_run(self.columns.status)
+
+    @property
+    def owned(self) -> Where:
+        """That a job, which is found by its key, is reserved by the run."""
+        return self._reserved_by_run(without_index(self.columns.status))
+
+    def _reserved_by_run(self, status: sa.ColumnElement[Any]) -> Where:
+        return status == "reserved", self.columns.connection_id == self._token
+
+    def due(self, max_priority: int | None) -> Where:
+        """What the run may reserve now."""
+        due = [self.columns.status == "pending", self.columns.scheduled_time <= NOW]
+        if max_priority is not None:
+            due.append(self.columns.priority <= max_priority)
+        if self.source.restricted_sql is not None:
+            due.append(self.has_key_in(self.source.restricted_sql))
+        return due
+
+    def expired(self, status: sa.ColumnElement[Any]) -> Where:
+        """Reservations of runs whose lease is over."""
+        token = self.columns.connection_id
+        is_over = lease.is_over(token, self.columns.reserved_time, in_seconds)
+        return status == "reserved", lease.is_of_run(token), is_over
+
+    def has_key_in(self, query: str) -> sa.ColumnElement[bool]:
+        """The key is one of a query's."""
+        names = dict.fromkeys(self.source.key + self.source.target_key)
+        keys = verbatim(query).columns(*[sa.column(name) for name in names]).subquery("keys_to_make")
+        return sa.exists().where(same_key(keys, self.table, self.source.key))
+
+    @property
+    def is_made(self) -> sa.ColumnElement[bool]:
+        """The key is in the table that the jobs are of."""
+        names = [name for name in self.source.target_key if name in self.columns]
+        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in names]
+        target = sa.table(self.source.target_table, *columns, schema=self.source.schema)
+        return sa.exists().select_from(target).where(same_key(target, self.table, names))
+
+
+def _key_column(name: str, source: JobsTableSource) -> sa.Column[Any]:
+    return sa.Column(name, BinaryUuid() if name in source.uuids else sa.types.NullType())

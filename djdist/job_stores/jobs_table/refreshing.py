@@ -1,0 +1,117 @@
+"""Brings the jobs up to date with the key source and with what is made."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql
+
+from djdist.errors import DatabaseError
+from djdist.job_stores.jobs_table import lease
+from djdist.job_stores.jobs_table.advisory_lock import advisory_lock
+from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, discourage, lenient
+from djdist.job_stores.jobs_table.conditions import Conditions
+from djdist.job_stores.jobs_table.functions import in_seconds, verbatim
+from djdist.job_stores.jobs_table.transactions import Transactions
+
+
+@dataclass(frozen=True)
+class Refreshing:
+    """How to refresh; ``stale_seconds`` and ``orphan_seconds`` of 0 spare such jobs."""
+
+    priority: int
+    delay_seconds: float = 0
+    stale_seconds: float = 0
+    orphan_seconds: float = 0
+
+
+def refresh(
+    where: Conditions, changes: Changes, transactions: Transactions, options: Refreshing
+) -> dict[str, int]:
+    """Let new keys enter, vanished ones leave, and what native workers left behind go back; count them."""
+    steps = _Steps(where, changes, transactions)
+    return {
+        "orphaned": steps.free_orphans(options.orphan_seconds),
+        "added": steps.add(options.priority, options.delay_seconds),
+        "re_pended": steps.repend_completed(options.priority),
+        "removed": steps.remove_vanished() + steps.remove_stale(options.stale_seconds),
+    }
+
+
+class _Steps:
+    def __init__(self, where: Conditions, changes: Changes, transactions: Transactions) -> None:
+        self._where = where
+        self._source = where.source
+        self._changes = changes
+        self._transactions = transactions
+
+    def free_orphans(self, orphan_seconds: float) -> int:
+        if not orphan_seconds:
+            return 0
+        native = sa.not_(lease.is_of_run(self._where.columns.connection_id))
+        old = self._where.columns.reserved_time < in_seconds(-orphan_seconds)
+        return self._changes.change_all(
+            lambda status: [status == "reserved", native, old],
+            sa.update(self._where.table).values(UNRESERVED),
+        )
+
+    def add(self, priority: int, delay_seconds: float) -> int:
+        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self._source.key]
+        keys = verbatim(self._source.new_keys_sql).columns(*columns).subquery("new_keys")
+        rows = sa.select(*keys.c, sa.literal("pending"), sa.literal(priority), in_seconds(delay_seconds))
+        return self._insert_missing([*self._source.key, "status", "priority", "scheduled_time"], rows)
+
+    def _insert_missing(self, names: list[str], rows: sa.Select[Any]) -> int:
+        """Insert all at once, and leave alone what another refresh has added meanwhile.
+
+        PostgreSQL is first asked to insert without looking for that, in two thirds of the time.
+        """
+        jobs, key = self._where.table, self._where.key[0]
+        if self._source.settings.backend == "mysql":
+            insert = mysql.insert(jobs).from_select(names, rows)
+            return self._add_all(insert.on_duplicate_key_update({key.name: key}))
+        try:
+            return self._add_all(sa.insert(jobs).from_select(names, rows))
+        except DatabaseError as refusal:
+            if not isinstance(refusal.__cause__, sa.exc.IntegrityError):
+                raise
+        return self._add_all(postgresql.insert(jobs).from_select(names, rows).on_conflict_do_nothing())
+
+    def _add_all(self, insert: sa.Executable) -> int:
+        """Add jobs without reading the jobs table, empty as it may have been, again for every key."""
+        backend, name = self._source.settings.backend, str(self._where.table)
+
+        def add(connection: sa.Connection) -> int:
+            discourage(connection, backend, "nestloop")
+            with advisory_lock(connection, backend, name), lenient(connection, backend):
+                return int(connection.execute(insert).rowcount)
+
+        return self._transactions.run(add)
+
+    def repend_completed(self, priority: int) -> int:
+        if not self._source.keep_completed:
+            return 0
+        wanted = self._where.has_key_in(self._source.restricted_sql or self._source.key_source_sql)
+        return self._changes.change_all(
+            lambda status: [status == "success", wanted, ~self._where.is_made],
+            sa.update(self._where.table).values(FRESH | {"priority": priority}),
+        )
+
+    def remove_vanished(self) -> int:
+        return self._changes.change_all(
+            lambda status: [status.in_(["success", "error"]), self._unwanted, ~self._where.is_made],
+            sa.delete(self._where.table),
+        )
+
+    def remove_stale(self, stale_seconds: float) -> int:
+        if not stale_seconds:
+            return 0
+        old = self._where.columns.created_time < in_seconds(-stale_seconds)
+        return self._changes.change_all(
+            lambda status: [status.in_(["pending", "success", "error"]), old, self._unwanted],
+            sa.delete(self._where.table),
+        )
+
+    @property
+    def _unwanted(self) -> sa.ColumnElement[bool]:
+        return ~self._where.has_key_in(self._source.key_source_sql)

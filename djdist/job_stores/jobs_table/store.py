@@ -1,0 +1,260 @@
+"""The jobs table as a job store: the verbs of the contract."""
+
+import logging
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import sqlalchemy as sa
+
+from djdist._job import Failure, Job
+from djdist._job_store import JobStore
+from djdist.database.fence import Fence
+from djdist.errors import DatabaseError
+from djdist.job_stores.jobs_table.blob import pack_text
+from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, batches, discourage, jobs_in
+from djdist.job_stores.jobs_table.conditions import Conditions, Where
+from djdist.job_stores.jobs_table.dead_workers import DeadWorkers
+from djdist.job_stores.jobs_table.functions import NOW, in_seconds, verbatim, without_index
+from djdist.job_stores.jobs_table.lease import SMALLEST_TOKEN
+from djdist.job_stores.jobs_table.refreshing import Refreshing, refresh
+from djdist.job_stores.jobs_table.statements import fence_of
+from djdist.job_stores.jobs_table.transactions import Transactions
+from djdist.pipeline.jobs_table_source import JobsTableSource
+
+logger = logging.getLogger(__name__)
+
+ERROR_MESSAGE_LENGTH = 2047
+TRUNCATED = "...truncated"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose reservations they are; recorded in the jobs table."""
+
+    token: int
+    user: str = ""
+    version: str = ""
+
+
+@dataclass(eq=False)
+class JobsTable(JobStore):
+    """The jobs of one table, shared with other runs and with native workers.
+
+    Parameters
+    ----------
+    source : JobsTableSource
+        Where the table is and which keys it should hold.
+    owner : Owner
+        The run that reserves.
+    max_priority : int, optional
+        Reserve only jobs of this priority or a more urgent one.
+    refreshing : Refreshing, optional
+        How to refresh; None where a run takes the jobs as they are.
+    patience_seconds : float
+        How long to wait for a database that goes away after it was there.
+    """
+
+    source: JobsTableSource
+    owner: Owner = field(default_factory=lambda: Owner(SMALLEST_TOKEN))
+    max_priority: int | None = None
+    refreshing: Refreshing | None = None
+    patience_seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        place = f"{self.source.schema}.{self.source.jobs_table}"
+        self._where = Conditions(self.source, self.owner.token)
+        self._transactions = Transactions(self.source.settings, place, self.patience_seconds)
+        self._changes = Changes(self._where, self._transactions)
+        self._workers = DeadWorkers(self._where, self._transactions)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return JobsTable, (self.source, self.owner, self.max_priority, self.refreshing, self.patience_seconds)
+
+    def refresh(self) -> dict[str, int]:
+        """Bring the jobs up to date with the key source and the target, if the run wants that.
+
+        Returns
+        -------
+        dict
+            How many jobs were ``added``, ``removed``, ``orphaned`` and ``re_pended``.
+        """
+        rescued = self.rescue()
+        if self.refreshing is None:
+            return {"added": 0, "removed": 0, "orphaned": rescued, "re_pended": 0}
+        counts = refresh(self._where, self._changes, self._transactions, self.refreshing)
+        return counts | {"orphaned": rescued + counts["orphaned"]}
+
+    def retry(self, condition: str) -> int:
+        """Put the errors that fulfil a condition in SQL back to pending; count them."""
+        errors = self._update.where(self._where.columns.status == "error", verbatim(condition))
+        return self._transactions.execute(errors.values(FRESH))
+
+    def ignore(self, condition: str) -> int:
+        """Leave pending jobs and errors that fulfil a condition in SQL out of all runs; count them."""
+        waiting = self._where.columns.status.in_(["pending", "error"])
+        ignore = self._update.where(waiting, verbatim(condition)).values(status="ignore")
+        return self._transactions.execute(ignore)
+
+    def reserve(self, limit: int) -> list[Job]:
+        def reserve(connection: sa.Connection) -> list[Job]:
+            if self.source.restricted_sql is None:
+                discourage(connection, self.source.settings.backend, "sort")
+            found = jobs_in(connection.execute(self._most_urgent, {"limit": limit}))
+            changes = [self._reservation.where(self._where.among(batch)) for batch in batches(found)]
+            self._check_hits(sum(connection.execute(change).rowcount for change in changes), found)
+            return found
+
+        return self._transactions.run(reserve)
+
+    def reserved(self) -> list[Job]:
+        return self._changes.found(*self._where.mine)
+
+    def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
+        due = {"scheduled_time": in_seconds(delay_seconds)} if delay_seconds else {}
+        return self._changes.change_owned(jobs, self._update.values(UNRESERVED | due))
+
+    def release_waiting(self, jobs: Sequence[Job]) -> list[Job]:
+        waiting = [*self._where.owned, self._where.columns.pid == 0]
+        return self._changes.change_unlocked(jobs, waiting, self._free)
+
+    def release_all(self) -> None:
+        mine = self._where.columns.connection_id == self.owner.token
+        self._changes.change_all(lambda status: [status == "reserved", mine], self._free)
+
+    def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
+        message, stack = _storable(failure.message), pack_text(_storable(failure.traceback))
+        error = {"status": "error", "completed_time": NOW, "error_stack": stack, "host": host, "pid": pid}
+        change = self._update.where(self._where.among([job]), *self._where.owned).values(error)
+        try:
+            hits = self._transactions.execute(change.values(error_message=_shortened(message)))
+        except DatabaseError as refusal:
+            if not isinstance(refusal.__cause__, sa.exc.DataError):
+                raise
+            plain = message.encode("ascii", "backslashreplace").decode()
+            hits = self._transactions.execute(change.values(error_message=_shortened(plain)))
+        return bool(hits) or self._has_failed(job)
+
+    def _has_failed(self, job: Job) -> bool:
+        """Return whether an error was recorded, though the answer of the server was lost."""
+        jobs = self._where.columns
+        mine = [jobs.status == "error", jobs.connection_id == self.owner.token]
+        return bool(self._changes.found(*mine, self._where.among([job])))
+
+    def finish(self, job: Job) -> None:
+        """Nothing to do: the worker did it in ``make()``'s transaction."""
+
+    def renew(self, jobs: Sequence[Job]) -> list[Job]:
+        renew = self._update.values(reserved_time=NOW)
+        renewed = self._changes.change_unlocked(jobs, self._where.owned, renew)
+        return list(jobs) if len(renewed) == len(jobs) else self._changes.owned_among(jobs)
+
+    def rescue(self) -> int:
+        status = self._where.columns.status
+        expired, still = self._where.expired(status), self._where.expired(without_index(status))
+        found = self._changes.found(*expired)
+        self._finish_those_made(found, still)
+        workers = self._workers.that_begun(expired) if found else []
+        rescued = self._changes.change_unlocked(found, still, self._free)
+        if rescued:
+            self._workers.end_unless_alive(workers)
+            logger.warning("Rescued %d jobs of %s from a run that died", len(rescued), self.source.name)
+        return len(rescued)
+
+    def begun(self, jobs: Sequence[Job]) -> list[Job]:
+        return self._changes.owned_among(jobs, self._where.columns.pid != 0)
+
+    def forgone(self, jobs: Sequence[Job]) -> bool:
+        return bool(self._changes.owned_among(jobs, self._where.columns.host == ""))
+
+    def begun_by(self, host: str, pid: int) -> list[Job]:
+        jobs = self._where.columns
+        return self._changes.found(*self._where.mine, jobs.host == host, jobs.pid == pid)
+
+    def end_sessions(self, jobs: Sequence[Job]) -> None:
+        """End what the server still has of a dead worker, which may never tell that it has lost power.
+
+        A worker that has begun other jobs is none that died over these.
+        """
+        lost = {job.identity for job in jobs}
+        for worker in self._workers.that_begun([self._where.among(jobs), *self._where.owned]):
+            if {job.identity for job in self.begun_by(worker.host, worker.pid)} <= lost:
+                self._workers.end(worker)
+
+    def pending(self, most: int | None = None) -> int:
+        due: sa.Select[Any] = sa.select(sa.literal_column("1").label("due"))
+        few = due.where(*self._due).limit(most).subquery()
+        count = sa.select(sa.func.count()).select_from(few)
+        return self._transactions.run(lambda connection: int(connection.execute(count).scalar_one()))
+
+    def assume_reached(self) -> None:
+        self._transactions.assume_reached()
+
+    def wait_while(self, wanted: Callable[[], bool]) -> None:
+        self._transactions.wait_while(wanted)
+
+    def close(self) -> None:
+        self._transactions.close()
+
+    def fence(self) -> Fence:
+        """Return the statements of the run's workers."""
+        return fence_of(self._where, self.owner.token)
+
+    @property
+    def _update(self) -> sa.Update:
+        return sa.update(self._where.table)
+
+    @property
+    def _free(self) -> sa.Update:
+        return self._update.values(UNRESERVED)
+
+    @property
+    def _due(self) -> Where:
+        return self._where.due(self.max_priority)
+
+    @cached_property
+    def _most_urgent(self) -> sa.Select[Any]:
+        jobs = self._where.columns
+        due = self._where.keys(*self._due).order_by(jobs.priority, jobs.scheduled_time)
+        return due.limit(sa.bindparam("limit", type_=sa.Integer)).with_for_update(skip_locked=True)
+
+    @cached_property
+    def _reservation(self) -> sa.Update:
+        reservation = {
+            "status": "reserved",
+            "reserved_time": NOW,
+            "connection_id": self.owner.token,
+            "user": self.owner.user,
+            "version": self.owner.version,
+            "host": platform.node(),
+            "pid": 0,
+        }
+        return self._update.values(reservation)
+
+    def _finish_those_made(self, jobs: Sequence[Job], conditions: Where) -> None:
+        """Finish jobs whose key somebody has made without them."""
+        if self.source.finer_source:  # some of a job's keys may be missing
+            return
+        success = self._update.values(status="success", completed_time=NOW)
+        end = success if self.source.keep_completed else sa.delete(self._where.table)
+        self._changes.change_unlocked(jobs, [*conditions, self._where.is_made], end)
+
+    def _check_hits(self, hits: int, jobs: Sequence[Job]) -> None:
+        if hits != len(jobs):
+            raise DatabaseError(
+                f"{len(jobs) - hits} jobs of {self.source.name} can't be found by their key, such as "
+                f"{jobs[0]}: a float is not equal to what it was stored as. Make the key of decimals."
+            )
+
+
+def _storable(text: str) -> str:
+    """Replace what a text column refuses: NUL and lone surrogates."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= ERROR_MESSAGE_LENGTH:
+        return message
+    return message[: ERROR_MESSAGE_LENGTH - len(TRUNCATED)] + TRUNCATED

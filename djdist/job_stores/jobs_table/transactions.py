@@ -1,0 +1,208 @@
+"""Transactions on the jobs table, with patience for a database that is away, but no more than the run has."""
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from djdist.database import silence
+from djdist.database.dbapi import ConnectionSettings, connect, shut
+from djdist.database.errors import RIGHTS, is_denial, is_full, is_infrastructure, limit_of
+from djdist.database.marks import number_of
+from djdist.database.sessions import prepare
+from djdist.database.silence import Line, bear, server_name
+from djdist.errors import DatabaseError
+from djdist.job_stores.jobs_table.errand import Errand, Hand
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+DRIVERS_RIGHTS = f"A driver needs SELECT, INSERT, UPDATE and DELETE on it. {RIGHTS}"
+FIRST_PATIENCE_SECONDS = 2.0
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 2.0
+LOOK_SECONDS = 0.5
+LAST_SECONDS = 3.0
+
+
+class Transactions:
+    """Does things in transactions, again where the database was away or gave one up for another one.
+
+    Parameters
+    ----------
+    settings : ConnectionSettings
+        The way to the database.
+    place : str
+        The jobs table, as errors name it.
+    patience_seconds : float
+        How long to wait for a database that goes away after it was there.
+    """
+
+    def __init__(self, settings: ConnectionSettings, place: str, patience_seconds: float) -> None:
+        self._settings = settings
+        self._place = place
+        self._patience_seconds = patience_seconds
+        self._reached = False
+        self._goes_on: Callable[[], bool] = lambda: True
+        self._engine: sa.Engine | None = None
+        self._hands: list[Hand] = []
+
+    def assume_reached(self) -> None:
+        """Take a database that can't be reached for one that is away for a while."""
+        self._reached = True
+
+    def wait_while(self, wanted: Callable[[], bool]) -> None:
+        """Wait for a database that is away no longer than this is wanted."""
+        self._goes_on = wanted
+
+    def close(self) -> None:
+        """Close the connections."""
+        while self._hands:
+            self._hands.pop().let_go()
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+
+    def execute(self, statement: sa.Executable) -> int:
+        """Execute a statement in a transaction of its own; return how many rows it hit."""
+        return self.run(lambda connection: int(connection.execute(statement).rowcount))
+
+    def run(self, act: Callable[[sa.Connection], Result]) -> Result:
+        """Do something in a transaction.
+
+        Raises
+        ------
+        DatabaseError
+            The database can't be reached, refuses it, or the run ends before it answers.
+        """
+        began_at, told = time.monotonic(), False
+        for pause_seconds in _pauses():
+            try:
+                result = self._in_time(act)
+            except sa.exc.DBAPIError as error:
+                waited_seconds = time.monotonic() + pause_seconds - began_at
+                if error.orig is None or waited_seconds > self._patience(error.orig) or not self._goes_on():
+                    raise self._unreachable(error) from error
+                if pause_seconds >= 1 and not told:
+                    logger.warning("Waiting for the database: %s", error.orig)
+                    told = True
+                self.engine().dispose()  # another server may have its address by now
+                time.sleep(pause_seconds)
+            else:
+                if told:
+                    logger.info("The database answers after %.0f s", time.monotonic() - began_at)
+                self._reached = True
+                return result
+        raise AssertionError("unreachable")
+
+    def engine(self) -> sa.Engine:
+        """Return what opens connections, and keeps two."""
+        if self._engine is None:
+            drivers = {"mysql": "mysql+pymysql://", "postgresql": "postgresql+psycopg2://"}
+            self._engine = sa.create_engine(
+                drivers[self._settings.backend],
+                creator=lambda: _marked(_connection(self._settings)),
+                isolation_level="READ COMMITTED",
+                pool_size=2,
+                max_overflow=0,
+                pool_timeout=None,  # the loop, the lease and a count share them
+                pool_reset_on_return=None,  # every transaction is ended already
+            )
+            sa.event.listen(self._engine, "connect", _note_server)
+        return self._engine
+
+    def _in_time(self, act: Callable[[sa.Connection], Result]) -> Result:
+        """Do something in a transaction, and leave it where the run is to end before it is done."""
+        engine, lines = self.engine(), list[Line]()
+
+        def transact() -> Result:
+            with engine.begin() as connection:
+                lines.append(self._line_of(connection))
+                return act(connection)
+
+        hand = self._hands.pop() if self._hands else Hand()
+        errand = hand.begin(transact)
+        try:
+            self._wait_for(errand, lines)
+        finally:  # by a signal, too
+            self._wait_no_longer(errand, hand, lines)
+        if not errand.is_done:
+            raise DatabaseError(
+                f"The database gives no answer to {platform.node()}, which is waited for no longer."
+            )
+        return errand.result()
+
+    def _wait_for(self, errand: Errand[Result], lines: Sequence[Line]) -> None:
+        began_at, doubted = time.monotonic(), False
+        while not errand.wait(LOOK_SECONDS) and self._goes_on():
+            if lines and not doubted and time.monotonic() - began_at >= silence.DOUBT_SECONDS:
+                doubted = True
+                lines[0].doubt(lambda: not errand.is_done)
+
+    def _wait_no_longer(self, errand: Errand[Result], hand: Hand, lines: Sequence[Line]) -> None:
+        """Grant a COMMIT that is on its way a moment, then end its connection."""
+        try:
+            errand.wait(LAST_SECONDS)
+        finally:
+            if errand.is_done:
+                self._hands.append(hand)
+            else:
+                for line in lines:
+                    shut(line.connection)
+                self.engine().dispose()  # nobody gets what the hand still holds
+                hand.let_go()
+
+    def _line_of(self, connection: sa.Connection) -> Line:
+        raw = connection.connection.dbapi_connection
+        return Line(raw, lambda: _connection(self._settings), connection.info["server"])
+
+    def _patience(self, error: BaseException) -> float:
+        if limit_of(error) or is_full(error):
+            return self._patience_seconds
+        if not is_infrastructure(error):
+            return 0
+        return self._patience_seconds if self._reached else FIRST_PATIENCE_SECONDS
+
+    def _unreachable(self, error: sa.exc.DBAPIError) -> DatabaseError:
+        cause = str(error.orig).strip()
+        trouble = f"The jobs table {self._place} can't be reached or changed from {platform.node()}: {cause}"
+        denied = error.orig is not None and is_denial(error.orig)
+        return DatabaseError(f"{trouble}\n{DRIVERS_RIGHTS}" if denied else trouble)
+
+
+def _pauses() -> Iterator[float]:
+    seconds = FIRST_PAUSE_SECONDS
+    while True:
+        yield min(seconds, LONGEST_PAUSE_SECONDS)
+        seconds *= 2
+
+
+def _note_server(connection: Any, record: sa.pool.ConnectionPoolEntry) -> None:
+    record.info["server"] = server_name(connection)
+
+
+def _marked(connection: Any) -> Any:
+    """Let what is left of a connection that falls silent be found, and ended with its locks."""
+    bear(connection, number_of(uuid4().hex))
+    return connection
+
+
+def _connection(settings: ConnectionSettings) -> Any:
+    connection = _opened(settings)
+    prepare(connection, settings.backend)
+    return connection
+
+
+def _opened(settings: ConnectionSettings) -> Any:
+    if settings.login is not None:
+        return connect(settings.backend, settings.login, settings.charset)
+    from djdist.shipping.packing import (
+        open_dbapi_connection,  # it imports DataJoint, which takes half a second
+    )
+
+    return open_dbapi_connection(settings)
