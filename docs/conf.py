@@ -31,8 +31,8 @@ extensions = [
     "sphinx_copybutton",
     "generated",
 ]
+smartquotes = False  # it makes one dash of --option
 exclude_patterns = ["_build"]
-suppress_warnings = ["myst.xref_missing"]  # until all pages are there
 
 myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
 myst_heading_anchors = 3

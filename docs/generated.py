@@ -1,16 +1,21 @@
 """Directives that write down what the code knows, so that no page repeats it by hand."""
 
+import ast
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import typer
 from docutils.nodes import Node
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import djdist
+from djdist.cli.commands import app
 
+CODE = Path(djdist.__file__).parent
 Settings = type(djdist.config)
 
 
@@ -89,12 +94,123 @@ def kind_of(value: Any) -> str:
     return "executors" if value.__name__.endswith("Executor") else "classes"
 
 
+class Options(Generated):
+    """The options of a function of djdist, from its docstring."""
+
+    required_arguments = 1
+
+    def parts(self) -> Iterator[str]:
+        found = documented(getattr(djdist, self.arguments[0]), "Parameters")
+        yield table(
+            ("option", "meaning"), [(f"`{name}`", myst(meaning)) for name, (_, meaning) in found.items()]
+        )
+
+
+class CommandLine(Generated):
+    """All commands of ``djdist`` with their arguments, options and examples."""
+
+    def parts(self) -> Iterator[str]:
+        for name, command in commands().items():
+            arguments = [each for each in command.params if each.param_type_name == "argument"]
+            options = [each for each in command.params if each.param_type_name == "option"]
+            usage = " ".join(["djdist", name, *map(_written, arguments)])
+            yield f"## djdist {name}\n\n```text\n{usage}{' [OPTIONS]' * bool(options)}\n```"
+            yield command.help
+            if arguments:
+                yield table(("argument", ""), [(f"`{each.metavar}`", each.help) for each in arguments])
+            if options:
+                yield table(("option", ""), [(_names(each), each.help) for each in options])
+            examples = re.findall("`(.*)`", command.epilog or "")
+            yield "```console\n{}\n```".format("\n".join(f"$ {example}" for example in examples))
+
+
+def commands() -> dict[str, Any]:
+    """Return the commands by their names, in the order of the help."""
+    group: Any = typer.main.get_command(app)
+    return dict(group.commands)
+
+
+def _written(argument: Any) -> str:
+    several = "..." * (argument.nargs != 1)
+    return f"{argument.metavar}{several}" if argument.required else f"[{argument.metavar}]{several}"
+
+
+def _names(option: Any) -> str:
+    value = "" if option.is_flag else f" {option.metavar or option.name.upper()}"
+    names = [*option.opts, *option.secondary_opts]
+    return ", ".join(f"`{name}{value}`" for name in names)
+
+
+class Metrics(Generated):
+    """What djdist measures on Ray, as Prometheus sees it."""
+
+    def parts(self) -> Iterator[str]:
+        found = {texts[0]: (kind, texts[1]) for kind, texts in calls("Counter", "Gauge", "Histogram")}
+        rows = [
+            (f"`ray_{name}{'_total' * (kind == 'Counter')}`", kind.lower(), meaning)
+            for name, (kind, meaning) in found.items()
+            if name.startswith("djdist_")
+        ]
+        yield table(("metric", "kind", "meaning"), rows)
+
+
+class LogLines(Generated):
+    """All that djdist logs."""
+
+    def parts(self) -> Iterator[str]:
+        rows = {
+            (LEVELS[method], re.sub(r"%[-+.\d]*[sdrgf]", "…", "…(…) " * (method == "_log") + texts[0]))
+            for method, texts in calls(*LEVELS)
+            if texts[0]
+        }
+        yield table(("level", "message"), sorted(rows))
+
+
+LEVELS = {
+    "info": "INFO",
+    "warning": "WARNING",
+    "_log": "WARNING",  # of one key
+    "error": "ERROR",
+    "exception": "ERROR",
+}
+
+
+def calls(*methods: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield which of these methods djdist's code calls, and with which texts."""
+    for file in sorted(CODE.rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        known = {
+            ast.unparse(node.targets[0]): node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and node.args and getattr(node.func, "attr", "") in methods:
+                yield getattr(node.func, "attr", ""), [_text_of(argument, known) for argument in node.args]
+
+
+def _text_of(node: ast.expr | None, known: dict[str, ast.expr]) -> str:
+    """Return the text that stands there or has that name, or nothing if it is worked out."""
+    node = known.get(node.id) if isinstance(node, ast.Name) else node
+    return str(node.value) if isinstance(node, ast.Constant) else ""
+
+
+def table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a table in Markdown."""
+    lines = [names, tuple("---" for _ in names), *rows]
+    return "\n".join(f"| {' | '.join(_in_one_line(cell) for cell in line)} |" for line in lines)
+
+
+def _in_one_line(cell: str) -> str:
+    return " ".join(cell.split()).replace("|", "\\|")
+
+
 def documented(of: Any, section: str) -> dict[str, tuple[str, str]]:
     """Return the types and descriptions of the names in a section of a NumPy docstring."""
     text = inspect.getdoc(of) or ""
     body = re.split(rf"^{section}\n-+\n", text, flags=re.MULTILINE)[1]
     body = re.split(r"\n\n\w+\n-+\n", body)[0]
-    found = re.findall(r"^(\S[^:\n]*) : (.*)\n((?:    .*\n?|\n)+)", body, re.MULTILINE)
+    found = re.findall(r"^(\S[^:\n]*?)(?: : (.*))?\n((?:    .*\n?|\n)+)", body, re.MULTILINE)
     return {name: (of_type, inspect.cleandoc(meaning)) for name, of_type, meaning in found}
 
 
@@ -105,6 +221,11 @@ def myst(text: str) -> str:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    app.add_directive("settings", SettingsReference)
+    """Register the directives."""
+    app.add_directive("command-line", CommandLine)
+    app.add_directive("log-lines", LogLines)
+    app.add_directive("metrics", Metrics)
+    app.add_directive("options-of", Options)
     app.add_directive("public-names", PublicNames)
+    app.add_directive("settings", SettingsReference)
     return {"parallel_read_safe": True}

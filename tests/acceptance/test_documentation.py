@@ -76,3 +76,17 @@ def test_all_public_names_are_in_the_reference(site: Path) -> None:
     api = Page(site / "reference" / "api.html").anchors | Page(site / "reference" / "settings.html").anchors
     assert {f"djdist.{name}" for name in djdist.__all__ if name != "config"} <= api
     assert {f"djdist.config.{name}" for name in type(djdist.config).model_fields} <= api
+
+
+@pytest.mark.parametrize(
+    ("page", "written"),
+    [
+        ("command-line", {"populate", "--timeout-seconds TIMEOUT_SECONDS", "djdist wait 396303eb"}),
+        ("logs", {"…(…) was lost, … of …: …", "… is over: …"}),
+        ("metrics", {"ray_djdist_jobs_finished_total", "ray_djdist_make_seconds"}),
+        ("options", {"*restrictions", "retry_on"}),
+    ],
+)
+def test_what_the_code_knows_is_written_down(site: Path, page: str, written: set[str]) -> None:
+    text = re.sub("<[^>]+>", "", (site / "reference" / f"{page}.html").read_text())
+    assert not [each for each in written if each not in text]
