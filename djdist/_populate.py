@@ -170,7 +170,7 @@ def populate(
     )
     chosen = executors.resolve(_default(processes) if executor is None else executor, processes)
     if policy.timeout_seconds is not None:
-        chosen = chosen.killing()
+        chosen = chosen.with_kill()
     if detach:
         chosen.check_detaches()
     with reachable(table.connection):
@@ -184,7 +184,7 @@ def populate(
     make_kwargs = make_kwargs or {}
     work: TaskFunction = (
         WorkerContext(table, make_kwargs, settings_of(table.connection), version, fence)
-        if chosen.in_process
+        if chosen.runs_in_caller
         else _worker_task(table, make_kwargs, version, fence, policy.timeout_seconds)
     )
     if isinstance(work, PickledTask):
@@ -250,7 +250,6 @@ def _follow(
     executor: Executor, loop: Loop, info: RunInfo, max_calls: int | None, *, display_progress: bool
 ) -> dict[str, Any]:
     with (
-        executor.taken(),
         executor,
         catching(signal.SIGTERM),
         ProgressBar(info.table, max_calls, shown=display_progress) as bar,
@@ -261,10 +260,9 @@ def _follow(
 
 def _detach(executor: Executor, loop: Loop, info: RunInfo) -> Run:
     """Start a run; the way to the cluster stays open for its handle."""
-    with executor.taken():
-        executor.__enter__()
-        logger.info("%s goes on without its caller on %r", info, executor)
-        return Run(info, executor.detach(loop, info))
+    executor.__enter__()
+    logger.info("%s goes on without its caller on %r", info, executor)
+    return Run(info, executor.detach(loop, info))
 
 
 def _default(processes: int | None) -> Any:

@@ -4,10 +4,10 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from djdist._executor import Executor
-from djdist._job import Policy, RunInfo, Summary, TaskFunction, Watch
+from djdist._job import Policy, RunInfo, Status, Summary, TaskFunction, Watch
 from djdist._job_store import JobStore
 from djdist.driver.logs import log_here
 from djdist.driver.loop import Driver
@@ -19,21 +19,24 @@ logger = logging.getLogger(__name__)
 
 
 def drive(
-    executor: Executor, watch: Watch, *, store: JobStore, work: TaskFunction, policy: Policy, info: RunInfo
+    executor: Executor,
+    watch: Watch,
+    predecessor: Status | None,
+    *,
+    store: JobStore,
+    work: TaskFunction,
+    policy: Policy,
+    info: RunInfo,
 ) -> Summary:
-    """Do one run from its start to its summary."""
+    """Do one run from its start to its summary, or go on where its lost driver had got to."""
     if not info.is_here:
         log_here()
-    executor.start(work)
-    if executor.predecessor:
-        store.assume_reached()
-    driver = Driver(store, executor, policy, info.table)
-    try:
+    with closing(store), executor.open({info.table: work}) as pool:
+        if predecessor:
+            store.assume_reached()
+        driver = Driver(store, pool, policy, info.table)
         with _logged(info, executor, driver):
-            return driver.run(watch)
-    finally:
-        executor.close()
-        store.close()
+            return driver.run(watch, predecessor)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
-from djdist._executor import Ask, Executor, Loop
+from djdist._executor import ActorCall, Executor, Loop
 from djdist._job import RunInfo, Status, Summary, Watch
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 
@@ -18,6 +19,7 @@ POLL_SECONDS = 0.5
 MAX_DRIVERS = 3
 LOST_AGAIN = f"The cluster lost the run's driver {MAX_DRIVERS} times in a row before it got anywhere"
 ABSENT = "its caller was away for longer than the lease"
+DriveOnce = Callable[[Watch, Status | None], Summary]
 STEP_SECONDS = 1.0
 """The longest that a driver's step takes as a rule."""
 
@@ -34,6 +36,8 @@ class DriverActor:
     patience_seconds : float
         The run stops when its caller hasn't asked for its result for so long, and so is gone.
         Time in which this process itself was frozen doesn't count: nobody could ask then.
+    predecessor : Status or None
+        Where a driver that was lost had got to, if this one goes on with its run.
     clock : callable
         Seconds that pass.
     """
@@ -43,11 +47,12 @@ class DriverActor:
         loop: Loop,
         executor: Executor,
         patience_seconds: float,
+        predecessor: Status | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._status = self._first_status = executor.predecessor or Status()
+        self._status = self._first_status = predecessor or Status()
         self._reported = threading.Event()
-        if executor.predecessor is None:
+        if predecessor is None:
             self._reported.set()
         self._stopping = threading.Event()
         self._cut = threading.Event()
@@ -58,7 +63,7 @@ class DriverActor:
         self._asked_at = self._watched_at = clock()
         executor.attach()
         self._thread = threading.Thread(
-            target=self._do, args=(loop, executor), name="djdist-driver", daemon=True
+            target=self._do, args=(loop, executor, predecessor), name="djdist-driver", daemon=True
         )
         self._thread.start()
 
@@ -87,8 +92,8 @@ class DriverActor:
         self._asked_at = self._clock()
         return self._result
 
-    def _do(self, loop: Loop, executor: Executor) -> None:
-        result = end_of(lambda: loop(executor, self._watch))
+    def _do(self, loop: Loop, executor: Executor, predecessor: Status | None) -> None:
+        result = result_or_error(partial(loop, executor, self._watch, predecessor))
         self._result = DriverLostError(ABSENT) if self._forsaken else result
         if self._forsaken:
             executor.abandon()
@@ -121,8 +126,8 @@ class DriverActor:
         self._watched_at = now
 
 
-def end_of(run: Callable[[], Summary]) -> Summary | DjdistError:
-    """Give the summary of a run, or what ended it; each can be sent to its caller."""
+def result_or_error(run: Callable[[], Summary]) -> Summary | DjdistError:
+    """Return the summary of a run, or what ended it; each can be sent to its caller."""
     try:
         return run()
     except DjdistError as error:
@@ -134,21 +139,23 @@ def end_of(run: Callable[[], Summary]) -> Summary | DjdistError:
         return ClusterError(f"The run's driver failed: {type(error).__name__}: {error}")
 
 
-def outlive(
-    executor: Executor, drive_once: Callable[[Watch], Summary], watch: Watch, info: RunInfo
+def supervise(
+    executor: Executor, drive_once: DriveOnce, watch: Watch, info: RunInfo, predecessor: Status | None = None
 ) -> Summary:
     """Do a run by one driver after another, where the cluster loses them.
 
     Parameters
     ----------
     executor : Executor
-        Is told of each driver's ``predecessor``.
+        Is named in the log.
     drive_once : callable
-        Starts a driver and follows it.
+        Starts a driver, given who watches it and where its predecessor had got to, and follows it.
     watch : callable
         Is told the run's status.
     info : RunInfo
         Names the run in the log.
+    predecessor : Status or None
+        Where a driver that was lost before had got to.
 
     Raises
     ------
@@ -156,16 +163,7 @@ def outlive(
         Too many drivers in a row were lost before they got anywhere.
     """
     logger.info("%s goes to a driver on %r", info, executor)
-    try:
-        return _one_after_another(executor, drive_once, watch, info)
-    finally:
-        executor.predecessor = None
-
-
-def _one_after_another(
-    executor: Executor, drive_once: Callable[[Watch], Summary], watch: Watch, info: RunInfo
-) -> Summary:
-    last = executor.predecessor or Status()
+    last = predecessor or Status()
 
     def note(status: Status) -> bool:
         nonlocal last
@@ -176,23 +174,23 @@ def _one_after_another(
     while in_vain < MAX_DRIVERS:
         before = last
         try:
-            summary = drive_once(note)
+            summary = drive_once(note, predecessor)
         except DriverLostError as error:
             logger.warning("Lost the run's driver: %s", error)
             lost, in_vain = error, 0 if last.progress > before.progress else in_vain + 1
-            executor.predecessor = last
+            predecessor = last
         else:
             logger.info("%s is over: %d made, %d failed", info, summary.success_count, last.failed)
             return summary
     raise ClusterError(f"{LOST_AGAIN}, last: {lost}") from lost
 
 
-def follow(ask: Ask, watch: Watch) -> Summary:
+def follow(call: ActorCall, watch: Watch) -> Summary:
     """Follow an actor's run from the caller until it ends; stop it where the caller is stopped.
 
     Parameters
     ----------
-    ask : callable
+    call : callable
         Calls one of the actor's methods by name.
     watch : callable
         Is told the run's status.
@@ -203,21 +201,21 @@ def follow(ask: Ask, watch: Watch) -> Summary:
         What ended the run.
     """
     try:
-        summary = await_summary(ask, watch)
-        watch(ask("status"))
+        summary = await_summary(call, watch)
+        watch(call("status"))
     except (KeyboardInterrupt, SystemExit):
         with suppress(Exception):  # a driver that is lost meanwhile must not hide the signal
-            _stop(ask)
+            _stop(call)
         raise
     return summary
 
 
-def await_summary(ask: Ask, watch: Watch) -> Summary:
+def await_summary(call: ActorCall, watch: Watch) -> Summary:
     """Wait until a run ends, which is watched until then; leave it alone where the waiting is ended."""
     poll_seconds = FIRST_POLL_SECONDS
-    while (result := ask("result")) is None:
-        if not watch(ask("status")):
-            ask("stop")
+    while (result := call("result")) is None:
+        if not watch(call("status")):
+            call("stop")
         time.sleep(poll_seconds)
         poll_seconds = min(2 * poll_seconds, POLL_SECONDS)
     if isinstance(result, DjdistError):
@@ -226,16 +224,16 @@ def await_summary(ask: Ask, watch: Watch) -> Summary:
     return summary
 
 
-def _stop(ask: Ask) -> None:
+def _stop(call: ActorCall) -> None:
     """Stop a run, at once where the user asks for it again meanwhile."""
-    ask("stop")
+    call("stop")
     try:
-        _wait_for_end(ask)
+        _wait_for_end(call)
     except (KeyboardInterrupt, SystemExit):
-        ask("cut")
-        _wait_for_end(ask)
+        call("cut")
+        _wait_for_end(call)
 
 
-def _wait_for_end(ask: Ask) -> None:
-    while ask("result") is None:
+def _wait_for_end(call: ActorCall) -> None:
+    while call("result") is None:
         time.sleep(FIRST_POLL_SECONDS)

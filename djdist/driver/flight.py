@@ -3,9 +3,9 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from djdist._executor import Executor
 from djdist._job import Identity, Job, Policy
 from djdist._job_store import JobStore
+from djdist._task_pool import TaskPool
 from djdist.driver.grouping import Waiting
 from djdist.driver.lease import Lease
 from djdist.driver.overdue import Overdue
@@ -23,10 +23,10 @@ class Flight:
     """
 
     def __init__(
-        self, store: JobStore, executor: Executor, policy: Policy, table: str, clock: Callable[[], float]
+        self, store: JobStore, pool: TaskPool, policy: Policy, table: str, clock: Callable[[], float]
     ) -> None:
         self._store = store
-        self._executor = executor
+        self._pool = pool
         self._table = table
         self._tasks: dict[int, tuple[Job, ...]] = {}
         self._waiting = Waiting(clock)
@@ -53,7 +53,7 @@ class Flight:
         waiting = deque(groups)
         try:
             while waiting:
-                ticket = self._executor.submit(self._table, waiting[0])
+                ticket = self._pool.submit(self._table, waiting[0])
                 self._tasks[ticket] = waiting.popleft()
                 self.overdue.note(ticket)
         finally:
@@ -70,7 +70,7 @@ class Flight:
 
     def recall(self) -> None:
         """Give back what has not begun."""
-        cancelled = [ticket for ticket in self._tasks if self._executor.cancel(ticket)]
+        cancelled = [ticket for ticket in self._tasks if self._pool.cancel(ticket)]
         self._store.release([job for ticket in cancelled for job in self._tasks.pop(ticket)])
         with self.lease.held_off():  # what is locked would be taken for begun
             self._leave_out({job.identity for job in self._store.release_waiting(self.jobs())})

@@ -49,27 +49,27 @@ class Grouping:
         if len(jobs) > 1:
             self._alone |= {job.identity for job in jobs}
 
-    def size_of_shares(self, left: Callable[[int], int], places: int) -> int:
-        """Give the size, smaller where little is left, so that all places end about together [2]_.
+    def size_of_shares(self, left: Callable[[int], int], slots: int) -> int:
+        """Give the size, smaller where little is left, so that all slots end about together [2]_.
 
         Parameters
         ----------
         left : callable
             Counts the keys that are left, no further than to a number.
-        places : int
-            How many places share them.
+        slots : int
+            How many slots share them.
         """
-        shares = SHARES * max(1, places)
+        shares = SHARES * max(1, slots)
         share = -(-left(shares * self.size) // shares) if self.size > 1 else 1
         return max(share, self.size // SMALLEST_SHARE, 1)
 
-    def split(self, jobs: Sequence[Job], size: int, places: int) -> Iterator[tuple[Job, ...]]:
+    def split(self, jobs: Sequence[Job], size: int, slots: int) -> Iterator[tuple[Job, ...]]:
         """Divide jobs into groups of a size, or into so many groups if there are fewer jobs."""
         alone = [job for job in jobs if job.identity in self._alone]
         others = [job for job in jobs if job.identity not in self._alone] if alone else jobs
         self._alone -= {job.identity for job in alone}
         yield from ((job,) for job in alone)
-        size = max(1, min(size, -(-len(others) // places)))
+        size = max(1, min(size, -(-len(others) // slots)))
         yield from (tuple(others[first : first + size]) for first in range(0, len(others), size))
 
 

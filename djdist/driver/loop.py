@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from djdist._executor import Executor
 from djdist._job import Completion, Ending, Failure, Job, Outcome, Policy, Report, Status, Summary, Watch
 from djdist._job_store import JobStore
 from djdist._signals import signal_behind
+from djdist._task_pool import TaskPool
 from djdist.driver.dashboard import RECOUNT_SECONDS, Dashboard
 from djdist.driver.flight import Flight
 from djdist.driver.grouping import Grouping
@@ -21,19 +21,19 @@ from djdist.errors import DatabaseError, WorkerSetupError
 logger = logging.getLogger(__package__)
 
 MOST_AT_ONCE = 1000
-"""So many jobs at most are reserved by one statement, unless there are more places."""
+"""So many jobs at most are reserved by one statement, unless there are more slots."""
 WITH_DRIVER = "the worker died that also held the run's driver"
 
 
 class Driver:
-    """Makes the jobs of a store on an executor.
+    """Makes the jobs of a store in a pool of tasks.
 
     Parameters
     ----------
     store : JobStore
         Keeps the jobs.
-    executor : Executor
-        Runs them; it has been started.
+    pool : TaskPool
+        Runs them.
     policy : Policy
         How many calls, what to do on errors, how many losses.
     table : str
@@ -47,31 +47,31 @@ class Driver:
     def __init__(
         self,
         store: JobStore,
-        executor: Executor,
+        pool: TaskPool,
         policy: Policy,
         table: str = "",
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._store = store
-        self._executor = executor
+        self._pool = pool
         self._policy = policy
         self._table = table
         self._clock = clock
         self._sleep = sleep
         self._grouping = Grouping()
         self._supply = Supply(store, clock)
-        self._flight = Flight(store, executor, policy, table, clock)
+        self._flight = Flight(store, pool, policy, table, clock)
         self._ledger = Ledger(store, self._supply, policy, table, clock, self.stop)
-        self._dashboard = Dashboard(executor, self._supply, table, clock, lambda: self.last_status)
+        self._dashboard = Dashboard(pool, self._supply, table, clock, lambda: self.last_status)
         self._begun = False
         self._stop_by: float | None = None
         self._wait_by: float | None = None
 
-    def run(self, watch: Watch) -> Summary:
+    def run(self, watch: Watch, predecessor: Status | None = None) -> Summary:
         """Do all steps and return the summary; whatever happens, give back what is left.
 
-        A run that goes on after its driver died frees first what that one held.
+        A run that goes on after its driver died, its ``predecessor``, frees first what that one held.
 
         Raises
         ------
@@ -80,8 +80,8 @@ class Driver:
         """
         self._store.wait_while(self._wanted_by(watch))
         try:
-            if self._executor.predecessor:
-                self._succeed(self._executor.predecessor, watch)
+            if predecessor:
+                self._succeed(predecessor, watch)
             else:
                 self._try_workers(watch)
             self._store.release_all()
@@ -102,10 +102,10 @@ class Driver:
         return self.summary()
 
     def step(self) -> bool:
-        """Fill the free places and collect what has ended; False when nothing is left to do."""
+        """Fill the free slots and collect what has ended; False when nothing is left to do."""
         self._dashboard.tell()
         self._fill()
-        completions = self._executor.wait(self._wait_seconds())
+        completions = self._pool.wait(self._wait_seconds())
         for completion in completions:
             self._collect(completion)
         self._end_disowned()
@@ -142,13 +142,14 @@ class Driver:
 
     def _status(self, pending: int) -> Status:
         tasks = self._flight.tasks
-        running = min(tasks, self._executor.places()) if tasks else 0  # a task makes one key at a time
+        running = min(tasks, self._pool.slots()) if tasks else 0  # a task makes one key at a time
         queued = len(self._flight) - running
         return self._ledger.status(running=running, queued=queued, pending=pending, begun=self._begun)
 
     def _succeed(self, lost: Status, watch: Watch) -> None:
         """Go on where a driver was lost, which is a loss for keys in its process, and say so first."""
         self._begun = lost.begun
+        self._pool.show(self._table, lost, ())
         self._ledger.inherit(lost)
         if lost.handover.stopping:
             self.stop(self._policy.grace_seconds)
@@ -167,7 +168,7 @@ class Driver:
             self._go_on(watch)
         except (KeyboardInterrupt, SystemExit):
             with self._without_database():
-                self.stop(0 if self._executor.in_process else self._policy.grace_seconds)
+                self.stop(0 if self._pool.runs_in_caller else self._policy.grace_seconds)
                 self._go_on(watch)
             raise
 
@@ -207,8 +208,8 @@ class Driver:
             )
 
     def _try_workers(self, watch: Watch) -> None:
-        self._executor.submit(self._table, ())
-        while not (completions := self._executor.wait(WAIT_SECONDS)):
+        self._pool.submit(self._table, ())
+        while not (completions := self._pool.wait(WAIT_SECONDS)):
             if not watch(self.status()):
                 self.stop()
                 return
@@ -221,15 +222,15 @@ class Driver:
             raise WorkerSetupError(f"No worker begins a key of {self._table}. {obstacles.last}")
         if self._ledger.stopping or obstacles.pause_seconds or not self._supply.asks(idle=idle):
             return
-        places = self._executor.free_places()
-        if places <= 0 or self._ledger.free_calls(1) <= 0:
+        slots = self._pool.free_slots()
+        if slots <= 0 or self._ledger.free_calls(1) <= 0:
             return
-        size = self._grouping.size_of_shares(self._left, self._executor.places())
-        most = max(places, MOST_AT_ONCE)
-        limit = self._ledger.free_calls(min(places * size, most))
+        size = self._grouping.size_of_shares(self._left, self._pool.slots())
+        most = max(slots, MOST_AT_ONCE)
+        limit = self._ledger.free_calls(min(slots * size, most))
         jobs = self._supply.reserve(limit, idle=idle)
         self._ledger.note_calls(len(jobs))
-        self._flight.submit(self._grouping.split(jobs, size, 1 if len(jobs) == most else places))
+        self._flight.submit(self._grouping.split(jobs, size, 1 if len(jobs) == most else slots))
 
     def _left(self, enough: int) -> int:
         """Count what is left for this run, no further than to what is enough."""
@@ -247,7 +248,7 @@ class Driver:
 
     def _end_disowned(self) -> None:
         if self._flight.disowned():  # maybe made, while a driver that waited for its database collected none
-            for completion in self._executor.wait(0):
+            for completion in self._pool.wait(0):
                 self._collect(completion)
         disowned = self._flight.disowned()
         for job in [job for ticket in disowned for job in self._flight.land(ticket)]:
@@ -265,7 +266,7 @@ class Driver:
     def _kill(self, tickets: Iterable[int]) -> None:
         """End tasks once all is recorded: on Dask it takes seconds, in which others end."""
         for ticket in tickets:
-            self._executor.kill(ticket)
+            self._pool.kill(ticket)
 
     def _collect(self, completion: Completion) -> None:
         overdue = self._flight.overdue.explains(completion.ticket)
@@ -312,7 +313,7 @@ class Driver:
         """End what runs, only then give it back: nobody else shall make it meanwhile."""
         try:
             if self._flight:
-                self._executor.close()
+                self._pool.close()
         finally:
             self._flight.clear()
             with self._without_database():

@@ -70,7 +70,7 @@ def resolve(executor: Any, processes: int | None = 1) -> Executor:
 
 def _from_name(name: str, processes: int | None) -> Executor:
     chosen = executor_class(name)
-    return chosen(processes) if name == "local" else chosen()  # type: ignore[call-arg]
+    return chosen(processes) if name == "local" else chosen()
 
 
 def _from_object(executor: Any) -> Executor:
@@ -79,7 +79,7 @@ def _from_object(executor: Any) -> Executor:
     if isinstance(executor, cf.Executor):
         return FuturesExecutor(executor)
     if type(executor).__module__.startswith("distributed."):
-        return executor_class("dask")(executor)  # type: ignore[call-arg]
+        return executor_class("dask")(executor)
     raise OptionError(
         f"{executor!r} is no executor: give a name ({', '.join(map(repr, NAMES))}), an executor of djdist, "
         "a dask.distributed.Client or a concurrent.futures.Executor."

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -20,17 +20,11 @@ from distributed.protocol.serialize import Serialize
 from distributed.threadpoolexecutor import thread_state, threads_lock
 from distributed.worker_state_machine import SecedeEvent
 
-from djdist._executor import (
-    Ask,
-    Executor,
-    Loop,
-    default_places,
-    what_is_made,
-    window,
-)
+from djdist._executor import ActorCall, Executor, Loop, default_slots
 from djdist._job import Completion, Job, Report, RunInfo, Status, Summary, TaskFunction, Watch
 from djdist._settings import config
-from djdist.driver.actor import POLL_SECONDS, DriverActor, end_of, follow, outlive
+from djdist._task_pool import TaskPool, what_is_made, window
+from djdist.driver.actor import POLL_SECONDS, DriverActor, follow, result_or_error, supervise
 from djdist.errors import ClusterError, DjdistError, DriverLostError, OptionError
 from djdist.executors.dask_cluster import own_cluster
 from djdist.shipping.pickled_task import PickledTask, fetched
@@ -40,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 DRIVER = "djdist driver"
 TASK_ID = r"[0-9a-f]{8}-[0-9a-f]{4,8}-\d+"
-PLACES_AGE_SECONDS = 1.0
+SLOTS_AGE_SECONDS = 1.0
 RESTART_SECONDS = 30
 SILENCE_SECONDS = 10.0
 """A worker that the scheduler has not heard of for so long may answer no question."""
@@ -88,8 +82,6 @@ class DaskExecutor(Executor):
         Any other option of ``Client.submit``, for example ``priority`` or ``workers``.
     """
 
-    shows = True
-
     def __init__(
         self,
         cluster: distributed.Client | str | None = None,
@@ -99,25 +91,19 @@ class DaskExecutor(Executor):
         self._cluster = cluster
         self._options = dask_options | ({"resources": resources} if resources else {})
         self._client: distributed.Client
-        self._workers: _Workers
         self._started = ExitStack()
-        self._tickets: dict[distributed.Future[Report], int] = {}
-        self._submitted = 0
-        self._run = self._driver = uuid4().hex[:8]
-        self._own_worker = ""
-        self._left: list[distributed.Future[Report]] = []
 
     def __repr__(self) -> str:
         cluster = self._cluster or getattr(self, "_client", None)
         return f"DaskExecutor({cluster or 'auto'})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_cluster, (self._options, self._run, self.predecessor)
+        return _without_cluster, (self._options,)
 
     def connect(self) -> None:
-        self._use(self._joined() or self._started_client())
+        self._client = self._joined() or self._started_client()
 
-    def killing(self) -> Executor:
+    def with_kill(self) -> Executor:
         client = self._joined()
         if client and (beside := _beside_others(client)):
             raise OptionError(
@@ -127,66 +113,70 @@ class DaskExecutor(Executor):
             )
         return self
 
-    def drive(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
-        self._run = info.id
-        with _slot_given_up():
-            return outlive(self, lambda watch_all: self._drive_once(loop, watch_all, info), watch, info)
+    def open(self, tasks: Mapping[str, TaskFunction]) -> TaskPool:
+        return _Pool(_Workers(self._client, self._options), uuid4().hex[:8], tasks)
 
-    def _drive_once(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
+    def drive(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
+        with _slot_given_up():
+            return supervise(self, partial(self._drive_once, loop, info), watch, info)
+
+    def _drive_once(self, loop: Loop, info: RunInfo, watch: Watch, predecessor: Status | None) -> Summary:
         key = (DRIVER, info.table, uuid4().hex[:8])
-        patience_seconds = config.lease_seconds
+        there, workers = _OnDriver(self._options, info.id), _Workers(self._client, self._options)
         if self._joined() and not self._client.nthreads():
             logger.warning("The Dask cluster has no workers now; the run of %s waits for one", info.table)
-        submitted = self._client.submit(DriverActor, loop, self, patience_seconds, actor=True, key=key)
+        arguments = (loop, there, config.lease_seconds, predecessor)
+        submitted = self._client.submit(DriverActor, *arguments, actor=True, key=key)
+        belongs_to_run = partial(_belongs_to, info.id)
         try:
             self._publish(info, submitted)
-            return follow(partial(self._ask_actor, submitted), self._explaining(watch))
+            return follow(partial(self._call_actor, submitted), workers.explaining(watch))
         except DriverLostError:
-            self._workers.restart(self._workers.still_running(self._belongs_to_run))
+            workers.restart(workers.still_running(belongs_to_run))
             raise
         finally:
-            self._workers.restart(self._workers.running(self._belongs_to_run))
-            self._withdraw(info.id)
+            workers.restart(workers.running(belongs_to_run))
+            _withdraw(self._client, info.id)
             submitted.release()
 
     def check_detaches(self) -> None:
         if not (self._cluster or _default_client() or _configured_address()):
             super().check_detaches()
 
-    def detach(self, loop: Loop, info: RunInfo) -> Ask:
+    def detach(self, loop: Loop, info: RunInfo) -> ActorCall:
         self._withdraw_taken()
-        self._run = info.id
         key = (DRIVER, info.table, info.id)
-        future = self._client.submit(_drive_as_task, loop, self, key=key, pure=False)
+        there = _OnDriver(self._options, info.id)
+        future = self._client.submit(_drive_as_task, loop, there, key=key, pure=False)
         self._publish(info, future)
         while not self._client.run_on_scheduler(
             _has_task, future.key
         ):  # else it would be gone with this process
             time.sleep(POLL_SECONDS / 10)
-        return self._line_to(info, future)
+        return self._proxy(info, future)
 
-    def runs(self) -> list[tuple[RunInfo, Ask]]:
+    def runs(self) -> list[tuple[RunInfo, ActorCall]]:
         self._withdraw_taken()
         names = [name for name in self._client.list_datasets() if str(name).startswith(_published(""))]
         published = [self._client.get_dataset(name, None) for name in names]
-        return [(info, self._line_to(info, future)) for info, future in filter(None, published)]
+        return [(info, self._proxy(info, future)) for info, future in filter(None, published)]
 
     def _publish(self, info: RunInfo, driver: "distributed.Future[Any]") -> None:
         self._client.publish_dataset((info, driver), name=_published(info.id), override=True)
 
-    def _line_to(self, info: RunInfo, driver: "distributed.Future[Any]") -> Ask:
-        board = _Board(self._client, info.id, driver)
+    def _proxy(self, info: RunInfo, driver: "distributed.Future[Any]") -> ActorCall:
+        mailbox = _RunMailbox(self._client, info.id, driver)
 
-        def ask(method: str) -> Any:
+        def call(method: str) -> Any:
             if method == "forget":
                 return self._client.set_metadata([*_place(info.id), "taken"], time.time())
-            with _losing():
-                return getattr(board, method)() if info.detached else self._ask_actor(driver, method)
+            with _as_driver_lost():
+                return getattr(mailbox, method)() if info.detached else self._call_actor(driver, method)
 
-        return ask
+        return call
 
-    def _ask_actor(self, actor: "distributed.Future[Any]", method: str) -> Any:
-        with _losing(), self._client.as_current():
+    def _call_actor(self, actor: "distributed.Future[Any]", method: str) -> Any:
+        with _as_driver_lost(), self._client.as_current():
             return getattr(actor.result(), method)().result()
 
     def _withdraw_taken(self) -> None:
@@ -194,44 +184,111 @@ class DaskExecutor(Executor):
         told: dict[str, dict[str, Any]] = self._client.get_metadata(["djdist"], {})
         long_ago = time.time() - self.taken_result_kept_seconds
         for run in [run for run, place in told.items() if place.get("taken", long_ago) < long_ago]:
-            self._withdraw(run)
-
-    def _withdraw(self, run: str) -> None:
-        with suppress(*LOST):
-            self._client.unpublish_dataset(_published(run))
-            self._client.set_metadata(_place(run), {})
+            _withdraw(self._client, run)
 
     def disconnect(self) -> None:
         self._started.close()
 
+    def _joined(self) -> distributed.Client | None:
+        """Return the client of the cluster that is there, None where one has to be started."""
+        client = self._cluster or _default_client() or _configured_address()
+        if isinstance(client, distributed.Client):
+            return _blocking(client)
+        try:
+            return _client_at(client) if client else None
+        except (OSError, ValueError, distributed.TimeoutError) as error:
+            raise ClusterError(
+                f"Can't reach the Dask scheduler at {client}: {error}. "
+                "Check the address, or leave it out to start a cluster on this machine."
+            ) from error
+
+    def _started_client(self) -> distributed.Client:
+        self._started.enter_context(dask.config.set(PATIENT_WITH_WORKERS))
+        cluster = self._started.enter_context(own_cluster(default_slots()))
+        return self._started.enter_context(closing(distributed.Client(cluster, set_as_default=False)))
+
+
+class _OnDriver(Executor):
+    """What a run's driver has of its executor, in the worker where it is."""
+
+    def __init__(self, options: dict[str, Any], run: str) -> None:
+        self._options = options
+        self.run = run
+        self._pool: _Pool | None = None
+
+    def __repr__(self) -> str:
+        return f"DaskExecutor({self.client})"
+
     def attach(self) -> None:
-        self._use(distributed.get_client())
+        self.client = distributed.get_client()
+        self.workers = _Workers(self.client, self._options)
         worker = distributed.get_worker()
         worker.metrics["djdist"] = _counts_here  # the dashboard has a column for it on the page of workers
         worker.handlers[_fetch.__name__] = _offer
-        self._own_worker = worker.address
-        self._driver = uuid4().hex[:4]
+        self._worker = worker.address
 
-    def start(self, work: TaskFunction) -> None:
-        if self._own_worker and isinstance(work, PickledTask):
-            self._offered = _offered[work.name] = work
-            work = fetched(work, partial(_fetch, self._own_worker, work.name))
-        self._work = partial(_work_attended, work)
+    def open(self, tasks: Mapping[str, TaskFunction]) -> TaskPool:
+        self._pool = _Pool(self.workers, self.run, tasks, self._worker)
+        return self._pool
+
+    def abandon(self) -> None:
+        _withdraw(self.client, self.run)
+        self.end_left()
+
+    def end_left(self) -> None:
+        """End what the closed pool left, with this driver's own process."""
+        if self._pool and self._pool.left:
+            self.workers.restart({self._worker})
+
+
+class _Pool(TaskPool):
+    """Submits one run's tasks, which bear its name, so that those of other runs are left alone.
+
+    Attributes
+    ----------
+    left : list of distributed.Future
+        What went on as it was closed, because it shares a worker with the driver, which the caller ends.
+    """
+
+    has_dashboard = True
+
+    def __init__(
+        self, workers: "_Workers", run: str, tasks: Mapping[str, TaskFunction], own_worker: str = ""
+    ) -> None:
+        self._workers = workers
+        self._client = workers.client
+        self._options = workers.options
+        self._run = run
+        self._driver = uuid4().hex[:4]
+        self._own_worker = own_worker
+        self._offered: list[PickledTask] = []
+        self._tasks = {table: partial(_with_plugin, self._sent(work)) for table, work in tasks.items()}
+        self._tickets: dict[distributed.Future[Report], int] = {}
+        self._submitted = 0
+        self.left: list[distributed.Future[Report]] = []
+
+    def _sent(self, work: TaskFunction) -> TaskFunction:
+        if not self._own_worker or not isinstance(work, PickledTask):
+            return work
+        _offered[work.name] = work
+        self._offered.append(work)
+        return fetched(work, partial(_fetch, self._own_worker, work.name))
 
     def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
         _counts[self._run] = f"{table}: {status}"
 
-    def places(self) -> int:
-        return self._workers.places()
+    def slots(self) -> int:
+        return self._workers.slots()
 
-    def free_places(self) -> int:
-        return window(self.places()) - len(self._tickets)
+    def free_slots(self) -> int:
+        return window(self.slots()) - len(self._tickets)
 
     def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
-        task = (table, what_is_made(jobs), f"{self._run}-{self._driver}-{self._submitted}")
+        key = (table, what_is_made(jobs), f"{self._run}-{self._driver}-{self._submitted}")
         options = self._options if "workers" in self._options else self._workers.aim() | self._options
-        future = self._client.submit(self._work, tuple(jobs), key=task, retries=0, pure=False, **options)
+        task = self._tasks[table]
+        future = self._client.submit(task, tuple(jobs), key=key, retries=0, pure=False, **options)
         self._tickets[future] = self._submitted
         return self._submitted
 
@@ -258,53 +315,12 @@ class DaskExecutor(Executor):
         """End what runs, but for what shares a worker with the driver, which the caller ends."""
         _counts.pop(self._run, None)
         if self._tickets:
-            workers = self._workers.running(self._belongs_to_run)
+            workers = self._workers.running(partial(_belongs_to, self._run))
             beside = workers.pop(self._own_worker, set())
-            self._left = [future for future in self._tickets if future.key in beside]
+            self.left = [future for future in self._tickets if future.key in beside]
             self._client.cancel([future for future in self._tickets if future.key not in beside])
             self._tickets.clear()
             self._workers.restart(workers)
-
-    def abandon(self) -> None:
-        self._withdraw(self._run)
-        self._end_left()
-
-    def _end_left(self) -> None:
-        if self._left:
-            self._workers.restart({self._own_worker})
-
-    def _use(self, client: distributed.Client) -> None:
-        self._client, self._workers = client, _Workers(client, self._options)
-
-    def _joined(self) -> distributed.Client | None:
-        """Give the client of the cluster that is there, None where one has to be started."""
-        client = self._cluster or _default_client() or _configured_address()
-        if isinstance(client, distributed.Client):
-            return _blocking(client)
-        try:
-            return _client_at(client) if client else None
-        except (OSError, ValueError, distributed.TimeoutError) as error:
-            raise ClusterError(
-                f"Can't reach the Dask scheduler at {client}: {error}. "
-                "Check the address, or leave it out to start a cluster on this machine."
-            ) from error
-
-    def _started_client(self) -> distributed.Client:
-        self._started.enter_context(dask.config.set(PATIENT_WITH_WORKERS))
-        cluster = self._started.enter_context(own_cluster(default_places()))
-        return self._started.enter_context(closing(distributed.Client(cluster, set_as_default=False)))
-
-    def _explaining(self, watch: Watch) -> Watch:
-        """Let the user know while a run is watched why none of its tasks begins."""
-
-        def told(status: Status) -> bool:
-            self._workers.explain_absence()
-            return watch(status)
-
-        return told
-
-    def _belongs_to_run(self, key: Any) -> bool:
-        return isinstance(key, tuple) and str(key[-1]).startswith(f"{self._run}-")
 
 
 class _Workers:
@@ -312,12 +328,17 @@ class _Workers:
 
     Attributes
     ----------
+    client : distributed.Client
+        Leads to the cluster.
+    options : dict
+        How tasks are submitted.
     unfit : set of str
         The addresses of those that can't make keys, as far as is known.
     """
 
     def __init__(self, client: distributed.Client, options: dict[str, Any]) -> None:
-        self._client = client
+        self.client = client
+        self.options = options
         self._needs: dict[str, float] = options.get("resources") or {}
         among = () if options.get("allow_other_workers") else options.get("workers") or ()
         self._among = [among] if isinstance(among, str) else list(among)
@@ -327,27 +348,36 @@ class _Workers:
         self._explained = False
         self.unfit: set[str] = set()
 
-    def places(self) -> int:
+    def slots(self) -> int:
         """Count the tasks that can run at the same time: one per worker that has what a key needs."""
         now = time.monotonic()
-        if now - self._counted_at >= PLACES_AGE_SECONDS:
-            able = self._client.run_on_scheduler(_workers_with, self._needs, self._among)
+        if now - self._counted_at >= SLOTS_AGE_SECONDS:
+            able = self.client.run_on_scheduler(_workers_with, self._needs, self._among)
             self._able, self._counted_at = set(able), now
         return len(self._fit())
 
-    def explain_absence(self) -> None:
+    def explaining(self, watch: Watch) -> Watch:
+        """Let the user know while a run is watched why none of its tasks begins."""
+
+        def told(status: Status) -> bool:
+            self._explain_absence()
+            return watch(status)
+
+        return told
+
+    def _explain_absence(self) -> None:
         """Say once, if no worker has had what a key needs for a while, what that is and what there is."""
         if self._explained or not self._needs:
             return
         with suppress(*LOST):
-            if self.places():
+            if self.slots():
                 self._absent_since = None
                 return
             now = time.monotonic()
             self._absent_since = self._absent_since or now
             if now - self._absent_since >= ABSENCE_SECONDS:
                 self._explained = True
-                there = self._client.run_on_scheduler(_resources)
+                there = self.client.run_on_scheduler(_resources)
                 logger.warning(ABSENT, _written(self._needs), _counted(there), _written(self._needs))
 
     def aim(self) -> dict[str, Any]:
@@ -355,14 +385,14 @@ class _Workers:
         return {"workers": sorted(self._fit()), "allow_other_workers": True} if self.unfit else {}
 
     def _fit(self) -> set[str]:
-        """Give the workers that may make keys; all of them, if none is left."""
+        """Return the workers that may make keys; all of them, if none is left."""
         return self._able - self.unfit or self._able
 
     def running(self, wanted: Callable[[Any], bool]) -> dict[str, set[Any]]:
         """Find the workers that run some of these tasks, not those on which they only wait for another's."""
         found: dict[str, tuple[list[Any], list[Any], list[Any]]] = {}
         with suppress(*LOST):
-            found = self._client.run_on_scheduler(_tasks_by_worker)
+            found = self.client.run_on_scheduler(_tasks_by_worker)
         wanted_by_worker = {
             worker: set(filter(wanted, assigned))
             for worker, (assigned, executing, seceded) in found.items()
@@ -374,8 +404,8 @@ class _Workers:
         """Find the workers that still run some of these tasks, though the scheduler has forgotten them."""
         keys: dict[str, list[Any]] = {}
         with suppress(*LOST):
-            alive: list[str] = self._client.run_on_scheduler(_workers_heard_of)
-            keys = self._client.run(_keys_in_threads, workers=alive, on_error="ignore") if alive else {}
+            alive: list[str] = self.client.run_on_scheduler(_workers_heard_of)
+            keys = self.client.run(_keys_in_threads, workers=alive, on_error="ignore") if alive else {}
         return [worker for worker, running in keys.items() if any(map(wanted, running))]
 
     def restart(self, workers: Iterable[str]) -> None:
@@ -385,7 +415,7 @@ class _Workers:
             return
         try:
             with suppress(KeyError):  # one has gone by itself meanwhile
-                self._client.restart_workers(addresses, timeout=RESTART_SECONDS, raise_for_error=False)
+                self.client.restart_workers(addresses, timeout=RESTART_SECONDS, raise_for_error=False)
         except ValueError as error:
             logger.warning(
                 "Workers without a nanny can't be stopped; what runs there will change nothing: %s", error
@@ -394,7 +424,7 @@ class _Workers:
             logger.warning("The Dask cluster doesn't answer, what runs there will change nothing: %s", error)
 
 
-class _Board:
+class _RunMailbox:
     """Where the driver of a detached run, which is a task, and who looks at it leave word for each other."""
 
     def __init__(
@@ -446,10 +476,10 @@ class _Board:
         self._client.set_metadata([*self._place, name], cloudpickle.dumps(value))
 
 
-class _Attendant(distributed.WorkerPlugin):
+class _GiveBackPlugin(distributed.WorkerPlugin):
     """Gives back what a worker is making that is told to go."""
 
-    name = "djdist attendant"
+    name = "djdist gives back"
 
     def teardown(self, worker: distributed.Worker) -> None:
         give_back_and_exit(end_process=worker.nanny is not None)  # else it may be the user's own process
@@ -482,9 +512,9 @@ def _fetch(address: str, name: str) -> PickledTask:
     return work
 
 
-def _work_attended(work: TaskFunction, jobs: Sequence[Job]) -> Report:
+def _with_plugin(work: TaskFunction, jobs: Sequence[Job]) -> Report:
     worker = distributed.get_worker()
-    worker.loop.add_callback(_attend, worker)
+    worker.loop.add_callback(_add_plugin, worker)
     with one_at_a_time(_await_turn), _Slot(worker):
         return replace(work(jobs), place=worker.address)
 
@@ -555,27 +585,27 @@ def _is_of_run(key: Any) -> bool:
     return isinstance(key, tuple) and bool(key[0] == DRIVER or re.fullmatch(TASK_ID, str(key[-1])))
 
 
-async def _attend(worker: distributed.Worker) -> None:
-    if _Attendant.name not in worker.plugins:
-        await worker.plugin_add(_Attendant())
+async def _add_plugin(worker: distributed.Worker) -> None:
+    if _GiveBackPlugin.name not in worker.plugins:
+        await worker.plugin_add(_GiveBackPlugin())
 
 
 def _has_task(key: Any, dask_scheduler: distributed.Scheduler) -> bool:
     return key in dask_scheduler.tasks and dask_scheduler.tasks[key].run_spec is not None
 
 
-def _drive_as_task(loop: Loop, executor: DaskExecutor) -> None:
+def _drive_as_task(loop: Loop, executor: _OnDriver) -> None:
     """Do a detached run as a task, which Dask begins anew if its worker dies, be it after its end."""
     distributed.secede()
     executor.attach()
-    board = _Board(executor._client, executor._run)
-    if board.result() is not None:
+    mailbox = _RunMailbox(executor.client, executor.run)
+    if mailbox.result() is not None:
         return
-    executor.predecessor = board.last()
-    board.begin(executor.predecessor or Status())
-    executor._workers.restart(executor._workers.still_running(executor._belongs_to_run))
-    board.end(end_of(lambda: loop(executor, executor._explaining(board.watch))))
-    executor._end_left()
+    predecessor, workers = mailbox.last(), executor.workers
+    mailbox.begin(predecessor or Status())
+    workers.restart(workers.still_running(partial(_belongs_to, executor.run)))
+    mailbox.end(result_or_error(partial(loop, executor, workers.explaining(mailbox.watch), predecessor)))
+    executor.end_left()
 
 
 def _published(run: str) -> str:
@@ -586,8 +616,20 @@ def _place(run: str) -> list[str]:
     return ["djdist", run]
 
 
+def _withdraw(client: distributed.Client, run: str) -> None:
+    """Let the scheduler forget a run."""
+    with suppress(*LOST):
+        client.unpublish_dataset(_published(run))
+        client.set_metadata(_place(run), {})
+
+
+def _belongs_to(run: str, key: Any) -> bool:
+    """Return whether a task is one of a run's keys."""
+    return isinstance(key, tuple) and str(key[-1]).startswith(f"{run}-")
+
+
 @contextmanager
-def _losing() -> Iterator[None]:
+def _as_driver_lost() -> Iterator[None]:
     try:
         yield
     except LOST as error:
@@ -705,10 +747,8 @@ def _configured_address() -> str | None:
     return address
 
 
-def _without_cluster(options: dict[str, Any], run: str, predecessor: Status | None) -> DaskExecutor:
-    executor = DaskExecutor(**options)
-    executor._run, executor.predecessor = run, predecessor
-    return executor
+def _without_cluster(options: dict[str, Any]) -> DaskExecutor:
+    return DaskExecutor(**options)
 
 
 def _completion(ticket: int, future: "distributed.Future[Report]") -> Completion:

@@ -1,10 +1,11 @@
 """Any ``concurrent.futures.Executor``: a process pool, loky, MPI, executorlib, Parsl …"""
 
 import concurrent.futures as cf
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from djdist._executor import Executor, default_places, window
+from djdist._executor import Executor, default_slots
 from djdist._job import Completion, Job, Report, TaskFunction
+from djdist._task_pool import TaskPool, window
 from djdist.errors import ClusterError
 from djdist.shipping.pickled_task import Sendable, sent
 
@@ -16,35 +17,46 @@ class FuturesExecutor(Executor):
     ----------
     pool : concurrent.futures.Executor
         Where tasks run; workers must be processes with one task at a time.
-    places : int, optional
+    slots : int, optional
         How many tasks run at once. Default: the pool's number of workers.
+    places : int, optional
+        The old name of ``slots``.
     """
 
-    kills = False
+    can_kill = False
 
-    def __init__(self, pool: cf.Executor, places: int | None = None) -> None:
+    def __init__(self, pool: cf.Executor, slots: int | None = None, places: int | None = None) -> None:
         self._pool = pool
-        self._places = places or getattr(pool, "_max_workers", None) or default_places()
-        self._running: dict[cf.Future[Report | None], tuple[int, tuple[Job, ...]]] = {}
+        self._slots = slots or places or getattr(pool, "_max_workers", None) or default_slots()
+
+    def __repr__(self) -> str:
+        return f"FuturesExecutor({type(self._pool).__name__}, slots={self._slots})"
+
+    def open(self, tasks: Mapping[str, TaskFunction]) -> TaskPool:
+        return _OnFutures(self._pool, self._slots, tasks)
+
+
+class _OnFutures(TaskPool):
+    """Runs one run's tasks on a pool that others may use, too."""
+
+    def __init__(self, pool: cf.Executor, slots: int, tasks: Mapping[str, TaskFunction]) -> None:
+        self._pool = pool
+        self._slots = slots
+        self._tasks = {table: (sent(work), work) for table, work in tasks.items()}
+        self._running: dict[cf.Future[Report | None], tuple[int, str, tuple[Job, ...]]] = {}
         self._submitted = 0
         self._spared = 0
 
-    def __repr__(self) -> str:
-        return f"FuturesExecutor({type(self._pool).__name__}, places={self._places})"
+    def slots(self) -> int:
+        return self._slots
 
-    def start(self, work: TaskFunction) -> None:
-        self._work, self._sent = work, sent(work)
-
-    def places(self) -> int:
-        return self._places
-
-    def free_places(self) -> int:
-        return window(self._places) - len(self._running)
+    def free_slots(self) -> int:
+        return window(self._slots) - len(self._running)
 
     def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
-        keeps_work = self._spared >= -window(self._places)  # else a new process has each task
-        self._send(self._sent if keeps_work else self._work, self._submitted, tuple(jobs))
+        keeps_work = self._spared >= -window(self._slots)  # else a new process has each task
+        self._send(self._tasks[table][0 if keeps_work else 1], self._submitted, table, tuple(jobs))
         return self._submitted
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
@@ -52,7 +64,7 @@ class FuturesExecutor(Executor):
         return [completion for future in done if (completion := self._ended(future))]
 
     def cancel(self, ticket: int) -> bool:
-        future = next((future for future, (other, _) in self._running.items() if other == ticket), None)
+        future = next((future for future, (other, *_) in self._running.items() if other == ticket), None)
         if future is None or not future.cancel():
             return False
         del self._running[future]
@@ -66,24 +78,25 @@ class FuturesExecutor(Executor):
             future.cancel()
         self._running.clear()
 
-    def _send(self, work: Sendable, ticket: int, jobs: tuple[Job, ...]) -> None:
+    def _send(self, work: Sendable, ticket: int, table: str, jobs: tuple[Job, ...]) -> None:
         try:
             future = self._pool.submit(work, jobs)
         except (cf.BrokenExecutor, RuntimeError) as error:
-            raise ClusterError(f"{self!r} takes no more tasks: {error}. Make a new pool.") from error
-        self._running[future] = ticket, jobs
+            taken = f"{type(self._pool).__name__} takes no more tasks: {error}. Make a new pool."
+            raise ClusterError(taken) from error
+        self._running[future] = ticket, table, jobs
 
     def _ended(self, future: "cf.Future[Report | None]") -> Completion | None:
-        ticket, jobs = self._running.pop(future)
+        ticket, table, jobs = self._running.pop(future)
         completion = completion_of(ticket, future)
         self._spared = min(0, self._spared + (1 if completion else -1))
         if completion is None:
-            self._send(self._work, ticket, jobs)
+            self._send(self._tasks[table][1], ticket, table, jobs)
         return completion
 
 
 def completion_of(ticket: int, future: "cf.Future[Report | None]") -> Completion | None:
-    """Give what became of a task that has ended; None if its process has to be sent the work."""
+    """Return what became of a task that has ended; None if its process has to be sent the work."""
     error = future.exception()
     if error is not None:
         return Completion.broken(ticket, error)

@@ -6,13 +6,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import loky
 
-from djdist._executor import Executor, default_places, window
+from djdist._executor import Executor, default_slots
 from djdist._job import Completion, Ending, Job, Outcome, Report, TaskFunction
+from djdist._task_pool import TaskPool, window
 from djdist.errors import OptionError
 from djdist.executors.futures import completion_of
 from djdist.shipping.pickled_task import Sendable, sent
@@ -40,78 +42,59 @@ class LocalExecutor(Executor):
     ----------
     processes : int, optional
         1 (the default) makes the keys in the caller's own process; more, in so many
-        fresh processes (not forks), each with its own connection. None or 0: as many as
+        fresh processes (not forks) per run, each with its own connection. None or 0: as many as
         there are processors.
     """
 
     def __init__(self, processes: int | None = 1) -> None:
         if processes is not None and processes < 0:
             raise OptionError(f"processes={processes} must be at least 1, or None for all processors.")
-        self.processes = int(processes or default_places())
-        self.in_process = self.processes == 1
-        self.kills = not self.in_process
+        self.processes = int(processes or default_slots())
+        self.runs_in_caller = self.processes == 1
+        self.can_kill = not self.runs_in_caller
 
     def __repr__(self) -> str:
         return f"LocalExecutor(processes={self.processes})"
 
     def connect(self) -> None:
-        self._tasks: Executor = _InProcess() if self.in_process else _Processes(self.processes)
+        self._idle: list[loky.ProcessPoolExecutor] = []
 
     def disconnect(self) -> None:
-        self._tasks.disconnect()
+        _kill(self._idle)
 
-    def killing(self) -> "LocalExecutor":
+    def with_kill(self) -> "LocalExecutor":
         beside = LocalExecutor(self.processes)
-        beside.in_process, beside.kills = False, True
-        return beside if self.in_process else self
+        beside.runs_in_caller, beside.can_kill = False, True
+        return beside if self.runs_in_caller else self
 
-    def start(self, work: TaskFunction) -> None:
-        self._tasks.start(work)
-
-    def places(self) -> int:
-        return self.processes
-
-    def free_places(self) -> int:
-        return self._tasks.free_places()
-
-    def submit(self, table: str, jobs: Sequence[Job]) -> int:
-        return self._tasks.submit(table, jobs)
-
-    def wait(self, timeout_seconds: float) -> list[Completion]:
-        return self._tasks.wait(timeout_seconds)
-
-    def cancel(self, ticket: int) -> bool:
-        return self._tasks.cancel(ticket)
-
-    def kill(self, ticket: int) -> None:
-        self._tasks.kill(ticket)
-
-    def close(self) -> None:
-        self._tasks.close()
+    def open(self, tasks: Mapping[str, TaskFunction]) -> TaskPool:
+        return _InCaller(tasks) if self.runs_in_caller else _InProcesses(self.processes, self._idle, tasks)
 
 
-class _InProcess(Executor):
+class _InCaller(TaskPool):
     """Makes one task at a time, when it is waited for."""
 
-    def start(self, work: TaskFunction) -> None:
-        self._work = work
-        self._submitted = 0
-        self._waiting: dict[int, tuple[Job, ...]] = {}
+    runs_in_caller = True
 
-    def places(self) -> int:
+    def __init__(self, tasks: Mapping[str, TaskFunction]) -> None:
+        self._tasks = tasks
+        self._submitted = 0
+        self._waiting: dict[int, tuple[TaskFunction, tuple[Job, ...]]] = {}
+
+    def slots(self) -> int:
         return 1
 
-    def free_places(self) -> int:
+    def free_slots(self) -> int:
         return 1 - len(self._waiting)
 
     def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
-        self._waiting[self._submitted] = tuple(jobs)
+        self._waiting[self._submitted] = self._tasks[table], tuple(jobs)
         return self._submitted
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
         waiting, self._waiting = self._waiting, {}
-        return [self._completed(ticket, jobs) for ticket, jobs in waiting.items()]
+        return [_completed(ticket, work, jobs) for ticket, (work, jobs) in waiting.items()]
 
     def cancel(self, ticket: int) -> bool:
         return self._waiting.pop(ticket, None) is not None
@@ -122,43 +105,42 @@ class _InProcess(Executor):
     def close(self) -> None:
         self._waiting.clear()
 
-    def _completed(self, ticket: int, jobs: Sequence[Job]) -> Completion:
-        try:
-            report = self._work(jobs)
-        except Exception as error:
-            return Completion.broken(ticket, error)
-        for outcome in report.outcomes:
-            _pass_signal_on(outcome)
-        return Completion(ticket, report)
+
+def _completed(ticket: int, work: TaskFunction, jobs: Sequence[Job]) -> Completion:
+    try:
+        report = work(jobs)
+    except Exception as error:
+        return Completion.broken(ticket, error)
+    for outcome in report.outcomes:
+        _pass_signal_on(outcome)
+    return Completion(ticket, report)
 
 
-class _Processes(Executor):
-    """Processes of its own, each in a pool of one: one that dies takes no other with it."""
+class _InProcesses(TaskPool):
+    """Processes for one run, each in a pool of one: one that dies takes no other with it.
 
-    def __init__(self, processes: int) -> None:
-        self._places = processes
-        self._idle: list[loky.ProcessPoolExecutor] = []
-        self._waiting: dict[int, tuple[Job, ...]] = {}
+    What is idle at the end is left to the runs that follow, and to those that go on meanwhile.
+    """
+
+    def __init__(
+        self, processes: int, idle: list[loky.ProcessPoolExecutor], tasks: Mapping[str, TaskFunction]
+    ) -> None:
+        self._slots = processes
+        self._idle = idle
+        self._tasks = {table: (sent(work), work) for table, work in tasks.items()}
+        self._waiting: dict[int, tuple[str, tuple[Job, ...]]] = {}
         self._running: dict[cf.Future[Report | None], _Running] = {}
         self._submitted = 0
 
-    def disconnect(self) -> None:
-        self.close()
-        _kill(self._idle)
-        self._idle.clear()
+    def slots(self) -> int:
+        return self._slots
 
-    def start(self, work: TaskFunction) -> None:
-        self._work, self._sent = work, sent(work)
-
-    def places(self) -> int:
-        return self._places
-
-    def free_places(self) -> int:
-        return window(self._places) - len(self._waiting) - len(self._running)
+    def free_slots(self) -> int:
+        return window(self._slots) - len(self._waiting) - len(self._running)
 
     def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
-        self._waiting[self._submitted] = tuple(jobs)
+        self._waiting[self._submitted] = table, tuple(jobs)
         self._fill()
         return self._submitted
 
@@ -180,17 +162,23 @@ class _Processes(Executor):
         self._running.clear()
 
     def _fill(self) -> None:
-        while self._waiting and len(self._running) < self._places:
+        while self._waiting and len(self._running) < self._slots:
             ticket = next(iter(self._waiting))
-            pool = self._idle.pop(0) if self._idle else _pool_of_one(self._places)
-            self._send(self._sent, _Running(ticket, self._waiting.pop(ticket), pool))
+            table, jobs = self._waiting.pop(ticket)
+            running = _Running(ticket, table, jobs, self._idle_pool() or _pool_of_one(self._slots))
+            self._send(self._tasks[table][0], running)
+
+    def _idle_pool(self) -> loky.ProcessPoolExecutor | None:
+        with suppress(IndexError):  # another thread's run may have taken the last one
+            return self._idle.pop(0)
+        return None
 
     def _send(self, work: Sendable, running: "_Running") -> None:
         try:
             future = running.pool.submit(work, running.jobs)
         except cf.BrokenExecutor:  # its process has died while it was idle
             _kill([running.pool])
-            running = replace(running, pool=_pool_of_one(self._places))
+            running = replace(running, pool=_pool_of_one(self._slots))
             future = running.pool.submit(work, running.jobs)
         self._running[future] = running
 
@@ -198,7 +186,7 @@ class _Processes(Executor):
         running = self._running.pop(future)
         completion = completion_of(running.ticket, future)
         if completion is None:
-            self._send(self._work, running)
+            self._send(self._tasks[running.table][1], running)
         elif completion.report is None:
             _kill([running.pool])
         else:
@@ -209,6 +197,7 @@ class _Processes(Executor):
 @dataclass(frozen=True)
 class _Running:
     ticket: int
+    table: str
     jobs: tuple[Job, ...]
     pool: loky.ProcessPoolExecutor
 
@@ -224,7 +213,7 @@ def _pool_of_one(processes: int) -> loky.ProcessPoolExecutor:
 
 def _limits_of_threads(processes: int) -> dict[str, str]:
     """Share the processors out among the processes, for the libraries of which the user has not said it."""
-    share = str(max(1, default_places() // processes))
+    share = str(max(1, default_slots() // processes))
     everywhere = os.environ.get(
         "OMP_NUM_THREADS", share
     )  # the others heed it where they have no limit of their own

@@ -9,9 +9,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -22,16 +22,17 @@ import ray
 from ray.exceptions import RayError
 from ray.util import metrics
 
-from djdist._executor import Ask, Executor, Loop, task_name, window
+from djdist._executor import ActorCall, Executor, Loop
 from djdist._job import Completion, Job, Report, RunInfo, Status, Summary, TaskFunction, Watch
 from djdist._settings import config
-from djdist.driver.actor import MAX_DRIVERS, DriverActor, end_of, follow, outlive
+from djdist._task_pool import TaskPool, task_name, window
+from djdist.driver.actor import MAX_DRIVERS, DriverActor, follow, result_or_error, supervise
 from djdist.errors import ClusterError, DjdistError, DriverLostError, OptionError
 from djdist.shipping.pickled_task import fetched
 
 logger = logging.getLogger(__name__)
 
-PLACES_AGE_SECONDS = 1.0
+SLOTS_AGE_SECONDS = 1.0
 NAMESPACE = "djdist"
 LOOK_SECONDS = 5.0
 IMPORTS_SECONDS = 3.0
@@ -72,8 +73,6 @@ class RayExecutor(Executor):
         Any other option of Ray's tasks, for example ``scheduling_strategy``.
     """
 
-    shows = True
-
     def __init__(
         self,
         address: str | None = None,
@@ -88,19 +87,12 @@ class RayExecutor(Executor):
         self._sent_along = {p: v for p, v in (runtime_env or {}).items() if _is_sent_along(p, v)}
         by_task = {p: v for p, v in (runtime_env or {}).items() if p not in self._sent_along}
         self._runtime_env = {"runtime_env": by_task} if by_task else {}
-        needs = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, "resources": resources}
-        self._options = {k: v for k, v in needs.items() if v is not None} | ray_options
-        self._needs = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory or 0} | (resources or {})
-        self._warm = num_gpus > 0 and "max_calls" not in ray_options
-        self._joined: _Joined | None = None
-        self._pool: _TaskPool | _WarmPool
-        self._submitted = 0
+        given = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, "resources": resources}
+        needs = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory or 0} | (resources or {})
+        options = {k: v for k, v in given.items() if v is not None} | ray_options | self._runtime_env
+        self._keys = _KeyOptions(needs, options, warm=num_gpus > 0 and "max_calls" not in ray_options)
         self._caller = _Caller()
-        self._imports: list[ray.ObjectRef[None]] = []
-        self._shown_table = ""
-        self._nodes: list[dict[str, float]] = []
-        self._places = 0
-        self._counted_at = float("-inf")
+        self._joined: _Joined | None = None
 
     def __repr__(self) -> str:
         return f"RayExecutor({self._address or 'auto'})"
@@ -149,48 +141,53 @@ class RayExecutor(Executor):
             )
 
     def drive(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
-        return outlive(self, lambda watch_all: self._drive_once(loop, watch_all, info), watch, info)
+        return self.drive_on(loop, watch, info, None)
 
-    def _drive_once(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
-        imports = self._remote(_get_ready, max_retries=0).options(name=f"{info.table} (imports)")
-        getting_ready = [] if self._warm else [imports.remote()]
+    def drive_on(self, loop: Loop, watch: Watch, info: RunInfo, predecessor: Status | None) -> Summary:
+        """Follow a run on the cluster to its end, which a lost driver may have begun."""
+        follow_one = partial(self._drive_once, loop, info)
+        return supervise(self, follow_one, watch, info, predecessor)
+
+    def _drive_once(self, loop: Loop, info: RunInfo, watch: Watch, predecessor: Status | None) -> Summary:
+        imports = self._keys.remote(_get_ready, max_retries=0).options(name=f"{info.table} (imports)")
+        there = _OnDriver(self._keys, self._caller, [] if self._keys.warm else [imports.remote()])
         host = self._host()
-        ask = _line_to(host, info)
+        call = _proxy(host, info)
         try:
-            self._imports = getting_ready
             begin = host.begin.options(name=f"djdist driver of {info.table}")
-            _answer(begin.remote(info, loop, self, config.lease_seconds))
-            return follow(ask, self._warning_of_unmet_needs(watch, info.table))
+            _answer(begin.remote(info, loop, there, config.lease_seconds, predecessor))
+            return follow(call, _WarningOfUnmetNeeds(self._keys.needs, watch, info.table))
         except DriverLostError:
-            _hosts.clear()
+            _forget_host(host)
             raise
         finally:
-            self._imports = []
-            ask("forget")
+            call("forget")
 
     def check_detaches(self) -> None:
         if not (self._address or ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
             super().check_detaches()
 
-    def detach(self, loop: Loop, info: RunInfo) -> Ask:
+    def detach(self, loop: Loop, info: RunInfo) -> ActorCall:
         lasting = {"lifetime": "detached", "max_restarts": MAX_DRIVERS - 1, "max_task_retries": -1}
         name = f"run {info.id} of {info.table}"
-        caller = self._actor(LastingCaller, name, **lasting).remote(info, loop, self)
-        ask = _line_to(caller, info)
-        ask("status")
-        return ask
+        caller = self._actor(DetachedRun, name, **lasting).remote(info, loop, self)
+        call = _proxy(caller, info)
+        call("status")
+        return call
 
-    def runs(self) -> list[tuple[RunInfo, Ask]]:
+    def runs(self) -> list[tuple[RunInfo, ActorCall]]:
         named = ray.util.list_named_actors(all_namespaces=True)
         return [run for actor in named if actor["namespace"] == NAMESPACE for run in _runs_of(actor["name"])]
 
     def _host(self) -> Any:
-        """Give this process's actor for drivers; only its first run waits for the actor to start."""
+        """Return this process's actor for drivers; only its first run waits for the actor to start."""
         context = ray.get_runtime_context()
         here = (context.get_node_id(), context.get_job_id(), repr(self._runtime_env))
-        if here not in _hosts:
-            _hosts[here] = self._actor(DriverHost, f"drivers {uuid4().hex[:8]}", max_restarts=0).remote()
-        return _hosts[here]
+        with _connecting:  # runs that begin at the same time share one
+            if here not in _hosts:
+                name = f"drivers {uuid4().hex[:8]}"
+                _hosts[here] = self._actor(DriverHost, name, max_restarts=0).remote()
+            return _hosts[here]
 
     def _actor(self, kind: type[Any], name: str, **options: Any) -> Any:
         actor_class: Any = ray.remote(num_cpus=0, resources=HEAD_NODE)(kind)
@@ -205,71 +202,79 @@ class RayExecutor(Executor):
                 _hosts.clear()
                 ray.shutdown()
 
-    def attach(self) -> None:
-        self._address = ray.get_runtime_context().gcs_address
+    def open(self, tasks: Mapping[str, TaskFunction]) -> TaskPool:
+        return _OnDriver(self._keys, self._caller).open(tasks)
 
-    def start(self, work: TaskFunction) -> None:
-        fetch: Callable[[], Any] = partial(ray.get, ray.put(work))
-        sent = _FindingModules(self._caller, fetched(work, fetch))
-        if self._warm:
+
+@dataclass(frozen=True)
+class _KeyOptions:
+    """How Ray runs keys.
+
+    ``warm`` ones stay in their process, and the process keeps its GPU, from one key to the next.
+    """
+
+    needs: dict[str, float]
+    options: dict[str, Any]
+    warm: bool
+
+    def remote(self, what: Callable[..., Any], **options: Any) -> Any:
+        """Turn a function or a class into what runs with a key's needs."""
+        remote: Any = ray.remote
+        return remote(**options, **self.options)(what)
+
+
+@dataclass
+class _OnDriver(Executor):
+    """What a run's driver has of its executor."""
+
+    keys: _KeyOptions
+    caller: "_Caller"
+    imports: list[ray.ObjectRef[None]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"RayExecutor({_gcs_address()})"
+
+    def open(self, tasks: Mapping[str, TaskFunction]) -> TaskPool:
+        sent = {table: self._sent(work) for table, work in tasks.items()}
+        if self.keys.warm:
             logger.info("Each GPU slot keeps its process, and what that has loaded, until the run ends")
-            self._pool = _WarmPool(self._remote(WarmWorker), sent)
-        else:
-            self._pool = _TaskPool(self._remote(_do, max_retries=0), sent)
-        self._shown = self.predecessor or Status()
+        workers = _WarmWorkers if self.keys.warm else _Tasks
+        return _Pool(workers(self.keys, sent), self.keys.needs, self.imports)
 
-    def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
-        _metrics().record(table, self._shown, status, make_seconds)
-        self._shown_table, self._shown = table, status
+    def _sent(self, work: TaskFunction) -> TaskFunction:
+        fetch: Callable[[], Any] = partial(ray.get, ray.put(work))
+        return _FindingModules(self.caller, fetched(work, fetch))
 
-    def places(self) -> int:
-        now = time.monotonic()
-        if now - self._counted_at >= PLACES_AGE_SECONDS:
-            self._nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
-            self._places = sum(map(self._places_on, self._nodes))
-            self._counted_at = now
-        return self._places
 
-    def _places_on(self, node: dict[str, float]) -> int:
-        needs = {name: need for name, need in self._needs.items() if need}
-        fitting = [node.get(name, 0) / need for name, need in needs.items()]
-        return int(min(fitting, default=node.get("CPU", 0)) + ROUNDING)
+class _Pool(TaskPool):
+    """Gives one run's tasks to Ray and shows on its dashboard how the run stands."""
 
-    def _warning_of_unmet_needs(self, watch: Watch, table: str) -> Watch:
-        """Let a watching caller say once if for some seconds no node can hold a key, for Ray says nothing."""
-        held_at, told = time.monotonic(), False
+    has_dashboard = True
 
-        def watch_places(status: Status) -> bool:
-            nonlocal held_at, told
-            with suppress(Exception):  # the cluster's head may be away
-                held_at = time.monotonic() if self.places() else held_at
-            if not told and time.monotonic() - held_at > UNMET_SECONDS:
-                told = True
-                self._warn_of_unmet_needs(table)
-            return watch(status)
+    def __init__(
+        self,
+        workers: "_Tasks | _WarmWorkers",
+        needs: dict[str, float],
+        imports: "list[ray.ObjectRef[None]]",
+    ) -> None:
+        self._workers = workers
+        self._slots = _Slots(needs)
+        self._imports = imports
+        self._submitted = 0
+        self._shown: dict[str, Status] = {}
 
-        return watch_places
+    def slots(self) -> int:
+        return self._slots.count()
 
-    def _warn_of_unmet_needs(self, table: str) -> None:
-        needs = {name: need for name, need in self._needs.items() if need}
-        kinds = Counter(_amounts({name: node.get(name, 0) for name in needs}) for node in self._nodes)
-        logger.warning(
-            "A key of %s needs %s, which no node of the Ray cluster has: there are %s. "
-            "The run waits for a node that has it.",
-            table,
-            _amounts(needs),
-            "; ".join(f"{count} with {amounts}" for amounts, count in kinds.items()) or "none",
-        )
-
-    def free_places(self) -> int:
-        return window(self.places()) - len(self._pool)
+    def free_slots(self) -> int:
+        return window(self.slots()) - len(self._workers)
 
     def submit(self, table: str, jobs: Sequence[Job]) -> int:
         self._submitted += 1
         name = task_name(table, jobs) if self._submitted <= NAMED_TASKS else table
         if self._imports:
             self._wait_for_imports()
-        self._pool.submit(self._submitted, name, tuple(jobs))
+        self._workers.submit(self._submitted, table, tuple(jobs), name)
         return self._submitted
 
     def _wait_for_imports(self) -> None:
@@ -278,37 +283,89 @@ class RayExecutor(Executor):
         self._imports = []
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
-        return self._pool.wait(timeout_seconds)
+        return self._workers.wait(timeout_seconds)
 
     def cancel(self, ticket: int) -> bool:
-        return self._pool.cancel(ticket)
+        return self._workers.cancel(ticket)
 
     def kill(self, ticket: int) -> None:
-        self._pool.kill(ticket)
+        self._workers.kill(ticket)
+
+    def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
+        _metrics().record(table, self._shown.get(table, status), status, make_seconds)
+        self._shown[table] = status
 
     def close(self) -> None:
-        self._pool.close()
-        if self._shown_table:
-            self.show(self._shown_table, replace(self._shown, running=0, queued=0, pending=0), ())
-
-    def _remote(self, what: Callable[..., Any], **options: Any) -> Any:
-        remote: Any = ray.remote
-        return remote(**options, **self._options, **self._runtime_env)(what)
+        self._workers.close()
+        for table, status in self._shown.items():
+            self.show(table, replace(status, running=0, queued=0, pending=0), ())
 
 
-class _TaskPool:
+class _Slots:
+    """Counts the tasks that can run at the same time, node by node, at most once per second."""
+
+    def __init__(self, needs: dict[str, float]) -> None:
+        self.needs = {name: need for name, need in needs.items() if need}
+        self.nodes: list[dict[str, float]] = []
+        self._count = 0
+        self._counted_at = float("-inf")
+
+    def count(self) -> int:
+        now = time.monotonic()
+        if now - self._counted_at >= SLOTS_AGE_SECONDS:
+            self.nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
+            self._count = sum(map(self._on, self.nodes))
+            self._counted_at = now
+        return self._count
+
+    def _on(self, node: dict[str, float]) -> int:
+        fitting = [node.get(name, 0) / need for name, need in self.needs.items()]
+        return int(min(fitting, default=node.get("CPU", 0)) + ROUNDING)
+
+
+class _WarningOfUnmetNeeds:
+    """Lets a watching caller say once if for some seconds no node can hold a key, for Ray says nothing."""
+
+    def __init__(self, needs: dict[str, float], watch: Watch, table: str) -> None:
+        self._slots = _Slots(needs)
+        self._watch = watch
+        self._table = table
+        self._held_at = time.monotonic()
+        self._told = False
+
+    def __call__(self, status: Status) -> bool:
+        with suppress(Exception):  # the cluster's head may be away
+            self._held_at = time.monotonic() if self._slots.count() else self._held_at
+        if not self._told and time.monotonic() - self._held_at > UNMET_SECONDS:
+            self._told = True
+            self._warn()
+        return self._watch(status)
+
+    def _warn(self) -> None:
+        needs = self._slots.needs
+        kinds = Counter(_amounts({name: node.get(name, 0) for name in needs}) for node in self._slots.nodes)
+        logger.warning(
+            "A key of %s needs %s, which no node of the Ray cluster has: there are %s. "
+            "The run waits for a node that has it.",
+            self._table,
+            _amounts(needs),
+            "; ".join(f"{count} with {amounts}" for amounts, count in kinds.items()) or "none",
+        )
+
+
+class _Tasks:
     """Runs groups of jobs as Ray's own tasks."""
 
-    def __init__(self, task: Any, work: TaskFunction) -> None:
-        self._task = task
-        self._work = work
+    def __init__(self, keys: _KeyOptions, works: Mapping[str, TaskFunction]) -> None:
+        self._task = keys.remote(_do, max_retries=0)
+        self._works = works
         self._tickets: dict[ray.ObjectRef[Report], int] = {}
 
     def __len__(self) -> int:
         return len(self._tickets)
 
-    def submit(self, ticket: int, name: str, jobs: tuple[Job, ...]) -> None:
-        self._tickets[self._task.options(name=name).remote(self._work, jobs)] = ticket
+    def submit(self, ticket: int, table: str, jobs: tuple[Job, ...], name: str) -> None:
+        self._tickets[self._task.options(name=name).remote(self._works[table], jobs)] = ticket
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
         ready = _ready(self._tickets, timeout_seconds)
@@ -340,17 +397,17 @@ class WarmWorker:
         return _do(work, jobs)
 
 
-class _WarmPool:
+class _WarmWorkers:
     """Runs groups of jobs in actors, which end with the run, also where its driver is killed.
 
     Ray ends the process of a GPU task with the task, because the next one may be given another GPU,
     which a process that has loaded CUDA doesn't notice. An actor has the same one to its end.
     """
 
-    def __init__(self, actor: Any, work: TaskFunction) -> None:
-        self._actor = actor
-        self._work = work
-        self._waiting: dict[int, tuple[str, tuple[Job, ...]]] = {}
+    def __init__(self, keys: _KeyOptions, works: Mapping[str, TaskFunction]) -> None:
+        self._actor = keys.remote(WarmWorker)
+        self._works = works
+        self._waiting: dict[int, tuple[str, tuple[Job, ...], str]] = {}
         self._starting: dict[ray.ObjectRef[None], Any] = {}
         self._busy: dict[ray.ObjectRef[Report], tuple[int, Any]] = {}
         self._idle: list[tuple[float, Any]] = []
@@ -359,16 +416,16 @@ class _WarmPool:
     def __len__(self) -> int:
         return len(self._waiting) + len(self._busy)
 
-    def submit(self, ticket: int, name: str, jobs: tuple[Job, ...]) -> None:
-        self._waiting[ticket] = name, jobs
+    def submit(self, ticket: int, table: str, jobs: tuple[Job, ...], name: str) -> None:
+        self._waiting[ticket] = table, jobs, name
         self._hand_out()
 
     def _hand_out(self) -> None:
         while self._waiting and self._idle:
-            name, jobs = self._waiting[ticket := next(iter(self._waiting))]
-            del self._waiting[ticket]
+            ticket = next(iter(self._waiting))
+            table, jobs, name = self._waiting.pop(ticket)
             _, actor = self._idle.pop()  # the one that was busy last, so that others may be let go
-            self._busy[actor.do.options(name=name).remote(self._work, jobs)] = ticket, actor
+            self._busy[actor.do.options(name=name).remote(self._works[table], jobs)] = ticket, actor
         while len(self._starting) < len(self._waiting):
             actor = self._actor.remote()
             self._starting[actor.get_ready.remote()] = actor
@@ -609,9 +666,16 @@ class DriverHost:
         _spare_imports()
         self._drivers: dict[str, tuple[RunInfo, DriverActor]] = {}
 
-    def begin(self, info: RunInfo, loop: Loop, executor: Executor, patience_seconds: float) -> None:
+    def begin(
+        self,
+        info: RunInfo,
+        loop: Loop,
+        executor: Executor,
+        patience_seconds: float,
+        predecessor: Status | None,
+    ) -> None:
         """Start the driver of a run."""
-        self._drivers[info.id] = info, DriverActor(loop, executor, patience_seconds)
+        self._drivers[info.id] = info, DriverActor(loop, executor, patience_seconds, predecessor)
 
     def ask(self, run: str, method: str) -> Any:
         """Call a method of a run's driver."""
@@ -626,16 +690,15 @@ class DriverHost:
         return [info for info, _ in self._drivers.values() if not info.detached]
 
 
-class LastingCaller:
+class DetachedRun:
     """Stands in for the caller of a run that goes on without it, and keeps its result for a day.
 
     Once somebody has taken it, it is kept for an hour: who waited may have lost it.
     """
 
-    def __init__(self, info: RunInfo, loop: Loop, executor: Executor) -> None:
+    def __init__(self, info: RunInfo, loop: Loop, executor: RayExecutor) -> None:
         context = ray.get_runtime_context()
-        if context.was_current_actor_reconstructed:
-            executor.predecessor = Status(begun=True)
+        self._predecessor = Status(begun=True) if context.was_current_actor_reconstructed else None
         self._info = info
         self._status = Status()
         self._stopping = False
@@ -668,8 +731,9 @@ class LastingCaller:
         """Note that somebody has the result."""
         self._taken.set()
 
-    def _drive(self, executor: Executor, loop: Loop, me: Any) -> None:
-        self._result = end_of(lambda: executor.drive(loop, self._watch, self._info))
+    def _drive(self, executor: RayExecutor, loop: Loop, me: Any) -> None:
+        drive = partial(executor.drive_on, loop, self._watch, self._info, self._predecessor)
+        self._result = result_or_error(drive)
         if self._taken.wait(RESULT_KEPT_SECONDS):
             time.sleep(executor.taken_result_kept_seconds)
         ray.kill(me)
@@ -682,14 +746,20 @@ class LastingCaller:
 _hosts: dict[tuple[str, str, str], Any] = {}
 
 
-def _line_to(host: Any, info: RunInfo) -> Ask:
-    def ask(method: str) -> Any:
+def _forget_host(lost: Any) -> None:
+    with _connecting:
+        for here in [here for here, host in _hosts.items() if host is lost]:
+            del _hosts[here]
+
+
+def _proxy(host: Any, info: RunInfo) -> ActorCall:
+    def call(method: str) -> Any:
         if method == "forget":
             return host.forget.remote(info.id)
         quietly = host.ask.options(enable_task_events=False)  # its page lists the keys only
         return _answer(quietly.remote(info.id, method))
 
-    return ask
+    return call
 
 
 def _answer(reference: Any) -> Any:
@@ -699,10 +769,10 @@ def _answer(reference: Any) -> Any:
         raise DriverLostError(f"The run's driver was lost on the Ray cluster: {error}") from error
 
 
-def _runs_of(actor: str) -> list[tuple[RunInfo, Ask]]:
+def _runs_of(actor: str) -> list[tuple[RunInfo, ActorCall]]:
     try:
         host = ray.get_actor(actor, NAMESPACE)
-        return [(info, _line_to(host, info)) for info in ray.get(host.infos.remote(), timeout=LOOK_SECONDS)]
+        return [(info, _proxy(host, info)) for info in ray.get(host.infos.remote(), timeout=LOOK_SECONDS)]
     except (RayError, ValueError):  # it ended meanwhile, or hangs
         return []
 

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from djdist import executors
-from djdist._executor import Ask
+from djdist._executor import ActorCall
 from djdist._job import RunInfo, Status, Summary
 from djdist._settings import config
 from djdist.driver.actor import await_summary
@@ -24,10 +24,10 @@ class Run:
         How many keys failed, more maybe than ``error_list`` holds; None until ``wait()`` knows the end.
     """
 
-    def __init__(self, info: RunInfo, ask: Ask) -> None:
+    def __init__(self, info: RunInfo, call: ActorCall) -> None:
         self.info = info
         self.failed: int | None = None
-        self._ask = ask
+        self._call = call
 
     def __repr__(self) -> str:
         info = self.info
@@ -43,7 +43,7 @@ class Run:
 
     def _end(self) -> str:
         """Say what ended a detached run; only others have a caller, who alone asks for the result."""
-        result = self._ask("result") if self.info.detached else None
+        result = self._call("result") if self.info.detached else None
         return f"ended by {type(result).__name__}: {result}" if isinstance(result, DjdistError) else ""
 
     def status(self) -> Status:
@@ -54,12 +54,12 @@ class Run:
         DriverLostError
             The run is over and its result no longer kept, or its driver is lost.
         """
-        status: Status = self._ask("status")
+        status: Status = self._call("status")
         return status
 
     def stop(self) -> None:
         """Let the run reserve no more; what runs gets ``djdist.config.grace_seconds`` of its caller."""
-        self._ask("stop")
+        self._call("stop")
 
     def wait(self, timeout_seconds: float | None = None, *, display_progress: bool = False) -> dict[str, Any]:
         """Wait for the end of the run. Ctrl-C ends the waiting, not the run.
@@ -98,7 +98,7 @@ class Run:
                 return True
 
             try:
-                summary = await_summary(self._ask, watch)
+                summary = await_summary(self._call, watch)
                 bar.show(self.status())
             except DjdistError as error:
                 if not isinstance(error, DriverLostError):
@@ -110,7 +110,7 @@ class Run:
 
     def _forget(self) -> None:
         if self.info.detached:
-            self._ask("forget")
+            self._call("forget")
 
 
 def runs(executor: Any = None) -> list[Run]:
@@ -136,7 +136,7 @@ def runs(executor: Any = None) -> list[Run]:
     chosen = executors.resolve(config.executor if executor is None else executor)
     chosen.check_detaches()
     chosen.__enter__()
-    found = [Run(info, ask) for info, ask in chosen.runs()]
+    found = [Run(info, call) for info, call in chosen.runs()]
     return sorted(found, key=lambda run: run.info.started_at)
 
 

@@ -20,10 +20,7 @@ import pytest
 
 import djdist
 import lab as pipelines
-from djdist import executors
-from lab import doing
 from lab.relay import Relay, relayed
-from lab.watching import counts, meanwhile, wait_until
 from servers import Server
 
 
@@ -351,27 +348,3 @@ class TestDaskClients:
             pytest.raises(djdist.OptionError, match="leave timeout_seconds out"),
         ):
             untouched.populate(reserve_jobs=True, executor=client, timeout_seconds=1)
-
-
-@pytest.mark.long_on("ray")
-@pytest.mark.long_on("dask")
-def test_an_executor_takes_no_second_run_meanwhile(
-    lab: ModuleType, remote_executor: Any, tmp_path: Path
-) -> None:
-    pipelines.fill(lab)
-    lab.Square.jobs.refresh()
-    executor = executors.resolve(remote_executor)
-
-    def ask_for_another() -> None:
-        wait_until(lambda: doing.begun(tmp_path), "a key")
-        try:
-            with pytest.raises(djdist.OptionError, match="an executor of its own"):
-                lab.Square.populate(reserve_jobs=True, executor=executor)
-        finally:
-            doing.open_gate(tmp_path)
-
-    make_kwargs = {"do": doing.wait_at_gate, "folder": str(tmp_path)}
-    with meanwhile(ask_for_another):
-        summary = lab.Scripted.populate(reserve_jobs=True, executor=executor, make_kwargs=make_kwargs)
-    assert summary["success_count"] == 6
-    assert counts(lab.Square) == {"pending": 6}

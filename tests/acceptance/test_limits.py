@@ -10,7 +10,7 @@ import pytest
 
 import djdist
 import lab as pipelines
-from djdist._executor import default_places
+from djdist._executor import default_slots
 from lab import doing
 from lab.watching import counts
 
@@ -134,7 +134,7 @@ class TestThreadsOfLibraries:
     ) -> None:
         noted = noted_limits(lab, tmp_path, executor=remote_executor)
         local = isinstance(remote_executor, djdist.LocalExecutor)
-        share = max(1, default_places() // 2) if local else 1  # Ray and Dask see to it themselves
+        share = max(1, default_slots() // 2) if local else 1  # Ray and Dask see to it themselves
         assert {limits.split()[0] for limits in noted} == {str(share)}
 
     @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks.many_keys import add_numbers
-from djdist._executor import Executor, window
-from djdist._job import GROUP_SECONDS, Completion, Ending, Job, Key, Outcome, Report, TaskFunction
+from djdist._job import GROUP_SECONDS, Completion, Ending, Job, Key, Outcome, Report
+from djdist._task_pool import TaskPool, window
 from djdist.database.dbapi import ConnectionSettings
 from djdist.database.fence import Fence, Statement, key_name
 from djdist.job_stores.jobs_table.refreshing import Refreshing
@@ -82,7 +82,7 @@ class Usage:
     keys_per_second: float
 
 
-class SimulatedExecutor(Executor):
+class SimulatedPool(TaskPool):
     """Hands tasks to a simulated cluster."""
 
     def __init__(self, cluster: Cluster, fence: Fence, settings: ConnectionSettings) -> None:
@@ -98,13 +98,10 @@ class SimulatedExecutor(Executor):
         )
         self._process.start()
 
-    def start(self, work: TaskFunction) -> None:
-        """Nothing to get ready."""
-
-    def places(self) -> int:
+    def slots(self) -> int:
         return self._places
 
-    def free_places(self) -> int:
+    def free_slots(self) -> int:
         return window(self._places) - len(self._in_flight)
 
     def submit(self, table: str, jobs: Sequence[Job]) -> int:
@@ -154,7 +151,7 @@ class SimulatedExecutor(Executor):
         return Completion(ticket, Report(tuple(map(Outcome, jobs, endings)), seconds=seconds))
 
 
-class EagerExecutor(Executor):
+class EagerPool(TaskPool):
     """Ends a tenth of its tasks whenever it is asked: it shows what a driver can do at most."""
 
     def __init__(self, places: int) -> None:
@@ -163,13 +160,10 @@ class EagerExecutor(Executor):
         self._in_flight: dict[int, tuple[Job, ...]] = {}
         self._submitted = 0
 
-    def start(self, work: TaskFunction) -> None:
-        """Nothing to get ready."""
-
-    def places(self) -> int:
+    def slots(self) -> int:
         return self._places
 
-    def free_places(self) -> int:
+    def free_slots(self) -> int:
         return self._places - len(self._in_flight)
 
     def submit(self, table: str, jobs: Sequence[Job]) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.conftest import Record
 from benchmarks.goals import MEMORY
-from benchmarks.simulated import EagerExecutor, fill
+from benchmarks.simulated import EagerPool, fill
 from djdist._job import Policy, Status
 from djdist.driver import Driver
 from djdist.job_stores.jobs_table.lease import new_token
@@ -45,5 +45,5 @@ def grown_by(source: JobsTableSource) -> float:
         return True
 
     policy = Policy(max_calls=MADE, count_pending=True)
-    Driver(JobsTable(source, Owner(new_token(60))), EagerExecutor(PLACES), policy).run(watch)
+    Driver(JobsTable(source, Owner(new_token(60))), EagerPool(PLACES), policy).run(watch)
     return round((max(sizes) - sizes[0]) / MB, 1)

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from benchmarks.conftest import Record
-from benchmarks.simulated import Cluster, EagerExecutor, SimulatedExecutor, fill
+from benchmarks.simulated import Cluster, EagerPool, SimulatedPool, fill
 from djdist._job import Policy
 from djdist.driver import Driver
 from djdist.job_stores.jobs_table.lease import new_token
@@ -72,27 +72,27 @@ def test_saturated_drivers(
 
 def saturate(source: JobsTableSource, places: int, drivers: int) -> tuple[float, float, float]:
     """Give a driver no pause; tell from when to when it ran and how much of its thread's time that took."""
-    executor = EagerExecutor(places)
+    pool = EagerPool(places)
     policy = Policy(max_calls=KEYS_TO_SATURATE // drivers)
     cpu = time.thread_time()
-    Driver(JobsTable(source, Owner(new_token(60))), executor, policy).run(lambda status: True)
-    return executor.began_at, executor.ended_at, time.thread_time() - cpu
+    Driver(JobsTable(source, Owner(new_token(60))), pool, policy).run(lambda status: True)
+    return pool.began_at, pool.ended_at, time.thread_time() - cpu
 
 
 def drive(source: JobsTableSource, cluster: Cluster) -> dict[str, Any]:
     """Do one driver's run in a process of its own."""
     store = JobsTable(source, Owner(new_token(60)))
-    executor = SimulatedExecutor(cluster, store.fence(), source.settings)
+    pool = SimulatedPool(cluster, store.fence(), source.settings)
     statements: Counter[str] = Counter()
     sa.event.listen(
         sa.Engine, "before_cursor_execute", lambda *_: statements.update([threading.current_thread().name])
     )
     began, cpu = time.monotonic(), time.thread_time()
     policy = Policy(max_calls=cluster.keys, suppress_errors=True, grace_seconds=0)
-    Driver(store, executor, policy).run(lambda status: status.made < cluster.steady_keys)
+    Driver(store, pool, policy).run(lambda status: status.made < cluster.steady_keys)
     wall = time.monotonic() - began
     return {
         "driver's CPU share": round((time.thread_time() - cpu) / wall, 2),
-        "driver's share not waiting": round(1 - executor.waited_seconds / wall, 2),
+        "driver's share not waiting": round(1 - pool.waited_seconds / wall, 2),
         "driver's statements a second": round(sum(statements.values()) / wall),
-    } | {name: round(figure, 3) for name, figure in asdict(executor.usage()).items()}
+    } | {name: round(figure, 3) for name, figure in asdict(pool.usage()).items()}

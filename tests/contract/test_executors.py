@@ -21,6 +21,7 @@ import pytest
 
 from djdist._executor import Executor
 from djdist._job import Completion, Job, Policy, Report, RunInfo, Status, Summary
+from djdist._task_pool import TaskPool
 from djdist.driver import Driver
 from djdist.errors import ClusterError, OptionError
 from djdist.executors.futures import FuturesExecutor
@@ -28,49 +29,46 @@ from djdist.executors.local import LocalExecutor
 from djdist.job_stores.memory import MemoryStore
 from djdist.shipping.pickled_task import _Kept
 from lab import work
-from lab.scripted import ScriptedExecutor
+from lab.scripted import ScriptedPool
 from lab.watching import wait_until
 
 SECONDS = 60
 
 
 @contextmanager
-def started(executor: Executor) -> Iterator[Executor]:
-    """The executor, ready to run `work.work`; what it started is gone afterwards."""
-    executor.connect()
-    try:
-        executor.start(work.work)
-        try:
-            yield executor
-        finally:
-            executor.close()
-    finally:
-        executor.disconnect()
+def started(executor: Executor) -> Iterator[TaskPool]:
+    """A pool that does `work.work`; what its executor started is gone afterwards."""
+    with executor, opened(executor) as pool:
+        yield pool
+
+
+def opened(executor: Executor) -> TaskPool:
+    return executor.open({"Table": work.work})
 
 
 def local(processes: int) -> Callable[[Any], Any]:
-    def opened(request: pytest.FixtureRequest) -> Any:
-        return started(LocalExecutor(processes))
+    def connected(request: pytest.FixtureRequest) -> Any:
+        return LocalExecutor(processes)
 
-    return opened
+    return connected
 
 
 @contextmanager
 def on_threads(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    with cf.ThreadPoolExecutor(1) as pool, started(FuturesExecutor(pool)) as executor:
+    with cf.ThreadPoolExecutor(1) as pool, FuturesExecutor(pool) as executor:
         yield executor
 
 
 @contextmanager
 def on_process_pool(request: pytest.FixtureRequest) -> Iterator[Executor]:
     spawn = multiprocessing.get_context("spawn")
-    with cf.ProcessPoolExecutor(2, mp_context=spawn) as pool, started(FuturesExecutor(pool)) as executor:
+    with cf.ProcessPoolExecutor(2, mp_context=spawn) as pool, FuturesExecutor(pool) as executor:
         yield executor
 
 
 @contextmanager
 def on_loky(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    with loky.ProcessPoolExecutor(2) as pool, started(FuturesExecutor(pool)) as executor:
+    with loky.ProcessPoolExecutor(2) as pool, FuturesExecutor(pool) as executor:
         yield executor
 
 
@@ -79,7 +77,7 @@ def on_ray(request: pytest.FixtureRequest) -> Iterator[Executor]:
     request.getfixturevalue("ray_cluster")
     from djdist.executors.ray import RayExecutor
 
-    with started(RayExecutor()) as executor:
+    with RayExecutor() as executor:
         yield executor
 
 
@@ -88,7 +86,7 @@ def on_gpus_of_ray(request: pytest.FixtureRequest) -> Iterator[Executor]:
     request.getfixturevalue("ray_cluster")
     from djdist.executors.ray import RayExecutor
 
-    with started(RayExecutor(num_cpus=0, num_gpus=1)) as executor:
+    with RayExecutor(num_cpus=0, num_gpus=1) as executor:
         yield executor
 
 
@@ -97,7 +95,7 @@ def on_dask(request: pytest.FixtureRequest) -> Iterator[Executor]:
     client = request.getfixturevalue("dask_client")
     from djdist.executors.dask import DaskExecutor
 
-    with started(DaskExecutor(client)) as executor:
+    with DaskExecutor(client) as executor:
         yield executor
 
 
@@ -117,7 +115,7 @@ class Case:
     cluster: bool = False
     """The driver belongs there, too."""
     keeps: bool = False
-    """It keeps its places for itself until it is closed."""
+    """A pool keeps its slots for itself until it is closed."""
 
 
 CASES = {
@@ -140,21 +138,19 @@ def cases(**wanted: bool) -> Any:
 
 
 @pytest.fixture(scope="module")
-def running(case: Case, request: pytest.FixtureRequest, modules_folder: Path) -> Iterator[Executor]:
+def executor(case: Case, request: pytest.FixtureRequest, modules_folder: Path) -> Iterator[Executor]:
+    """An executor that is shared by the tests that leave it whole."""
     with case.open(request) as executor:
         yield executor
 
 
 @pytest.fixture
-def executor(case: Case, running: Executor, tmp_path: Path) -> Iterator[Executor]:
-    """An executor on which nothing runs, shared by the tests that leave it whole."""
-    yield running
-    work.open_gate(tmp_path)
-    while running.wait(1):
-        """What a test has left ends before the next one."""
-    if case.keeps:
-        running.close()
-        running.start(work.work)
+def pool(executor: Executor, tmp_path: Path) -> Iterator[TaskPool]:
+    with opened(executor) as pool:
+        yield pool
+        work.open_gate(tmp_path)
+        while pool.wait(1):
+            """What a test has left ends before the next one."""
 
 
 @pytest.fixture
@@ -164,34 +160,41 @@ def fresh(case: Case, request: pytest.FixtureRequest, modules_folder: Path) -> I
         yield executor
 
 
-def submit(executor: Executor, *jobs: Job) -> int:
-    return executor.submit("Table", jobs)
+@pytest.fixture
+def fragile(fresh: Executor) -> Iterator[TaskPool]:
+    """A pool for one test that breaks something."""
+    with opened(fresh) as pool:
+        yield pool
 
 
-def wait_for(executor: Executor, count: int) -> list[Completion]:
+def submit(pool: TaskPool, *jobs: Job) -> int:
+    return pool.submit("Table", jobs)
+
+
+def wait_for(pool: TaskPool, count: int) -> list[Completion]:
     """Wait for exactly so many tasks to end."""
     completions: list[Completion] = []
     deadline = time.monotonic() + SECONDS
     while len(completions) < count and time.monotonic() < deadline:
-        completions += executor.wait(1)
+        completions += pool.wait(1)
     assert len(completions) == count
     return completions
 
 
-def wait_for_beginning(executor: Executor, folder: Path) -> None:
+def wait_for_beginning(pool: TaskPool, folder: Path) -> None:
     """Wait, as a driver does, until a task has begun."""
-    wait_until(lambda: executor.wait(0.01) or work.begun(folder))
+    wait_until(lambda: pool.wait(0.01) or work.begun(folder))
 
 
-def run_all(executor: Executor, jobs: Sequence[Job]) -> dict[int, tuple[Job, Completion]]:
-    """Run the jobs one a task, never more at once than there are places; give them by ticket."""
+def run_all(pool: TaskPool, jobs: Sequence[Job]) -> dict[int, tuple[Job, Completion]]:
+    """Run the jobs one a task, never more at once than there are slots; give them by ticket."""
     left, tickets, ended = list(jobs), dict[int, Job](), dict[int, tuple[Job, Completion]]()
     deadline = time.monotonic() + SECONDS
     while len(ended) < len(jobs) and time.monotonic() < deadline:
-        while left and executor.free_places() > 0:
+        while left and pool.free_slots() > 0:
             job = left.pop(0)
-            tickets[submit(executor, job)] = job
-        for completion in executor.wait(1):
+            tickets[submit(pool, job)] = job
+        for completion in pool.wait(1):
             assert completion.ticket not in ended
             ended[completion.ticket] = tickets[completion.ticket], completion
     assert len(ended) == len(jobs)
@@ -200,88 +203,147 @@ def run_all(executor: Executor, jobs: Sequence[Job]) -> dict[int, tuple[Job, Com
 
 @cases()
 class TestEveryExecutor:
-    def test_each_task_ends_once_under_its_own_ticket(self, executor: Executor, tmp_path: Path) -> None:
+    def test_each_task_ends_once_under_its_own_ticket(self, pool: TaskPool, tmp_path: Path) -> None:
         jobs = [work.job(tmp_path, n) for n in range(12)]
-        for job, completion in run_all(executor, jobs).values():
+        for job, completion in run_all(pool, jobs).values():
             assert completion.report is not None
             assert [outcome.job for outcome in completion.report.outcomes] == [job]
             assert completion.breakage == ""
         assert work.begun(tmp_path) == list(range(12))
 
-    def test_a_task_may_hold_several_jobs(self, executor: Executor, tmp_path: Path) -> None:
+    def test_a_task_may_hold_several_jobs(self, pool: TaskPool, tmp_path: Path) -> None:
         jobs = tuple(work.job(tmp_path, n) for n in range(3))
-        ticket = submit(executor, *jobs)
-        (completion,) = wait_for(executor, 1)
+        ticket = submit(pool, *jobs)
+        (completion,) = wait_for(pool, 1)
         assert completion.ticket == ticket
         assert completion.report is not None
         assert tuple(outcome.job for outcome in completion.report.outcomes) == jobs
 
-    def test_a_trial_holds_none(self, executor: Executor) -> None:
-        ticket = submit(executor)
-        assert wait_for(executor, 1) == [Completion(ticket, Report())]
+    def test_a_trial_holds_none(self, pool: TaskPool) -> None:
+        ticket = submit(pool)
+        assert wait_for(pool, 1) == [Completion(ticket, Report())]
 
-    def test_there_is_a_place_for_a_task_and_it_comes_back(self, executor: Executor, tmp_path: Path) -> None:
-        free = executor.free_places()
+    def test_there_is_a_slot_for_a_task_and_it_comes_back(self, pool: TaskPool, tmp_path: Path) -> None:
+        free = pool.free_slots()
         assert free >= 1
-        submit(executor, work.job(tmp_path, 0))
-        assert executor.free_places() == free - 1
-        wait_for(executor, 1)
-        assert executor.free_places() == free
+        submit(pool, work.job(tmp_path, 0))
+        assert pool.free_slots() == free - 1
+        wait_for(pool, 1)
+        assert pool.free_slots() == free
 
-    def test_waiting_for_nothing_gives_nothing(self, executor: Executor) -> None:
-        assert executor.wait(0.01) == []
+    def test_waiting_for_nothing_gives_nothing(self, pool: TaskPool) -> None:
+        assert pool.wait(0.01) == []
 
-    def test_a_work_that_raises_is_a_breakage(self, case: Case, fresh: Executor, tmp_path: Path) -> None:
-        submit(fresh, work.job(tmp_path, 0, "raise"))
-        (completion,) = wait_for(fresh, 1)
+    def test_a_work_that_raises_is_a_breakage(self, case: Case, fragile: TaskPool, tmp_path: Path) -> None:
+        submit(fragile, work.job(tmp_path, 0, "raise"))
+        (completion,) = wait_for(fragile, 1)
         assert completion.report is None
         assert "work should not raise" in completion.breakage
-        submit(fresh, work.job(tmp_path, 1))
-        assert wait_for(fresh, 1)[0].report is not None
+        submit(fragile, work.job(tmp_path, 1))
+        assert wait_for(fragile, 1)[0].report is not None
 
 
 @cases(elsewhere=True)
 class TestElsewhere:
-    def test_waiting_ends_with_the_timeout(self, executor: Executor, tmp_path: Path) -> None:
-        ticket = submit(executor, work.job(tmp_path, 0, "wait"))
-        assert executor.wait(0.05) == []
+    def test_waiting_ends_with_the_timeout(self, pool: TaskPool, tmp_path: Path) -> None:
+        ticket = submit(pool, work.job(tmp_path, 0, "wait"))
+        assert pool.wait(0.05) == []
         work.open_gate(tmp_path)
-        assert [completion.ticket for completion in wait_for(executor, 1)] == [ticket]
+        assert [completion.ticket for completion in wait_for(pool, 1)] == [ticket]
 
-    def test_a_task_that_ends_does_not_wait_for_the_others(self, executor: Executor, tmp_path: Path) -> None:
-        if executor.free_places() < 3:  # one place and one in reserve
-            quick = submit(executor, work.job(tmp_path, 1))
-            slow = submit(executor, work.job(tmp_path, 0, "wait"))
+    def test_a_task_that_ends_does_not_wait_for_the_others(self, pool: TaskPool, tmp_path: Path) -> None:
+        if pool.free_slots() < 3:  # one slot and one in reserve
+            quick = submit(pool, work.job(tmp_path, 1))
+            slow = submit(pool, work.job(tmp_path, 0, "wait"))
         else:
-            slow = submit(executor, work.job(tmp_path, 0, "wait"))
-            quick = submit(executor, work.job(tmp_path, 1))
-        assert [completion.ticket for completion in wait_for(executor, 1)] == [quick]
+            slow = submit(pool, work.job(tmp_path, 0, "wait"))
+            quick = submit(pool, work.job(tmp_path, 1))
+        assert [completion.ticket for completion in wait_for(pool, 1)] == [quick]
         work.open_gate(tmp_path)
-        assert [completion.ticket for completion in wait_for(executor, 1)] == [slow]
+        assert [completion.ticket for completion in wait_for(pool, 1)] == [slow]
 
-    def test_a_cancelled_task_never_runs_and_others_do(self, executor: Executor, tmp_path: Path) -> None:
-        tickets = {submit(executor, work.job(tmp_path, n, "wait")): n for n in range(6)}
-        wait_for_beginning(executor, tmp_path)
-        cancelled = {ticket for ticket in reversed(tickets) if executor.cancel(ticket)}
+    def test_a_cancelled_task_never_runs_and_others_do(self, pool: TaskPool, tmp_path: Path) -> None:
+        tickets = {submit(pool, work.job(tmp_path, n, "wait")): n for n in range(6)}
+        wait_for_beginning(pool, tmp_path)
+        cancelled = {ticket for ticket in reversed(tickets) if pool.cancel(ticket)}
         work.open_gate(tmp_path)
-        ended = wait_for(executor, 6 - len(cancelled))
+        ended = wait_for(pool, 6 - len(cancelled))
         assert {completion.ticket for completion in ended} == tickets.keys() - cancelled
         assert work.begun(tmp_path) == sorted(tickets[completion.ticket] for completion in ended)
 
     def test_closing_forgets_what_no_worker_has_got(self, fresh: Executor, tmp_path: Path) -> None:
-        for n in range(20):
-            submit(fresh, work.job(tmp_path, n, "linger"))
-        wait_for_beginning(fresh, tmp_path)
-        fresh.close()
-        fresh.start(work.work)
-        run_all(fresh, [work.job(tmp_path, n) for n in range(100, 104)])
+        with opened(fresh) as pool:
+            for n in range(20):
+                submit(pool, work.job(tmp_path, n, "linger"))
+            wait_for_beginning(pool, tmp_path)
+        with opened(fresh) as pool:
+            run_all(pool, [work.job(tmp_path, n) for n in range(100, 104)])
         assert not {*range(10, 20)} & {*work.begun(tmp_path)}
+
+
+@cases()
+class TestTwoRuns:
+    """Two runs on one executor at the same time."""
+
+    def test_their_pools_have_tickets_and_tasks_of_their_own(
+        self, executor: Executor, pool: TaskPool, tmp_path: Path
+    ) -> None:
+        with opened(executor) as other:
+            jobs = {each: work.job(tmp_path, n) for n, each in enumerate((pool, other))}
+            tickets = {each: submit(each, job) for each, job in jobs.items()}
+            assert len({*tickets.values()}) == 1
+            for each in (other, pool):
+                (completion,) = wait_for(each, 1)
+                assert completion.ticket == tickets[each]
+                assert completion.report is not None
+                assert [outcome.job for outcome in completion.report.outcomes] == [jobs[each]]
+
+    def test_from_two_threads_both_end(self, executor: Executor) -> None:
+        with cf.ThreadPoolExecutor(2) as threads:
+            runs = [threads.submit(executor.drive, work.run_tasks, going_on, work.info(n)) for n in "ab"]
+            assert [run.result(SECONDS) for run in runs] == [Summary(20), Summary(20)]
+
+    def test_one_that_fails_or_is_interrupted_leaves_the_other_alone(
+        self, executor: Executor, tmp_path: Path
+    ) -> None:
+        loop = partial(work.run_tasks, work=work.work, jobs=[work.job(tmp_path, 0, "wait")])
+        with cf.ThreadPoolExecutor(1) as threads:
+            other = threads.submit(executor.drive, loop, going_on, work.info("other"))
+            wait_until(lambda: work.begun(tmp_path), "the other's task")
+            with pytest.raises(OptionError):
+                executor.drive(work.run_refused, going_on, work.info("one"))
+            with pytest.raises(KeyboardInterrupt):
+                executor.drive(work.run_until_stopped, interrupt, work.info("one"))
+            work.open_gate(tmp_path)
+            assert other.result(SECONDS) == Summary(1)
+        assert work.begun(tmp_path) == [0]
+
+
+def going_on(status: Status) -> bool:
+    return True
+
+
+def interrupt(status: Status) -> bool:
+    raise KeyboardInterrupt
 
 
 @cases(processes=True)
 class TestInProcesses:
-    def test_tasks_run_in_other_processes(self, executor: Executor, tmp_path: Path) -> None:
-        done = run_all(executor, [work.job(tmp_path, n) for n in range(8)]).values()
+    def test_what_ends_one_run_leaves_the_tasks_of_another_alone(
+        self, fragile: TaskPool, fresh: Executor, tmp_path: Path
+    ) -> None:
+        submit(fragile, work.job(tmp_path, 0, "wait"))
+        with opened(fresh) as other:
+            killed = submit(other, work.job(tmp_path, 1, "wait"))
+            wait_until(lambda: work.begun(tmp_path) == [0, 1], "both tasks")
+            other.kill(killed)
+        work.open_gate(tmp_path)
+        (completion,) = wait_for(fragile, 1)
+        assert completion.report is not None
+        assert work.begun(tmp_path) == [0, 1]
+
+    def test_tasks_run_in_other_processes(self, pool: TaskPool, tmp_path: Path) -> None:
+        done = run_all(pool, [work.job(tmp_path, n) for n in range(8)]).values()
         outcomes = [outcome for _, ended in done if ended.report for outcome in ended.report.outcomes]
         assert len(outcomes) == 8
         assert os.getpid() not in {outcome.pid for outcome in outcomes}
@@ -291,7 +353,7 @@ class TestLargeWork:
     @cases(processes=True)
     def test_it_is_not_sent_with_each_task(self, case: Case, fresh: Executor, tmp_path: Path) -> None:
         loop = partial(work.run_tasks, work=work.large_work(tmp_path), jobs=jobs_of(tmp_path, 24))
-        assert fresh.drive(loop, lambda status: True, work.info()) == Summary(24)
+        assert fresh.drive(loop, going_on, work.info()) == Summary(24)
         workers = sorted(pids_of(tmp_path))
         assert work.noted(tmp_path, "unpickled") == workers
         beside = 2 * case.cluster + 8 * isinstance(fresh, FuturesExecutor)  # scheduler and driver; a guess
@@ -301,23 +363,23 @@ class TestLargeWork:
     def test_a_process_that_comes_later_gets_it(self, case: Case, fresh: Executor, tmp_path: Path) -> None:
         jobs = [*jobs_of(tmp_path, 4), work.job(tmp_path, 4, "die"), *jobs_of(tmp_path, 12)[5:]]
         loop = partial(work.run_tasks, work=work.large_work(tmp_path), jobs=jobs)
-        assert fresh.drive(loop, lambda status: True, work.info()) == Summary(11)
+        assert fresh.drive(loop, going_on, work.info()) == Summary(11)
 
     def test_a_process_that_has_lost_it_is_sent_it_again(self, tmp_path: Path) -> None:
         """Loky begins a process anew that has grown, and pools may have a new one for each task."""
         with cf.ThreadPoolExecutor(2) as pool, pytest.MonkeyPatch.context() as patch:
             patch.setattr(_Kept, "find", lambda self, name: None)
             loop = partial(work.run_tasks, work=work.large_work(tmp_path), jobs=jobs_of(tmp_path, 24))
-            assert FuturesExecutor(pool).drive(loop, lambda status: True, work.info()) == Summary(24)
+            assert FuturesExecutor(pool).drive(loop, going_on, work.info()) == Summary(24)
 
 
 @cases(processes=True, once=True)
 class TestKilledProcess:
     def test_its_task_is_a_breakage_and_is_not_tried_again(
-        self, case: Case, fresh: Executor, tmp_path: Path
+        self, case: Case, fragile: TaskPool, tmp_path: Path
     ) -> None:
-        ticket = submit(fresh, work.job(tmp_path, 0, "die"))
-        (completion,) = wait_for(fresh, 1)
+        ticket = submit(fragile, work.job(tmp_path, 0, "die"))
+        (completion,) = wait_for(fragile, 1)
         assert completion.ticket == ticket
         assert completion.report is None
         assert completion.breakage
@@ -337,33 +399,33 @@ class TestAfterAKilledProcess:
         yield
         client.run_on_scheduler(allow_failures, allowed)
 
-    def test_later_tasks_run(self, fresh: Executor, tmp_path: Path) -> None:
+    def test_later_tasks_run(self, fragile: TaskPool, tmp_path: Path) -> None:
         for n in range(2):
-            submit(fresh, work.job(tmp_path, n, "die"))
-            wait_for(fresh, 1)
-            ended = run_all(fresh, [work.job(tmp_path, 10 * (n + 1) + m) for m in range(4)])
+            submit(fragile, work.job(tmp_path, n, "die"))
+            wait_for(fragile, 1)
+            ended = run_all(fragile, [work.job(tmp_path, 10 * (n + 1) + m) for m in range(4)])
             assert all(completion.report for _, completion in ended.values())
 
     @pytest.mark.long_on("dask")
     def test_a_task_is_ended_with_its_process_and_others_run(
-        self, case: Case, fresh: Executor, tmp_path: Path
+        self, case: Case, fresh: Executor, fragile: TaskPool, tmp_path: Path
     ) -> None:
-        assert fresh.kills
-        ticket = submit(fresh, work.job(tmp_path, 0, "wait"))
-        wait_for_beginning(fresh, tmp_path)
+        assert fresh.can_kill
+        ticket = submit(fragile, work.job(tmp_path, 0, "wait"))
+        wait_for_beginning(fragile, tmp_path)
         (pid,) = pids_of(tmp_path)
-        fresh.kill(ticket)
-        (completion,) = wait_for(fresh, 1)
+        fragile.kill(ticket)
+        (completion,) = wait_for(fragile, 1)
         assert (completion.ticket, completion.report) == (ticket, None)
         wait_until(lambda: not alive(pid))
-        assert all(ended.report for _, ended in run_all(fresh, [work.job(tmp_path, 5)]).values())
+        assert all(ended.report for _, ended in run_all(fragile, [work.job(tmp_path, 5)]).values())
 
     @pytest.mark.long_on("dask")
-    def test_closing_ends_what_runs(self, case: Case, fresh: Executor, tmp_path: Path) -> None:
-        submit(fresh, work.job(tmp_path, 0, "wait"))
-        wait_for_beginning(fresh, tmp_path)
+    def test_closing_ends_what_runs(self, case: Case, fragile: TaskPool, tmp_path: Path) -> None:
+        submit(fragile, work.job(tmp_path, 0, "wait"))
+        wait_for_beginning(fragile, tmp_path)
         (pid,) = pids_of(tmp_path)
-        fresh.close()
+        fragile.close()
         wait_until(lambda: not alive(pid))
 
 
@@ -372,11 +434,13 @@ class TestPoisonousKey:
     """Dask blames all that a dead worker had in store; only a jobs table tells what had begun."""
 
     def test_the_key_that_kills_does_not_take_the_others_with_it(
-        self, case: Case, fresh: Executor, tmp_path: Path
+        self, case: Case, fragile: TaskPool, tmp_path: Path
     ) -> None:
         jobs = [work.job(tmp_path, n, "die" if n == 1 else "linger") for n in range(5)]
-        driver = Driver(MemoryStore([job.key for job in jobs]), fresh, Policy(suppress_errors=True))
-        summary = driver.run(lambda status: True)
+        driver = Driver(
+            MemoryStore([job.key for job in jobs]), fragile, Policy(suppress_errors=True), "Table"
+        )
+        summary = driver.run(going_on)
         assert [key["n"] for key, _ in summary.errors] == [1]
         assert summary.success_count == 4
 
@@ -395,7 +459,7 @@ def allow_failures(count: int, dask_scheduler: Any) -> int:
 @cases(cluster=True)
 class TestCluster:
     def test_the_driver_is_in_another_process(self, executor: Executor) -> None:
-        summary = executor.drive(work.run_here, lambda status: True, work.info())
+        summary = executor.drive(work.run_here, going_on, work.info())
         assert summary.success_count not in (0, os.getpid())
 
     def test_the_driver_runs_tasks_from_there(self, executor: Executor) -> None:
@@ -454,7 +518,7 @@ class TestNoCluster:
 class TestDriving:
     def test_what_the_run_raises_is_raised_as_it_is(self, executor: Executor) -> None:
         with pytest.raises(OptionError, match=r"^the run refuses$"):
-            executor.drive(work.run_refused, lambda status: True, work.info())
+            executor.drive(work.run_refused, going_on, work.info())
 
     def test_the_run_is_told_to_stop_and_tells_how_far_it_is(self, executor: Executor) -> None:
         seen: list[int] = []
@@ -468,10 +532,10 @@ class TestDriving:
 
     def test_several_runs_may_follow_each_other(self, executor: Executor) -> None:
         for _ in range(2):
-            executor.drive(work.run_here, lambda status: True, work.info())
+            executor.drive(work.run_here, going_on, work.info())
 
 
-class Refusing(ScriptedExecutor):
+class Refusing(ScriptedPool):
     """Breaks after its first task."""
 
     def submit(self, table: str, jobs: Sequence[Job]) -> int:
@@ -483,7 +547,7 @@ class Refusing(ScriptedExecutor):
 class TestWhatIsGiven:
     def test_a_pool_that_can_not_stop_a_task_says_so(self) -> None:
         with cf.ThreadPoolExecutor(1) as pool, pytest.raises(OptionError, match="timeout_seconds"):
-            FuturesExecutor(pool).killing()
+            FuturesExecutor(pool).with_kill()
 
     def test_threads_stay_usable(self) -> None:
         with cf.ThreadPoolExecutor(1) as pool:
@@ -491,28 +555,32 @@ class TestWhatIsGiven:
                 pass
             assert pool.submit(os.getpid).result(SECONDS) == os.getpid()
 
-    def test_places_are_the_pools_or_the_given_ones(self) -> None:
+    def test_slots_are_the_pools_or_the_given_ones(self) -> None:
         with cf.ThreadPoolExecutor(4) as pool:
-            assert FuturesExecutor(pool).free_places() == 5
-            assert FuturesExecutor(pool, places=8).free_places() == 10
+            assert opened(FuturesExecutor(pool)).free_slots() == 5
+            for eight in (FuturesExecutor(pool, slots=8), FuturesExecutor(pool, places=8)):
+                assert opened(eight).free_slots() == 10
 
     @pytest.fixture
-    def broken(self, modules_folder: Path, tmp_path: Path) -> Iterator[Executor]:
-        """Over a pool that can't be used any more since one of its processes was killed."""
+    def broken(self, modules_folder: Path, tmp_path: Path) -> Iterator[TaskPool]:
+        """On processes that can't be used any more since one of them was killed."""
         spawn = multiprocessing.get_context("spawn")
-        with cf.ProcessPoolExecutor(2, mp_context=spawn) as pool, started(FuturesExecutor(pool)) as executor:
-            submit(executor, work.job(tmp_path, 0, "die"))
-            wait_for(executor, 1)
-            yield executor
+        with (
+            cf.ProcessPoolExecutor(2, mp_context=spawn) as futures,
+            started(FuturesExecutor(futures)) as pool,
+        ):
+            submit(pool, work.job(tmp_path, 0, "die"))
+            wait_for(pool, 1)
+            yield pool
 
-    def test_a_broken_pool_is_a_clear_error(self, broken: Executor) -> None:
+    def test_a_broken_pool_is_a_clear_error(self, broken: TaskPool) -> None:
         with pytest.raises(ClusterError, match="pool"):
             submit(broken)
 
     def test_no_job_that_can_not_be_submitted_is_forgotten(self) -> None:
         store = MemoryStore([{"n": n} for n in range(9)])
         with pytest.raises(ClusterError):
-            Driver(store, Refusing(places=3), Policy()).run(lambda status: True)
+            Driver(store, Refusing(slots=3), Policy()).run(going_on)
         assert store.pending() == 9
 
     def test_the_ray_cluster_stays(self, ray_cluster: Any) -> None:
@@ -534,37 +602,37 @@ class TestWhatIsGiven:
         from djdist.executors.dask import DaskExecutor
 
         address = dask_client.scheduler.address
-        with started(DaskExecutor(address)) as executor:
-            assert len(run_all(executor, [work.job(tmp_path, n) for n in range(3)])) == 3
+        with started(DaskExecutor(address)) as pool:
+            assert len(run_all(pool, [work.job(tmp_path, n) for n in range(3)])) == 3
         assert dask_client.submit(len, "abcd").result() == 4
 
     def test_dask_resources_are_asked_for(self, dask_client: Any, tmp_path: Path) -> None:
         from djdist.executors.dask import DaskExecutor
 
-        with started(DaskExecutor(dask_client, resources={"no worker has it": 1})) as executor:
-            assert (executor.places(), executor.free_places()) == (0, 1)  # demand that an autoscaler sees
-            submit(executor, work.job(tmp_path, 0))
-            assert executor.wait(0.5) == []
+        with started(DaskExecutor(dask_client, resources={"no worker has it": 1})) as pool:
+            assert (pool.slots(), pool.free_slots()) == (0, 1)  # demand that an autoscaler sees
+            submit(pool, work.job(tmp_path, 0))
+            assert pool.wait(0.5) == []
         assert work.begun(tmp_path) == []
 
     def test_dask_shows_a_task_by_its_table_and_the_whole_key(self, dask_client: Any, tmp_path: Path) -> None:
         from djdist.executors.dask import DaskExecutor
 
         job = Job({**work.job(tmp_path, 0).key, "area": "V1 (left)"})
-        with started(DaskExecutor(dask_client)) as executor:
-            run_all(executor, [job])
+        with started(DaskExecutor(dask_client)) as pool:
+            run_all(pool, [job])
         assert ("Table", str(job)) in {key[:2] for key in dask_client.run_on_scheduler(keys_of_tasks)}
 
-    def test_ray_counts_the_places_that_a_key_needs(self, ray_cluster: Any) -> None:
+    def test_ray_counts_the_slots_that_a_key_needs(self, ray_cluster: Any) -> None:
         from djdist.executors.ray import RayExecutor
 
         with started(RayExecutor(num_cpus=2)) as two, started(RayExecutor(num_cpus=0.5)) as half:
-            assert (two.free_places(), half.free_places()) == (2, 5)
+            assert (two.free_slots(), half.free_slots()) == (2, 5)
         with started(RayExecutor(resources={"camera": 1})) as none:
-            assert none.free_places() == 1  # demand that an autoscaler sees
+            assert none.free_slots() == 1  # demand that an autoscaler sees
 
     @pytest.mark.parametrize(
-        ("needs", "places"),
+        ("needs", "slots"),
         [
             ({}, 24),
             ({"num_gpus": 1}, 1),
@@ -578,27 +646,27 @@ class TestWhatIsGiven:
         ],
         ids=str,
     )
-    def test_ray_counts_places_node_by_node(
-        self, needs: dict[str, Any], places: int, monkeypatch: pytest.MonkeyPatch
+    def test_ray_counts_slots_node_by_node(
+        self, needs: dict[str, Any], slots: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ray = pytest.importorskip("djdist.executors.ray")
         plain, gone = {"CPU": 4.0, "memory": 30e9}, {"CPU": 4.0, "GPU": 4.0}
         special = {"CPU": 8.0, "GPU": 1.0, "camera": 0.3, "memory": 30e9}
         nodes = [{"Alive": node is not gone, "Resources": node} for node in [*4 * [plain], special, gone]]
         monkeypatch.setattr(ray, "_nodes", lambda: nodes)
-        assert ray.RayExecutor(**needs).places() == places
+        assert ray._Slots(ray.RayExecutor(**needs)._keys.needs).count() == slots
 
     def test_what_keeps_a_gpu_without_work_ends(
         self, ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ray = pytest.importorskip("djdist.executors.ray")
         monkeypatch.setattr(ray, "IDLE_SECONDS", 0.1)
-        with started(ray.RayExecutor(num_gpus=1)) as executor:
-            run_all(executor, [work.job(tmp_path, n) for n in range(6)])
+        with started(ray.RayExecutor(num_gpus=1)) as pool:
+            run_all(pool, [work.job(tmp_path, n) for n in range(6)])
             first = pids_of(tmp_path)
             assert len(first) <= 2
-            wait_until(lambda: executor.wait(0.1) == [] and not any(map(alive, first)))
-            run_all(executor, [work.job(tmp_path, 9)])
+            wait_until(lambda: pool.wait(0.1) == [] and not any(map(alive, first)))
+            run_all(pool, [work.job(tmp_path, 9)])
             assert pids_of(tmp_path) - first
 
     def test_the_ray_cluster_is_known_by_its_address(self, ray_cluster: Any) -> None:
@@ -631,9 +699,9 @@ def keys_of_tasks(dask_scheduler: Any) -> list[Any]:
 class TestWhatIsStarted:
     def test_local_processes_end(self, tmp_path: Path, modules_folder: Path) -> None:
         before = children()
-        with started(LocalExecutor(2)) as executor:
-            run_all(executor, [work.job(tmp_path, n) for n in range(4)])
-            submit(executor, work.job(tmp_path, 9, "wait"))
+        with started(LocalExecutor(2)) as pool:
+            run_all(pool, [work.job(tmp_path, n) for n in range(4)])
+            submit(pool, work.job(tmp_path, 9, "wait"))
             wait_until(lambda: 9 in work.begun(tmp_path))
             pids = pids_of(tmp_path)
             assert pids <= children() - before
@@ -677,9 +745,9 @@ class TestWhatIsStarted:
         monkeypatch.setattr(distributed, "default_client", no_client)
         before = children()
         executor = DaskExecutor()
-        with started(executor):
-            run_all(executor, [work.job(tmp_path, n) for n in range(3)])
-            assert executor.drive(work.run_tasks, lambda status: True, work.info()) == Summary(20)
+        with started(executor) as pool:
+            run_all(pool, [work.job(tmp_path, n) for n in range(3)])
+            assert executor.drive(work.run_tasks, going_on, work.info()) == Summary(20)
             pids = children() - before
         wait_until(lambda: not any(alive(pid) for pid in pids))
 
@@ -701,11 +769,10 @@ def alive(pid: int) -> bool:
 
 
 def test_a_signal_in_process_reaches_the_caller(tmp_path: Path) -> None:
-    with started(LocalExecutor(1)) as executor:
-        executor.start(interrupted)
-        submit(executor, work.job(tmp_path, 0))
+    with LocalExecutor(1) as executor, executor.open({"Table": interrupted}) as pool:
+        submit(pool, work.job(tmp_path, 0))
         with pytest.raises(KeyboardInterrupt):
-            executor.wait(1)
+            pool.wait(1)
 
 
 def interrupted(jobs: Sequence[Job]) -> Report:

@@ -1,11 +1,11 @@
-"""A scripted executor and a clock that tests set, to drive a Driver by hand."""
+"""A scripted pool of tasks and a clock that tests set, to drive a Driver by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from djdist._executor import Executor, task_name
-from djdist._job import Completion, Ending, Failure, Job, Outcome, Report, Status, TaskFunction
+from djdist._job import Completion, Ending, Failure, Job, Outcome, Report, Status
+from djdist._task_pool import TaskPool, task_name
 
 
 class Clock:
@@ -21,14 +21,14 @@ class Clock:
         self.seconds += seconds
 
 
-class ScriptedExecutor(Executor):
+class ScriptedPool(TaskPool):
     """Holds tasks until a test lets them end.
 
     ``answer`` says what to do with a task while it is waited for: give its completion or keep it running.
     """
 
-    def __init__(self, places: int, answer: Callable[[int, Job], Completion | None] | None = None) -> None:
-        self.size = places
+    def __init__(self, slots: int, answer: Callable[[int, Job], Completion | None] | None = None) -> None:
+        self.size = slots
         self.answer = answer or (lambda ticket, job: made(ticket, job))
         self.running: dict[int, Job] = {}
         self.begun: list[Job] = []
@@ -39,21 +39,18 @@ class ScriptedExecutor(Executor):
         self.trial = Report()
         self.killed: list[Job] = []
         self.closed = False
-        self.shows = False
+        self.has_dashboard = False
         self.shown: list[tuple[str, Status, tuple[float, ...]]] = []
         self._trials: list[int] = []
         self._submitted = 0
 
-    def start(self, work: TaskFunction) -> None:
-        """Nothing runs here, so there is nothing to start."""
-
     def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
         self.shown.append((table, status, tuple(make_seconds)))
 
-    def places(self) -> int:
+    def slots(self) -> int:
         return self.size
 
-    def free_places(self) -> int:
+    def free_slots(self) -> int:
         return self.size - len(self.running)
 
     def submit(self, table: str, jobs: Sequence[Job]) -> int:

@@ -59,16 +59,16 @@ def info(run: str = "a run", *, detached: bool = False) -> RunInfo:
     return RunInfo(run, "Table", "lab", "me", platform.node(), os.getpid(), now, detached)
 
 
-def run_here(executor: Executor, watch: Watch) -> Summary:
+def run_here(executor: Executor, watch: Watch, predecessor: Status | None) -> Summary:
     """Tell where the run's driver is."""
     return Summary(success_count=os.getpid())
 
 
-def run_refused(executor: Executor, watch: Watch) -> Summary:
+def run_refused(executor: Executor, watch: Watch, predecessor: Status | None) -> Summary:
     raise OptionError("the run refuses")
 
 
-def run_until_stopped(executor: Executor, watch: Watch) -> Summary:
+def run_until_stopped(executor: Executor, watch: Watch, predecessor: Status | None) -> Summary:
     steps = 0
     while watch(Status(made=steps)):
         steps += 1
@@ -77,22 +77,23 @@ def run_until_stopped(executor: Executor, watch: Watch) -> Summary:
 
 
 def run_tasks(
-    executor: Executor, watch: Watch, work: TaskFunction | None = None, jobs: Sequence[Job] | None = None
+    executor: Executor,
+    watch: Watch,
+    predecessor: Status | None,
+    work: TaskFunction | None = None,
+    jobs: Sequence[Job] | None = None,
 ) -> Summary:
     """Run tasks, twenty by default, from where the driver is and count those that were made."""
-    executor.start(work or _made_at_once)
-    try:
+    with executor.open({"Table": work or _made_at_once}) as pool:
         left, running, made = list(jobs or [Job({"n": n}) for n in range(20)]), set[int](), 0
         while left or running:
-            while left and executor.free_places() > 0:
-                running.add(executor.submit("Table", (left.pop(),)))
-            for completion in executor.wait(0.5):
+            while left and pool.free_slots() > 0:
+                running.add(pool.submit("Table", (left.pop(),)))
+            for completion in pool.wait(0.5):
                 running.remove(completion.ticket)
                 made += len(completion.report.outcomes) if completion.report else 0
             watch(Status(made=made))
         return Summary(success_count=made)
-    finally:
-        executor.close()
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import djdist
-from djdist._executor import Executor
 from djdist._job import Completion, Ending, Failure, Handover, Job, Outcome, Policy, Report, Status, Summary
 from djdist._job_store import JobStore
+from djdist._task_pool import TaskPool
 from djdist.driver import WAIT_SECONDS, Driver
 from djdist.driver.attempts import MAX_OBSTACLES
 from djdist.driver.counting import SHARE, Counting
 from djdist.errors import DatabaseError, WorkerSetupError
 from djdist.job_stores.memory import MemoryStore
-from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
+from lab.scripted import Clock, ScriptedPool, ended, failed, lost, made
 from lab.watching import wait_until
 
 Answer = Callable[[int, Job], Completion | None]
@@ -33,10 +33,10 @@ def going_on(status: Status) -> bool:
     return True
 
 
-def paced(store: JobStore, executor: Executor, policy: Policy) -> Driver:
+def paced(store: JobStore, pool: TaskPool, policy: Policy) -> Driver:
     """Give a driver whose pauses take no time."""
     clock = Clock()
-    return Driver(store, executor, policy, clock=clock, sleep=clock.sleep)
+    return Driver(store, pool, policy, clock=clock, sleep=clock.sleep)
 
 
 class CountingStore(MemoryStore):
@@ -86,59 +86,57 @@ class CountingStore(MemoryStore):
 
 
 def test_every_key_is_made_once_and_counted() -> None:
-    executor = ScriptedExecutor(places=3)
-    summary = Driver(MemoryStore(keys(10)), executor, Policy()).run(going_on)
+    pool = ScriptedPool(slots=3)
+    summary = Driver(MemoryStore(keys(10)), pool, Policy()).run(going_on)
     assert summary.success_count == 10
-    assert Counter(job.key["n"] for job in executor.begun) == Counter(range(10))
+    assert Counter(job.key["n"] for job in pool.begun) == Counter(range(10))
 
 
-def test_no_more_in_flight_than_places_and_no_more_reserved_than_in_flight() -> None:
-    executor = ScriptedExecutor(places=4, answer=lambda ticket, job: None)
+def test_no_more_in_flight_than_slots_and_no_more_reserved_than_in_flight() -> None:
+    pool = ScriptedPool(slots=4, answer=lambda ticket, job: None)
     store = CountingStore(10)
-    driver = Driver(store, executor, Policy())
+    driver = Driver(store, pool, Policy())
     driver.step()
     driver.step()
     assert store.asked == [4]
-    assert executor.most_in_flight == 4
+    assert pool.most_in_flight == 4
     assert driver.status().running == 4
     assert store.pending() == 6
 
 
-def test_places_that_appear_are_filled() -> None:
-    executor = ScriptedExecutor(places=1, answer=lambda ticket, job: None)
-    driver = Driver(MemoryStore(keys(10)), executor, Policy())
+def test_slots_that_appear_are_filled() -> None:
+    pool = ScriptedPool(slots=1, answer=lambda ticket, job: None)
+    driver = Driver(MemoryStore(keys(10)), pool, Policy())
     driver.step()
-    executor.size = 5
+    pool.size = 5
     driver.step()
     assert driver.status().running == 5
 
 
 def test_tasks_are_named_after_table_and_key() -> None:
-    executor = ScriptedExecutor(places=1)
-    Driver(MemoryStore([{"mouse": 7, "day": "mon"}]), executor, Policy(), table="Square").run(going_on)
-    assert executor.names == ["Square (set-up)", "Square(mouse=7, day=mon)"]
+    pool = ScriptedPool(slots=1)
+    Driver(MemoryStore([{"mouse": 7, "day": "mon"}]), pool, Policy(), table="Square").run(going_on)
+    assert pool.names == ["Square (set-up)", "Square(mouse=7, day=mon)"]
 
 
 def test_max_calls_bounds_what_is_made() -> None:
     store = CountingStore(10)
     policy = Policy(max_calls=np.int64(6), retries=np.int8(0))
-    summary = Driver(store, ScriptedExecutor(places=4), policy).run(going_on)
+    summary = Driver(store, ScriptedPool(slots=4), policy).run(going_on)
     assert summary.success_count == 6
     assert store.pending() == 4
 
 
 def test_max_calls_of_zero_reserves_nothing() -> None:
     store = CountingStore(3)
-    assert Driver(store, ScriptedExecutor(places=4), Policy(max_calls=0)).run(going_on).success_count == 0
+    assert Driver(store, ScriptedPool(slots=4), Policy(max_calls=0)).run(going_on).success_count == 0
     assert store.asked == []
 
 
 def test_errors_are_recorded_and_the_rest_goes_on_when_suppressed() -> None:
     store = CountingStore(10)
-    executor = ScriptedExecutor(
-        places=2, answer=lambda t, job: failed(t, job) if job.key["n"] % 2 else made(t, job)
-    )
-    summary = Driver(store, executor, Policy(suppress_errors=True)).run(going_on)
+    pool = ScriptedPool(slots=2, answer=lambda t, job: failed(t, job) if job.key["n"] % 2 else made(t, job))
+    summary = Driver(store, pool, Policy(suppress_errors=True)).run(going_on)
     assert summary.success_count == 5
     assert [key["n"] for key, _ in summary.errors] == [1, 3, 5, 7, 9]
     assert [job.key["n"] for job, _ in store.failures] == [1, 3, 5, 7, 9]
@@ -146,14 +144,14 @@ def test_errors_are_recorded_and_the_rest_goes_on_when_suppressed() -> None:
 
 def test_the_first_error_stops_reserving_and_gives_back_what_has_not_begun() -> None:
     store = CountingStore(10)
-    executor = ScriptedExecutor(places=4, answer=lambda t, job: failed(t, job) if t == 1 else None)
-    driver = Driver(store, executor, Policy())
-    executor.cancellable = {4}
+    pool = ScriptedPool(slots=4, answer=lambda t, job: failed(t, job) if t == 1 else None)
+    driver = Driver(store, pool, Policy())
+    pool.cancellable = {4}
     assert driver.step()
-    assert [job.key["n"] for job in executor.running.values()] == [1, 2]
+    assert [job.key["n"] for job in pool.running.values()] == [1, 2]
     assert [job.key["n"] for job in store.asked_back] == [1, 2]
     assert store.pending() == 7
-    executor.answer = made
+    pool.answer = made
     while driver.step():
         pass
     assert driver.summary().success_count == 2
@@ -162,8 +160,8 @@ def test_the_first_error_stops_reserving_and_gives_back_what_has_not_begun() -> 
 
 
 def test_a_lost_key_is_made_again() -> None:
-    executor = ScriptedExecutor(places=1, answer=lambda t, job: lost(t, job) if t == 1 else made(t, job))
-    summary = Driver(MemoryStore(keys(2)), executor, Policy()).run(going_on)
+    pool = ScriptedPool(slots=1, answer=lambda t, job: lost(t, job) if t == 1 else made(t, job))
+    summary = Driver(MemoryStore(keys(2)), pool, Policy()).run(going_on)
     assert summary.success_count == 2
     assert summary.errors == ()
 
@@ -171,26 +169,24 @@ def test_a_lost_key_is_made_again() -> None:
 def test_a_key_that_always_loses_its_worker_becomes_an_error_and_the_rest_is_made(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    executor = ScriptedExecutor(
-        places=2, answer=lambda t, job: lost(t, job) if job.key["n"] == 1 else made(t, job)
-    )
+    pool = ScriptedPool(slots=2, answer=lambda t, job: lost(t, job) if job.key["n"] == 1 else made(t, job))
     store = CountingStore(5)
-    summary = Driver(store, executor, Policy(suppress_errors=True, max_losses=3)).run(going_on)
+    summary = Driver(store, pool, Policy(suppress_errors=True, max_losses=3)).run(going_on)
     assert summary.success_count == 4
     ((key, failure),) = summary.errors
     assert key == {"n": 1}
     assert failure.message == "lost 3 times, last: WorkerCrashedError: out of memory"
-    assert sum(job.key["n"] == 1 for job in executor.begun) == 3
+    assert sum(job.key["n"] == 1 for job in pool.begun) == 3
     assert sum("was lost" in record.message for record in caplog.records) == 3
 
 
 def test_keys_that_had_not_begun_are_lost_at_no_cost() -> None:
     """An engine may blame all that a dead worker had in store."""
-    executor = ScriptedExecutor(places=1, answer=lambda t, job: lost(t, job) if t <= 5 else made(t, job))
+    pool = ScriptedPool(slots=1, answer=lambda t, job: lost(t, job) if t <= 5 else made(t, job))
     store = CountingStore(1)
     store.not_begun = {0}
     store.sees_beginnings = True
-    assert paced(store, executor, Policy(max_losses=1)).run(going_on).success_count == 1
+    assert paced(store, pool, Policy(max_losses=1)).run(going_on).success_count == 1
 
 
 def test_a_bad_node_uses_up_no_keys_and_a_good_one_makes_them_all() -> None:
@@ -199,9 +195,9 @@ def test_a_bad_node_uses_up_no_keys_and_a_good_one_makes_them_all() -> None:
     def answer(ticket: int, job: Job) -> Completion:
         return made(ticket, job) if ticket % 10 == 0 else Completion(ticket, Report(trouble="no module"))
 
-    executor = ScriptedExecutor(places=10, answer=answer)
+    pool = ScriptedPool(slots=10, answer=answer)
     store = CountingStore(200)
-    summary = paced(store, executor, Policy(max_calls=200, max_losses=1)).run(going_on)
+    summary = paced(store, pool, Policy(max_calls=200, max_losses=1)).run(going_on)
     assert (summary.success_count, store.failures) == (200, [])
 
 
@@ -215,7 +211,7 @@ def test_a_run_ends_in_which_no_worker_begins_a_key_any_more_and_nothing_is_an_e
     store = CountingStore(50)
     store.not_begun = set(range(50))
     store.sees_beginnings = True
-    driver = paced(store, ScriptedExecutor(places=4, answer=answer), Policy())
+    driver = paced(store, ScriptedPool(slots=4, answer=answer), Policy())
     with pytest.raises(WorkerSetupError, match="out of memory"):
         driver.run(going_on)
     assert (driver.status().made, store.failures, store.pending()) == (1, [], 49)
@@ -223,33 +219,31 @@ def test_a_run_ends_in_which_no_worker_begins_a_key_any_more_and_nothing_is_an_e
 
 def test_a_job_that_an_earlier_worker_had_begun_counts_as_lost() -> None:
     """The cluster ran the task again by itself, which its worker refused."""
-    executor = ScriptedExecutor(places=1, answer=lambda t, job: ended(t, job, Ending.DISOWNED))
+    pool = ScriptedPool(slots=1, answer=lambda t, job: ended(t, job, Ending.DISOWNED))
     policy = Policy(suppress_errors=True, max_losses=3)
-    ((_, failure),) = Driver(CountingStore(1), executor, policy).run(going_on).errors
+    ((_, failure),) = Driver(CountingStore(1), pool, policy).run(going_on).errors
     assert "lost 3 times" in failure.message
-    assert len(executor.begun) == 3
+    assert len(pool.begun) == 3
 
 
 def test_losses_do_not_count_as_calls() -> None:
-    executor = ScriptedExecutor(places=1, answer=lambda t, job: lost(t, job) if t == 1 else made(t, job))
-    assert Driver(MemoryStore(keys(5)), executor, Policy(max_calls=3)).run(going_on).success_count == 3
+    pool = ScriptedPool(slots=1, answer=lambda t, job: lost(t, job) if t == 1 else made(t, job))
+    assert Driver(MemoryStore(keys(5)), pool, Policy(max_calls=3)).run(going_on).success_count == 3
 
 
 @pytest.mark.parametrize("ending", [Ending.INTERRUPTED, Ending.LOST])
 def test_what_is_no_error_of_make_is_not_recorded_as_one(ending: Ending) -> None:
-    executor = ScriptedExecutor(
-        places=1, answer=lambda t, job: ended(t, job, ending) if t == 1 else made(t, job)
-    )
+    pool = ScriptedPool(slots=1, answer=lambda t, job: ended(t, job, ending) if t == 1 else made(t, job))
     store = CountingStore(2)
-    summary = Driver(store, executor, Policy()).run(going_on)
+    summary = Driver(store, pool, Policy()).run(going_on)
     assert (summary.success_count, summary.errors, store.failures) == (2, (), [])
 
 
 def test_a_key_that_is_there_already_is_finished_but_not_counted() -> None:
-    executor = ScriptedExecutor(places=1, answer=lambda t, job: ended(t, job, Ending.PRESENT))
-    summary = Driver(MemoryStore(keys(3)), executor, Policy()).run(going_on)
+    pool = ScriptedPool(slots=1, answer=lambda t, job: ended(t, job, Ending.PRESENT))
+    summary = Driver(MemoryStore(keys(3)), pool, Policy()).run(going_on)
     assert (summary.success_count, summary.errors) == (0, ())
-    assert len(executor.begun) == 3
+    assert len(pool.begun) == 3
 
 
 def test_a_job_taken_over_by_somebody_else_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -260,8 +254,8 @@ def test_a_job_taken_over_by_somebody_else_is_left_alone(caplog: pytest.LogCaptu
         store.finish(job)
         return ended(ticket, job, Ending.DISOWNED)
 
-    executor = ScriptedExecutor(places=1, answer=taken_over)
-    summary = Driver(store, executor, Policy()).run(going_on)
+    pool = ScriptedPool(slots=1, answer=taken_over)
+    summary = Driver(store, pool, Policy()).run(going_on)
     assert (summary.success_count, summary.errors, store.failures) == (0, (), [])
     assert "not this run's any more" in caplog.text
 
@@ -269,7 +263,7 @@ def test_a_job_taken_over_by_somebody_else_is_left_alone(caplog: pytest.LogCaptu
 def test_an_error_of_a_job_that_is_somebody_elses_now_is_none_of_this_run() -> None:
     store = CountingStore(3)
     store.taken_over = {0}
-    driver = Driver(store, ScriptedExecutor(places=1, answer=failed), Policy(suppress_errors=True))
+    driver = Driver(store, ScriptedPool(slots=1, answer=failed), Policy(suppress_errors=True))
     summary = driver.run(going_on)
     assert [key["n"] for key, _ in summary.errors] == [1, 2]
     assert driver.status().failed == 2
@@ -280,16 +274,16 @@ def test_workers_that_are_told_to_go_are_no_obstacle() -> None:
     store.told_to_go = {0}
     store.sees_beginnings = True
     endings = [lost] * (MAX_OBSTACLES + 5) + [made]
-    executor = ScriptedExecutor(places=1, answer=lambda ticket, job: endings[ticket - 2](ticket, job))
-    summary = paced(store, executor, Policy(max_losses=1)).run(going_on)
+    pool = ScriptedPool(slots=1, answer=lambda ticket, job: endings[ticket - 2](ticket, job))
+    summary = paced(store, pool, Policy(max_losses=1)).run(going_on)
     assert summary == Summary(success_count=1)
 
 
 def test_what_a_stop_gave_back_is_not_counted_when_its_worker_dies() -> None:
     store = CountingStore(4)
     store.not_begun = {1, 2, 3}
-    executor = ScriptedExecutor(places=4, answer=lambda t, job: made(t, job) if t == 2 else lost(t, job))
-    driver = Driver(store, executor, Policy(suppress_errors=True))
+    pool = ScriptedPool(slots=4, answer=lambda t, job: made(t, job) if t == 2 else lost(t, job))
+    driver = Driver(store, pool, Policy(suppress_errors=True))
     looks = iter([True, False])
     summary = driver.run(lambda status: next(looks, False))
     assert summary.success_count == 1
@@ -304,8 +298,8 @@ def test_what_is_made_while_a_stop_gives_the_rest_back_is_counted() -> None:
 
     store = MadeMeanwhile(4)
     store.not_begun = {2, 3}
-    executor = ScriptedExecutor(places=4, answer=lambda t, job: made(t, job) if store.asked_back else None)
-    assert Driver(store, executor, Policy()).run(lambda status: False).success_count == 2
+    pool = ScriptedPool(slots=4, answer=lambda t, job: made(t, job) if store.asked_back else None)
+    assert Driver(store, pool, Policy()).run(lambda status: False).success_count == 2
     assert store.pending() == 2
 
 
@@ -322,11 +316,11 @@ def test_what_runs_of_jobs_that_others_took_over_is_ended_and_said_once(
             return self.renew(super().reserved())
 
     def answer(ticket: int, job: Job) -> Completion | None:
-        return made(ticket, job) if len(executor.killed) == 2 else None
+        return made(ticket, job) if len(pool.killed) == 2 else None
 
-    executor = ScriptedExecutor(places=3, answer=answer)
-    summary = Driver(LostLease(3), executor, Policy(lease_seconds=0.04)).run(going_on)
-    assert [job.key["n"] for job in executor.killed] == [0, 1]
+    pool = ScriptedPool(slots=3, answer=answer)
+    summary = Driver(LostLease(3), pool, Policy(lease_seconds=0.04)).run(going_on)
+    assert [job.key["n"] for job in pool.killed] == [0, 1]
     assert (summary.success_count, summary.errors) == (1, ())
     assert caplog.text.count("not this run's any more") == 1
 
@@ -369,8 +363,8 @@ class PatientStore(CountingStore):
 def test_a_failed_key_is_tried_again_in_the_same_run_once_its_pause_is_over() -> None:
     clock = Clock()
     store = PatientStore(1, clock)
-    executor = ScriptedExecutor(places=1, answer=lambda t, job: failed(t, job) if t <= 3 else made(t, job))
-    driver = Driver(store, executor, Policy(retries=2), clock=clock, sleep=waking(clock))
+    pool = ScriptedPool(slots=1, answer=lambda t, job: failed(t, job) if t <= 3 else made(t, job))
+    driver = Driver(store, pool, Policy(retries=2), clock=clock, sleep=waking(clock))
     assert driver.run(going_on) == Summary(1)
     assert len(store.delays) == 2
     assert store.failures == []
@@ -379,20 +373,20 @@ def test_a_failed_key_is_tried_again_in_the_same_run_once_its_pause_is_over() ->
 def test_a_key_that_fails_once_too_often_is_an_error() -> None:
     clock = Clock()
     store = PatientStore(1, clock)
-    executor = ScriptedExecutor(places=1, answer=failed)
+    pool = ScriptedPool(slots=1, answer=failed)
     policy = Policy(retries=2, suppress_errors=True)
-    summary = Driver(store, executor, policy, clock=clock, sleep=waking(clock)).run(going_on)
+    summary = Driver(store, pool, policy, clock=clock, sleep=waking(clock)).run(going_on)
     assert [key["n"] for key, _ in summary.errors] == [0]
-    assert len(executor.begun) == 3
+    assert len(pool.begun) == 3
 
 
 def test_what_the_database_gave_up_is_tried_again_at_no_cost() -> None:
     clock = Clock()
-    executor = ScriptedExecutor(
-        places=1, answer=lambda t, job: ended(t, job, Ending.DEFERRED, "lost") if t <= 6 else made(t, job)
+    pool = ScriptedPool(
+        slots=1, answer=lambda t, job: ended(t, job, Ending.DEFERRED, "lost") if t <= 6 else made(t, job)
     )
     policy = Policy(max_losses=1, max_calls=1)
-    driver = Driver(PatientStore(1, clock), executor, policy, clock=clock, sleep=waking(clock))
+    driver = Driver(PatientStore(1, clock), pool, policy, clock=clock, sleep=waking(clock))
     assert driver.run(going_on) == Summary(1)
 
 
@@ -403,24 +397,24 @@ def test_a_make_that_takes_too_long_is_ended_and_becomes_an_error() -> None:
         clock.seconds += 1
         return None if job.key["n"] == 1 else made(ticket, job)
 
-    executor = ScriptedExecutor(places=2, answer=answer)
+    pool = ScriptedPool(slots=2, answer=answer)
     store = CountingStore(4)
     store.has_begun = {1}
     store.sees_beginnings = True
     policy = Policy(suppress_errors=True, timeout_seconds=10)
-    summary = Driver(store, executor, policy, clock=clock).run(going_on)
+    summary = Driver(store, pool, policy, clock=clock).run(going_on)
     assert summary.success_count == 3
     ((key, failure),) = summary.errors
     assert (key, failure.message) == ({"n": 1}, "TimeoutError: timed out after 10 seconds")
-    assert [job.key["n"] for job in executor.killed] == [1]
+    assert [job.key["n"] for job in pool.killed] == [1]
     assert 10 <= clock.seconds <= 14
 
 
-class SlowToKill(ScriptedExecutor):
+class SlowToKill(ScriptedPool):
     """Takes its time to end a task, as Dask does."""
 
-    def __init__(self, places: int, answer: Answer, meanwhile: Callable[[], None]) -> None:
-        super().__init__(places, answer)
+    def __init__(self, slots: int, answer: Answer, meanwhile: Callable[[], None]) -> None:
+        super().__init__(slots, answer)
         self.meanwhile = meanwhile
 
     def kill(self, ticket: int) -> None:
@@ -477,10 +471,10 @@ def test_a_worker_that_ended_itself_because_of_the_timeout_is_an_error_and_no_lo
         return lost(ticket, job) if clock.seconds >= 12 else None
 
     policy = Policy(suppress_errors=True, timeout_seconds=10)
-    executor = ScriptedExecutor(places=1, answer=answer)
-    summary = Driver(CountingStore(1), executor, policy, clock=clock).run(going_on)
+    pool = ScriptedPool(slots=1, answer=answer)
+    summary = Driver(CountingStore(1), pool, policy, clock=clock).run(going_on)
     assert [failure.message for _, failure in summary.errors] == ["TimeoutError: timed out after 10 seconds"]
-    assert len(executor.begun) == 1
+    assert len(pool.begun) == 1
 
 
 def test_a_stop_ends_what_still_runs_after_the_grace() -> None:
@@ -490,13 +484,13 @@ def test_a_stop_ends_what_still_runs_after_the_grace() -> None:
         clock.seconds += 1
         return None
 
-    executor = ScriptedExecutor(places=2, answer=answer)
+    pool = ScriptedPool(slots=2, answer=answer)
     store = CountingStore(4)
-    driver = Driver(store, executor, Policy(grace_seconds=5), clock=clock)
+    driver = Driver(store, pool, Policy(grace_seconds=5), clock=clock)
     summary = driver.run(lambda status: clock.seconds < 3)
     assert summary == Summary(0)
     assert 5 <= clock.seconds <= 12
-    assert executor.closed
+    assert pool.closed
     assert store.pending() == 4
 
 
@@ -509,7 +503,7 @@ def test_what_runs_at_an_interrupt_may_finish_within_the_grace() -> None:
         return made(ticket, job)
 
     store = CountingStore(5)
-    driver = Driver(store, ScriptedExecutor(places=3, answer=answer), Policy())
+    driver = Driver(store, ScriptedPool(slots=3, answer=answer), Policy())
     with pytest.raises(KeyboardInterrupt):
         driver.run(going_on)
     assert driver.summary().success_count == 3
@@ -519,7 +513,7 @@ def test_what_runs_at_an_interrupt_may_finish_within_the_grace() -> None:
 def test_no_more_errors_are_kept_than_wanted_but_all_are_counted() -> None:
     store = CountingStore(10)
     policy = Policy(suppress_errors=True, max_errors_listed=4)
-    driver = Driver(store, ScriptedExecutor(places=2, answer=failed), policy)
+    driver = Driver(store, ScriptedPool(slots=2, answer=failed), policy)
     summary = driver.run(going_on)
     assert (len(summary.errors), summary.failed) == (4, 10)
     assert driver.status().failed == 10
@@ -528,10 +522,10 @@ def test_no_more_errors_are_kept_than_wanted_but_all_are_counted() -> None:
 
 def test_workers_that_can_not_work_end_the_run_before_anything_is_touched() -> None:
     store = CountingStore(3)
-    executor = ScriptedExecutor(places=1)
-    executor.trial = Report(trouble="ModuleNotFoundError: No module named 'lab'")
+    pool = ScriptedPool(slots=1)
+    pool.trial = Report(trouble="ModuleNotFoundError: No module named 'lab'")
     with pytest.raises(WorkerSetupError, match="No module named 'lab'"):
-        Driver(store, executor, Policy()).run(going_on)
+        Driver(store, pool, Policy()).run(going_on)
     assert (store.asked, store.refreshed) == ([], 0)
 
 
@@ -543,7 +537,7 @@ def test_exceptions_are_kept_only_for_a_caller_that_gets_them(as_objects: bool, 
 
     store = CountingStore(1)
     policy = Policy(suppress_errors=True, return_exception_objects=as_objects)
-    ((_, failure),) = Driver(store, ScriptedExecutor(1, answer), policy).run(going_on).errors
+    ((_, failure),) = Driver(store, ScriptedPool(1, answer), policy).run(going_on).errors
     assert (failure.message, failure.exception) == ("ValueError: no", kept)
     assert store.failures[0][1].traceback == "long"
 
@@ -553,7 +547,7 @@ def test_what_is_given_back_is_pending_again() -> None:
         return ended(ticket, job, Ending.LEFT)
 
     store = MemoryStore(keys(4))
-    driver = Driver(store, ScriptedExecutor(places=2, answer=cut_short), Policy(count_pending=True))
+    driver = Driver(store, ScriptedPool(slots=2, answer=cut_short), Policy(count_pending=True))
     for _ in range(3):
         driver.step()
         status = driver.status()
@@ -566,15 +560,14 @@ class TestSuccessor:
     def drive(
         self, store: CountingStore, policy: Policy, lost_driver: Status
     ) -> tuple[Summary, list[Status]]:
-        executor = ScriptedExecutor(places=1)
-        executor.predecessor = lost_driver
+        pool = ScriptedPool(slots=1)
         reported: list[Status] = []
 
         def watch(status: Status) -> bool:
             reported.append(status)
             return True
 
-        return Driver(store, executor, policy).run(watch), reported
+        return Driver(store, pool, policy).run(watch, lost_driver), reported
 
     def test_it_counts_on_and_keeps_to_max_calls(self) -> None:
         store = CountingStore(10)
@@ -589,8 +582,8 @@ class TestSuccessor:
 
     def test_it_keeps_the_error_that_ended_the_run(self) -> None:
         error = ({"n": 7}, Failure("ValueError: no"))
-        legacy = Handover(stopping=True, errors=(error,))
-        summary, _ = self.drive(CountingStore(3), Policy(), Status(1, 1, handover=legacy))
+        inherited = Handover(stopping=True, errors=(error,))
+        summary, _ = self.drive(CountingStore(3), Policy(), Status(1, 1, handover=inherited))
         assert summary == Summary(1, (error,), failed=1)
 
     def test_what_ran_in_the_process_of_the_lost_driver_has_lost_a_worker(self) -> None:
@@ -622,8 +615,8 @@ class TestSuccessor:
 
         losses = ((Job({"n": 0}).identity, 2),)
         error = ({"n": 7}, Failure("ValueError: no"))
-        legacy = Handover("node", 7, stopping=True, losses=losses, errors=(error,))
-        lost_driver = Status(300, 2, handover=legacy, begun=True)
+        inherited = Handover("node", 7, stopping=True, losses=losses, errors=(error,))
+        lost_driver = Status(300, 2, handover=inherited, begun=True)
         _, reported = self.drive(Asking(3), Policy(), lost_driver)
         for status in reported:
             assert (status.made, status.failed, status.begun) == (300, 2, True)
@@ -674,9 +667,7 @@ def test_an_interrupt_waits_no_longer_than_the_grace_for_a_database_that_is_away
         store.away = True
         raise KeyboardInterrupt
 
-    driver = Driver(
-        store, ScriptedExecutor(places=3, answer=interrupted), Policy(grace_seconds=10), clock=clock
-    )
+    driver = Driver(store, ScriptedPool(slots=3, answer=interrupted), Policy(grace_seconds=10), clock=clock)
     with pytest.raises(KeyboardInterrupt):
         driver.run(going_on)
     assert store.waited_seconds == 10
@@ -692,7 +683,7 @@ def test_a_run_that_has_waited_for_its_database_in_vain_does_not_wait_again() ->
         return made(ticket, job)
 
     with pytest.raises(DatabaseError):
-        Driver(store, ScriptedExecutor(places=1, answer=last), Policy(), clock=clock).run(going_on)
+        Driver(store, ScriptedPool(slots=1, answer=last), Policy(), clock=clock).run(going_on)
     assert store.waited_seconds == PATIENCE_SECONDS
 
 
@@ -711,7 +702,7 @@ def test_an_interrupt_does_not_wait_for_a_lease_that_waits_for_the_database() ->
         raise KeyboardInterrupt
 
     store = Rescuing(5, Clock())
-    driver = Driver(store, ScriptedExecutor(places=1, answer=interrupted), Policy(lease_seconds=0.04))
+    driver = Driver(store, ScriptedPool(slots=1, answer=interrupted), Policy(lease_seconds=0.04))
     with pytest.raises(KeyboardInterrupt):
         driver.run(going_on)
     assert store.gave_up
@@ -725,9 +716,7 @@ def test_a_stop_is_heard_while_the_database_is_away() -> None:
         store.away = True
         return ended(ticket, job, Ending.INTERRUPTED)
 
-    driver = Driver(
-        store, ScriptedExecutor(places=3, answer=interrupted), Policy(grace_seconds=10), clock=clock
-    )
+    driver = Driver(store, ScriptedPool(slots=3, answer=interrupted), Policy(grace_seconds=10), clock=clock)
     with pytest.raises(DatabaseError):
         driver.run(lambda status: clock.seconds < 30)
     assert store.waited_seconds == 40
@@ -738,16 +727,16 @@ def test_an_interrupt_gives_everything_back_and_goes_on_to_the_caller() -> None:
         raise KeyboardInterrupt
 
     store = CountingStore(5)
-    executor = ScriptedExecutor(places=3, answer=interrupted)
+    pool = ScriptedPool(slots=3, answer=interrupted)
     with pytest.raises(KeyboardInterrupt):
-        Driver(store, executor, Policy()).run(going_on)
+        Driver(store, pool, Policy()).run(going_on)
     assert store.pending() == 5
-    assert executor.closed
+    assert pool.closed
 
 
 def test_a_watcher_that_has_enough_stops_the_run() -> None:
     store = CountingStore(10)
-    summary = Driver(store, ScriptedExecutor(places=2), Policy()).run(lambda status: status.made < 4)
+    summary = Driver(store, ScriptedPool(slots=2), Policy()).run(lambda status: status.made < 4)
     assert summary.success_count == 4
     assert store.pending() == 6
 
@@ -755,8 +744,8 @@ def test_a_watcher_that_has_enough_stops_the_run() -> None:
 def test_a_drained_store_is_asked_again_only_after_a_while() -> None:
     clock = Clock()
     store = CountingStore(1)
-    executor = ScriptedExecutor(places=3, answer=lambda t, job: None)
-    driver = Driver(store, executor, Policy(), clock=clock)
+    pool = ScriptedPool(slots=3, answer=lambda t, job: None)
+    driver = Driver(store, pool, Policy(), clock=clock)
     driver.step()
     driver.step()
     assert len(store.asked) == 1
@@ -767,36 +756,36 @@ def test_a_drained_store_is_asked_again_only_after_a_while() -> None:
 
 def test_a_run_does_not_end_on_a_short_answer_but_on_an_empty_one() -> None:
     store = CountingStore(3)
-    driver = Driver(store, ScriptedExecutor(places=5), Policy())
+    driver = Driver(store, ScriptedPool(slots=5), Policy())
     assert driver.step()
     assert not driver.step()
     assert store.asked == [5, 5]
 
 
 def test_status_counts_what_is_left_only_if_the_policy_asks() -> None:
-    executor = ScriptedExecutor(places=2, answer=lambda t, job: None)
+    pool = ScriptedPool(slots=2, answer=lambda t, job: None)
     for count_pending, pending in ((True, 8), (False, 0)):
-        driver = Driver(MemoryStore(keys(10)), executor, Policy(count_pending=count_pending))
-        executor.running.clear()
+        driver = Driver(MemoryStore(keys(10)), pool, Policy(count_pending=count_pending))
+        pool.running.clear()
         driver.step()
         assert driver.status() == Status(made=0, failed=0, running=2, pending=pending)
 
 
 def test_what_waits_on_the_cluster_is_not_told_as_running() -> None:
-    class Busy(ScriptedExecutor):
-        def free_places(self) -> int:
+    class Busy(ScriptedPool):
+        def free_slots(self) -> int:
             return 3 - len(self.running)
 
-    driver = Driver(MemoryStore(keys(10)), Busy(places=2, answer=lambda t, job: None), Policy())
+    driver = Driver(MemoryStore(keys(10)), Busy(slots=2, answer=lambda t, job: None), Policy())
     driver.step()
     assert (driver.status().running, driver.status().queued) == (2, 1)
     assert driver.status().counts == "0 made, 0 failed, 2 running, 1 queued, 0 pending"
 
 
 def test_status_knows_what_was_counted_for_the_dashboard() -> None:
-    executor = ScriptedExecutor(places=2, answer=lambda t, job: None)
-    executor.shows = True
-    driver = Driver(MemoryStore(keys(10)), executor, Policy())
+    pool = ScriptedPool(slots=2, answer=lambda t, job: None)
+    pool.has_dashboard = True
+    driver = Driver(MemoryStore(keys(10)), pool, Policy())
     driver.step()
     assert driver.status().pending == 8
 
@@ -815,9 +804,7 @@ def test_a_count_that_takes_long_holds_up_no_key() -> None:
         return True
 
     store = Slow(10)
-    assert (
-        Driver(store, ScriptedExecutor(places=1), Policy(count_pending=True)).run(watch).success_count == 10
-    )
+    assert Driver(store, ScriptedPool(slots=1), Policy(count_pending=True)).run(watch).success_count == 10
 
 
 def test_the_longer_a_count_takes_the_longer_is_the_pause_before_the_next() -> None:
@@ -864,13 +851,13 @@ def test_the_last_status_knows_what_others_have_made_meanwhile(max_calls: int | 
         return True
 
     policy = Policy(count_pending=True, max_calls=max_calls)
-    Driver(store, ScriptedExecutor(places=2, answer=answer), policy).run(watch)
+    Driver(store, ScriptedPool(slots=2, answer=answer), policy).run(watch)
     assert max(status.pending for status in told) >= 16
     assert (told[-1].made, told[-1].pending) == ((4, 0) if max_calls is None else (4, 5))
 
 
 def test_a_run_is_starting_until_its_workers_have_been_tried() -> None:
-    class SlowToStart(ScriptedExecutor):
+    class SlowToStart(ScriptedPool):
         waits = 0
 
         def wait(self, timeout_seconds: float) -> list[Completion]:
@@ -896,13 +883,13 @@ def test_what_was_reserved_though_the_answer_was_lost_is_made_in_the_end() -> No
             return given if len(self.asked) > 1 else super().reserve(limit)
 
     for max_calls, made_then in ((None, 10), (7, 7)):
-        store, executor = Forgetful(10), ScriptedExecutor(places=3)
-        assert Driver(store, executor, Policy(max_calls=max_calls)).run(going_on).success_count == made_then
-        assert (len(executor.begun), store.pending()) == (made_then, 10 - made_then)
+        store, pool = Forgetful(10), ScriptedPool(slots=3)
+        assert Driver(store, pool, Policy(max_calls=max_calls)).run(going_on).success_count == made_then
+        assert (len(pool.begun), store.pending()) == (made_then, 10 - made_then)
 
 
 def test_an_empty_store_is_an_empty_summary() -> None:
-    summary = Driver(MemoryStore([]), ScriptedExecutor(places=2), Policy()).run(going_on)
+    summary = Driver(MemoryStore([]), ScriptedPool(slots=2), Policy()).run(going_on)
     assert (summary.success_count, summary.errors) == (0, ())
 
 
@@ -931,9 +918,9 @@ def test_memory_stays_flat_over_many_jobs_and_errors() -> None:
         return failed(ticket, job) if job.key["n"] % 10 == 0 else made(ticket, job)
 
     held: list[int] = []
-    executor = ScriptedExecutor(places=32, answer=answer)
-    driver = Driver(Endless([]), executor, Policy(suppress_errors=True, retries=0, max_errors_listed=10))
-    executor.begun = executor.names = deque(maxlen=1)  # type: ignore[assignment]
+    pool = ScriptedPool(slots=32, answer=answer)
+    driver = Driver(Endless([]), pool, Policy(suppress_errors=True, retries=0, max_errors_listed=10))
+    pool.begun = pool.names = deque(maxlen=1)  # type: ignore[assignment]
     tracemalloc.start()
     try:
         summary = driver.run(going_on)

@@ -3,16 +3,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime, timezone
 
 import pytest
 
 from djdist._executor import Executor
 from djdist._job import Handover, RunInfo, Status, Summary, Watch
-from djdist.driver.actor import MAX_DRIVERS, DriverActor, follow, outlive
+from djdist.driver.actor import MAX_DRIVERS, DriverActor, follow, supervise
 from djdist.errors import ClusterError, DriverLostError
-from lab.scripted import Clock, ScriptedExecutor
+from djdist.executors.local import LocalExecutor
+from lab.scripted import Clock
 from lab.watching import wait_until
 
 RUN = RunInfo("1a2b", "Square", "lab", "ada", "laptop", 7, datetime.now(timezone.utc))
@@ -25,7 +25,7 @@ class Steps:
         self._watch: Watch | None = None
         self._over = threading.Event()
 
-    def __call__(self, executor: Executor, watch: Watch) -> Summary:
+    def __call__(self, executor: Executor, watch: Watch, predecessor: Status | None) -> Summary:
         self._watch = watch
         self._over.wait()
         return Summary()
@@ -48,7 +48,7 @@ def steps() -> Iterator[Steps]:
 
 def test_a_run_stops_whose_caller_is_gone(steps: Steps) -> None:
     clock = Clock()
-    DriverActor(steps, ScriptedExecutor(1), 3, clock)
+    DriverActor(steps, LocalExecutor(), 3, clock=clock)
     for clock.seconds in (0.5, 1.0, 1.5, 2.0, 2.5):
         assert steps.goes_on()
     clock.seconds = 3.5
@@ -57,7 +57,7 @@ def test_a_run_stops_whose_caller_is_gone(steps: Steps) -> None:
 
 def test_a_run_goes_on_that_was_frozen_itself(steps: Steps) -> None:
     clock = Clock()
-    actor = DriverActor(steps, ScriptedExecutor(1), 3, clock)
+    actor = DriverActor(steps, LocalExecutor(), 3, clock=clock)
     clock.seconds = 100
     assert steps.goes_on()
     actor.result()
@@ -70,7 +70,7 @@ def test_a_run_goes_on_that_was_frozen_itself(steps: Steps) -> None:
 def test_a_run_that_stopped_for_want_of_its_caller_goes_on_elsewhere_when_that_is_back(steps: Steps) -> None:
     """The cluster may lose the driver, as it ends its workers then, before it tells that it was forsaken."""
     clock, stopping = Clock(), Status(handover=Handover(stopping=True))
-    actor = DriverActor(steps, ScriptedExecutor(1), 3, clock)
+    actor = DriverActor(steps, LocalExecutor(), 3, clock=clock)
     clock.seconds = 1
     assert steps.goes_on(stopping)
     assert actor.status().handover.stopping
@@ -80,7 +80,7 @@ def test_a_run_that_stopped_for_want_of_its_caller_goes_on_elsewhere_when_that_i
 
 
 def test_a_signal_is_not_hidden_by_a_driver_that_is_lost() -> None:
-    def ask(method: str) -> None:
+    def call(method: str) -> None:
         if method == "stop":
             raise DriverLostError("gone")
 
@@ -88,36 +88,33 @@ def test_a_signal_is_not_hidden_by_a_driver_that_is_lost() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        follow(ask, interrupt)
+        follow(call, interrupt)
 
 
 def test_a_run_whose_drivers_get_nowhere_ends_and_says_why() -> None:
-    executor, predecessors = ScriptedExecutor(1), list[Status | None]()
+    predecessors = list[Status | None]()
 
-    def drive(watch: Watch) -> Summary:
-        predecessors.append(executor.predecessor)
+    def drive(watch: Watch, predecessor: Status | None) -> Summary:
+        predecessors.append(predecessor)
         raise DriverLostError(f"node {len(predecessors)} is gone")
 
     with pytest.raises(ClusterError, match=r"3 times in a row .* node 3 is gone"):
-        outlive(executor, drive, lambda status: True, RUN)
+        supervise(LocalExecutor(), drive, lambda status: True, RUN)
     assert predecessors == [None, Status(), Status()]
-    assert executor.predecessor is None
 
 
 def test_a_run_whose_drivers_get_somewhere_goes_on_and_the_log_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    executor, last = ScriptedExecutor(1), Status()
-
-    def drive(watch: Watch) -> Summary:
-        made = executor.predecessor.made if executor.predecessor else 0
+    def drive(watch: Watch, predecessor: Status | None) -> Summary:
+        made = predecessor.made if predecessor else 0
         if made == 2 * MAX_DRIVERS:
             return Summary(made)
-        watch(replace(last, made=made + 1, failed=5000))
+        watch(Status(made=made + 1, failed=5000))
         raise DriverLostError("gone")
 
     caplog.set_level(logging.INFO)
-    assert outlive(executor, drive, lambda status: True, RUN) == Summary(2 * MAX_DRIVERS)
+    assert supervise(LocalExecutor(), drive, lambda status: True, RUN) == Summary(2 * MAX_DRIVERS)
     begin, *losses, end = caplog.messages
     assert begin.startswith("Run 1a2b of lab.Square goes to a driver on ")
     assert losses == ["Lost the run's driver: gone"] * 2 * MAX_DRIVERS

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from djdist._job import Completion, Ending, Failure, Job, Policy
 from djdist._job_store import JobStore
 from djdist.driver import WAIT_SECONDS, Driver
-from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
+from lab.scripted import Clock, ScriptedPool, ended, failed, lost, made
 
 MAX_LOSSES = 3
 
@@ -87,9 +87,9 @@ class DriverMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.store = PriorityStore()
         self.next_completion: Completion | None = None
-        self.executor = ScriptedExecutor(places=3, answer=self.answer)
+        self.pool = ScriptedPool(slots=3, answer=self.answer)
         policy = Policy(suppress_errors=True, max_losses=MAX_LOSSES)
-        self.driver = Driver(self.store, self.executor, policy, clock=self.clock, sleep=self.pass_by)
+        self.driver = Driver(self.store, self.pool, policy, clock=self.clock, sleep=self.pass_by)
         self.added: dict[int, int] = {}
         self.losses: Counter[int] = Counter()
 
@@ -102,9 +102,9 @@ class DriverMachine(RuleBasedStateMachine):
 
     def step(self) -> None:
         before = dict(self.store.waiting)
-        begun = len(self.executor.begun)
+        begun = len(self.pool.begun)
         self.driver.step()
-        taken = [job.key["n"] for job in self.executor.begun[begun:]]
+        taken = [job.key["n"] for job in self.pool.begun[begun:]]
         assert [before[n] for n in taken] == sorted(before[n] for n in taken)
         left = [priority for number, priority in before.items() if number not in taken]
         assert all(before[n] <= priority for n in taken for priority in left)
@@ -120,15 +120,15 @@ class DriverMachine(RuleBasedStateMachine):
         self.clock.seconds += seconds
         self.step()
 
-    @rule(places=st.integers(0, 6))
-    def resize(self, places: int) -> None:
-        self.executor.size = places
+    @rule(slots=st.integers(0, 6))
+    def resize(self, slots: int) -> None:
+        self.pool.size = slots
 
-    @precondition(lambda self: self.executor.running)
+    @precondition(lambda self: self.pool.running)
     @rule(data=st.data(), how=st.sampled_from(["made", "failed", "lost", "interrupted", "present"]))
     def end_one(self, data: st.DataObject, how: str) -> None:
-        ticket = data.draw(st.sampled_from(sorted(self.executor.running)))
-        job = self.executor.running[ticket]
+        ticket = data.draw(st.sampled_from(sorted(self.pool.running)))
+        job = self.pool.running[ticket]
         self.losses[job.key["n"]] += how == "lost"
         self.next_completion = {
             "made": made(ticket, job),
@@ -152,11 +152,11 @@ class DriverMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_owned_is_in_flight(self) -> None:
-        assert sorted(self.store.owned) == sorted(job.key["n"] for job in self.executor.running.values())
+        assert sorted(self.store.owned) == sorted(job.key["n"] for job in self.pool.running.values())
 
     @invariant()
     def never_more_in_flight_than_the_window(self) -> None:
-        assert not self.executor.overfull
+        assert not self.pool.overfull
 
     @invariant()
     def priorities_are_kept(self) -> None:
@@ -167,8 +167,8 @@ class DriverMachine(RuleBasedStateMachine):
         assert all(count <= MAX_LOSSES for count in self.losses.values())
 
     def teardown(self) -> None:
-        self.executor.size = 3
-        self.executor.answer = made
+        self.pool.size = 3
+        self.pool.answer = made
         self.clock.seconds += WAIT_SECONDS
         while self.driver.step():
             pass

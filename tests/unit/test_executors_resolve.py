@@ -14,7 +14,7 @@ import loky
 import pytest
 
 import djdist
-from djdist._executor import default_places
+from djdist._executor import default_slots
 from djdist._libraries import explained
 from djdist.errors import DjdistError, MissingLibraryError, OptionError
 from djdist.executors import NAMES, executor_class, resolve
@@ -34,15 +34,15 @@ def test_local_runs_in_this_process_or_in_so_many() -> None:
     one, three = resolve("local"), resolve("local", 3)
     assert isinstance(one, LocalExecutor)
     assert isinstance(three, LocalExecutor)
-    assert (one.in_process, one.processes) == (True, 1)
-    assert (three.in_process, three.processes) == (False, 3)
+    assert (one.runs_in_caller, one.processes) == (True, 1)
+    assert (three.runs_in_caller, three.processes) == (False, 3)
 
 
 @pytest.mark.parametrize("processes", [None, 0])
 def test_no_number_means_all_processors(processes: int | None) -> None:
     everywhere = resolve("local", processes)
     assert isinstance(everywhere, LocalExecutor)
-    assert everywhere.processes == default_places()
+    assert everywhere.processes == default_slots()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system ties no process to processors")

@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 
-from djdist._executor import task_name
 from djdist._job import GROUP_SECONDS, Completion, Ending, Failure, Job, Outcome, Policy, Report, Status
+from djdist._task_pool import task_name
 from djdist.driver import Driver
 from djdist.driver.grouping import (
     CLOCKS_DIFFER_SECONDS,
@@ -18,7 +18,7 @@ from djdist.driver.grouping import (
 )
 from djdist.driver.supply import LOOK_AHEAD, LOOK_SECONDS, Supply
 from djdist.job_stores.memory import MemoryStore
-from lab.scripted import Clock, ScriptedExecutor
+from lab.scripted import Clock, ScriptedPool
 
 Answer = Callable[[int, Sequence[Job]], Completion | None]
 
@@ -27,8 +27,8 @@ def jobs(count: int) -> list[Job]:
     return [Job({"n": n}) for n in range(count)]
 
 
-def sizes(grouping: Grouping, count: int, places: int) -> list[int]:
-    return [len(group) for group in grouping.split(jobs(count), grouping.size, places)]
+def sizes(grouping: Grouping, count: int, slots: int) -> list[int]:
+    return [len(group) for group in grouping.split(jobs(count), grouping.size, slots)]
 
 
 def grown(seconds: float, size: int) -> Grouping:
@@ -71,33 +71,33 @@ class TestSize:
 
 class TestSplit:
     def test_plenty_is_split_by_size(self) -> None:
-        assert sizes(grown(0.001, 8), 20, places=1) == [8, 8, 4]
+        assert sizes(grown(0.001, 8), 20, slots=1) == [8, 8, 4]
 
-    def test_what_is_scarce_is_spread_over_the_places(self) -> None:
-        assert sizes(grown(0.001, 8), 10, places=4) == [3, 3, 3, 1]
-        assert sizes(grown(0.001, 8), 3, places=4) == [1, 1, 1]
+    def test_what_is_scarce_is_spread_over_the_slots(self) -> None:
+        assert sizes(grown(0.001, 8), 10, slots=4) == [3, 3, 3, 1]
+        assert sizes(grown(0.001, 8), 3, slots=4) == [1, 1, 1]
 
     def test_suspects_go_alone_once(self) -> None:
         grouping = grown(0.001, 8)
         grouping.isolate(jobs(2))
-        assert sizes(grouping, 6, places=1) == [1, 1, 4]
-        assert sizes(grouping, 6, places=1) == [6]
+        assert sizes(grouping, 6, slots=1) == [1, 1, 4]
+        assert sizes(grouping, 6, slots=1) == [6]
 
 
 class TestShares:
     def test_a_group_is_whole_while_plenty_is_left(self) -> None:
-        assert grown(0.001, 64).size_of_shares(lambda most: most, places=4) == 64
+        assert grown(0.001, 64).size_of_shares(lambda most: most, slots=4) == 64
 
     def test_groups_shrink_with_what_is_left_and_not_without_end(self) -> None:
         grouping = grown(0.001, 64)
         for left, size in ((255, 64), (80, 20), (9, 8), (0, 8)):
-            assert grouping.size_of_shares(partial(min, left), places=2) == size
+            assert grouping.size_of_shares(partial(min, left), slots=2) == size
 
     def test_nobody_counts_for_keys_that_go_alone(self) -> None:
         def never(most: int) -> int:
             raise AssertionError
 
-        assert Grouping().size_of_shares(never, places=4) == 1
+        assert Grouping().size_of_shares(never, slots=4) == 1
 
 
 def test_jobs_that_are_isolated_are_not_compared_with_each_other() -> None:
@@ -186,16 +186,16 @@ class TestWaiting:
             assert waiting.suspects(in_flight) == suspects
 
 
-class Groups(ScriptedExecutor):
+class Groups(ScriptedPool):
     """Holds whole groups until a test lets them end."""
 
-    def __init__(self, places: int, answer_group: Answer) -> None:
-        super().__init__(places)
+    def __init__(self, slots: int, answer_group: Answer) -> None:
+        super().__init__(slots)
         self.groups: dict[int, Sequence[Job]] = {}
         self.submitted: list[list[int]] = []
         self.answer_group = answer_group
 
-    def free_places(self) -> int:
+    def free_slots(self) -> int:
         return self.size - len(self.groups)
 
     def submit(self, table: str, jobs: Sequence[Job]) -> int:
@@ -268,8 +268,8 @@ class SeeingStore(MemoryStore):
         return waiting
 
 
-def driver_of(store: MemoryStore, executor: ScriptedExecutor, policy: Policy, clock: Clock) -> Driver:
-    return Driver(store, executor, policy, "Square", clock=clock, sleep=clock.sleep)
+def driver_of(store: MemoryStore, pool: ScriptedPool, policy: Policy, clock: Clock) -> Driver:
+    return Driver(store, pool, policy, "Square", clock=clock, sleep=clock.sleep)
 
 
 def going_on(status: Status) -> bool:
@@ -279,28 +279,27 @@ def going_on(status: Status) -> bool:
 class TestDriver:
     @pytest.mark.parametrize("policy", [Policy(), Policy(max_calls=5000)])
     def test_the_last_groups_are_small(self, policy: Policy) -> None:
-        executor = Groups(2, all_made)
-        driver_of(SeeingStore(9000), executor, policy, Clock()).run(going_on)
-        sizes = [len(group) for group in executor.submitted]
+        pool = Groups(2, all_made)
+        driver_of(SeeingStore(9000), pool, policy, Clock()).run(going_on)
+        sizes = [len(group) for group in pool.submitted]
         assert max(sizes) == LARGEST
         assert sum(sizes) == (policy.max_calls or 9000)
         assert sizes[-1] <= LARGEST // SMALLEST_SHARE
         assert sizes[sizes.index(LARGEST) :] == sorted(sizes[sizes.index(LARGEST) :], reverse=True)
 
     def test_tiny_keys_share_tasks_and_each_is_made_once(self) -> None:
-        executor = Groups(2, all_made)
-        summary = driver_of(SeeingStore(200), executor, Policy(), Clock()).run(going_on)
+        pool = Groups(2, all_made)
+        summary = driver_of(SeeingStore(200), pool, Policy(), Clock()).run(going_on)
         assert summary.success_count == 200
-        assert sorted(n for group in executor.submitted for n in group) == list(range(200))
-        assert len(executor.submitted) < 20
-        assert max(map(len, executor.submitted)) > 10
-        assert "Square(n=2, +7 more)" in executor.names
+        assert sorted(n for group in pool.submitted for n in group) == list(range(200))
+        assert len(pool.submitted) < 20
+        assert max(map(len, pool.submitted)) > 10
+        assert "Square(n=2, +7 more)" in pool.names
 
     def test_max_calls_bounds_what_groups_hold(self) -> None:
-        executor = Groups(2, all_made)
+        pool = Groups(2, all_made)
         assert (
-            driver_of(SeeingStore(200), executor, Policy(max_calls=37), Clock()).run(going_on).success_count
-            == 37
+            driver_of(SeeingStore(200), pool, Policy(max_calls=37), Clock()).run(going_on).success_count == 37
         )
 
     def test_a_lost_worker_charges_the_key_it_was_making_and_no_other(self) -> None:
@@ -313,8 +312,8 @@ class TestDriver:
             store.made_in_secret |= set(numbers[: numbers.index(40)])
             return dies(ticket)
 
-        executor = Groups(1, answer)
-        summary = driver_of(store, executor, Policy(suppress_errors=True), Clock()).run(going_on)
+        pool = Groups(1, answer)
+        summary = driver_of(store, pool, Policy(suppress_errors=True), Clock()).run(going_on)
         ((key, failure),) = summary.errors
         assert (summary.success_count, key) == (59, {"n": 40})
         assert failure.message.startswith("lost 3 times")
@@ -324,8 +323,8 @@ class TestDriver:
             return dies(ticket) if any(job.key["n"] == 40 for job in jobs) else all_made(ticket, jobs)
 
         store = MemoryStore({"n": n} for n in range(60))
-        executor = Groups(1, answer)
-        summary = driver_of(store, executor, Policy(suppress_errors=True), Clock()).run(going_on)
+        pool = Groups(1, answer)
+        summary = driver_of(store, pool, Policy(suppress_errors=True), Clock()).run(going_on)
         assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (59, [40])
 
     def test_what_a_worker_leaves_is_made_by_another_task(self) -> None:
@@ -334,8 +333,8 @@ class TestDriver:
             first = Outcome(jobs[0], Ending.MADE)
             return Completion(ticket, Report((first, *left), seconds=0.001))
 
-        executor = Groups(1, answer)
-        summary = driver_of(SeeingStore(20), executor, Policy(max_calls=20), Clock()).run(going_on)
+        pool = Groups(1, answer)
+        summary = driver_of(SeeingStore(20), pool, Policy(max_calls=20), Clock()).run(going_on)
         assert summary.success_count == 20
 
     def test_a_group_may_be_left_of_which_a_stop_gave_back_all_that_ended(self) -> None:
@@ -364,11 +363,11 @@ class TestDriver:
             store.made_in_secret |= set(numbers[: numbers.index(30)])
             return None if len(store._reserved) > 1 or clock.seconds < 60 else all_made(ticket, jobs[:1])
 
-        executor = Groups(2, answer)
-        driver_of(store, executor, Policy(), clock).run(lambda status: clock.seconds < 60)
-        (behind,) = [group[group.index(30) + 1 :] for group in executor.submitted if 30 in group]
+        pool = Groups(2, answer)
+        driver_of(store, pool, Policy(), clock).run(lambda status: clock.seconds < 60)
+        (behind,) = [group[group.index(30) + 1 :] for group in pool.submitted if 30 in group]
         assert behind
-        again = [n for group in executor.submitted for n in group if n in behind]
+        again = [n for group in pool.submitted for n in group if n in behind]
         assert sorted(again) == sorted(behind * 2)
 
     def test_a_key_of_a_group_that_takes_too_long_is_the_only_error(self) -> None:

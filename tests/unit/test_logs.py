@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 
 import pytest
 
-from djdist._job import Completion, Ending, Job, Policy, Report, RunInfo, Status, Summary
+from djdist._executor import Executor
+from djdist._job import Completion, Ending, Job, Policy, Report, RunInfo, Status, Summary, TaskFunction
+from djdist._task_pool import TaskPool
 from djdist.driver import Driver, drive
 from djdist.driver.logs import log_here
 from djdist.job_stores.memory import MemoryStore
-from lab.scripted import Clock, ScriptedExecutor, ended, failed, lost, made
+from lab.scripted import Clock, ScriptedPool, ended, failed, lost, made
 
 RUN = RunInfo("1a2b", "Square", "lab", "ada", "laptop", 7, datetime.now(timezone.utc))
 
@@ -26,27 +28,36 @@ def going_on(status: Status) -> bool:
     return True
 
 
-def run(executor: ScriptedExecutor, keys: int, policy: Policy) -> Summary:
-    store = MemoryStore({"n": n} for n in range(keys))
-    return drive(executor, going_on, store=store, work=lambda jobs: Report(), policy=policy, info=RUN)
+class OnePool(Executor):
+    def __init__(self, pool: TaskPool) -> None:
+        self._pool = pool
+
+    def open(self, tasks: Mapping[str, TaskFunction]) -> TaskPool:
+        return self._pool
 
 
-def driver_of(executor: ScriptedExecutor, keys: int, clock: Clock) -> Driver:
+def run(pool: ScriptedPool, keys: int, policy: Policy) -> Summary:
     store = MemoryStore({"n": n} for n in range(keys))
-    return Driver(store, executor, Policy(suppress_errors=True), "Square", clock, clock.sleep)
+    here, work = OnePool(pool), lambda jobs: Report()
+    return drive(here, going_on, None, store=store, work=work, policy=policy, info=RUN)
+
+
+def driver_of(pool: ScriptedPool, keys: int, clock: Clock) -> Driver:
+    store = MemoryStore({"n": n} for n in range(keys))
+    return Driver(store, pool, Policy(suppress_errors=True), "Square", clock, clock.sleep)
 
 
 def test_a_run_is_told_at_its_begin_and_end_and_not_for_each_key(caplog: pytest.LogCaptureFixture) -> None:
-    run(ScriptedExecutor(places=4), 1000, Policy())
-    begin, places, end = caplog.messages
-    assert begin.startswith("Run 1a2b of lab.Square begins on <lab.scripted.ScriptedExecutor")
+    run(ScriptedPool(slots=4), 1000, Policy())
+    begin, slots, end = caplog.messages
+    assert begin.startswith("Run 1a2b of lab.Square begins on <")
     assert "called by ada on laptop (pid 7), driven on " in begin
-    assert places == "Square has 4 places, 0 before; 1000 keys are pending"
+    assert slots == "Square has 4 slots, 0 before; 1000 keys are pending"
     assert end == "Run 1a2b of lab.Square is over: 1000 made, 0 failed, 0 running, 0 pending"
 
 
 def test_errors_are_counted_and_not_told_for_each_key(caplog: pytest.LogCaptureFixture) -> None:
-    run(ScriptedExecutor(places=4, answer=failed), 100, Policy(suppress_errors=True))
+    run(ScriptedPool(slots=4, answer=failed), 100, Policy(suppress_errors=True))
     assert len(caplog.messages) == 3
     assert "0 made, 100 failed" in caplog.messages[-1]
 
@@ -55,31 +66,31 @@ def test_the_first_error_stops_a_run_and_what_ends_it_is_told(caplog: pytest.Log
     def interrupted(ticket: int, job: Job) -> Completion:
         raise KeyboardInterrupt
 
-    run(ScriptedExecutor(places=1, answer=failed), 3, Policy())
+    run(ScriptedPool(slots=1, answer=failed), 3, Policy())
     assert "Square reserves no more keys" in caplog.messages
     with pytest.raises(KeyboardInterrupt):
-        run(ScriptedExecutor(places=1, answer=interrupted), 3, Policy())
+        run(ScriptedPool(slots=1, answer=interrupted), 3, Policy())
     last = caplog.records[-1]
     assert last.levelno == logging.WARNING
     assert last.message.startswith("Run 1a2b of lab.Square was ended by KeyboardInterrupt(): 0 made")
 
 
-def test_places_are_told_when_their_number_changes(caplog: pytest.LogCaptureFixture) -> None:
+def test_slots_are_told_when_their_number_changes(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    executor = ScriptedExecutor(places=2, answer=lambda ticket, job: None)
-    driver = driver_of(executor, 20, clock)
-    for clock.seconds, executor.size in ((0, 2), (0.5, 3), (2.5, 8), (5, 8), (7.5, 1)):
+    pool = ScriptedPool(slots=2, answer=lambda ticket, job: None)
+    driver = driver_of(pool, 20, clock)
+    for clock.seconds, pool.size in ((0, 2), (0.5, 3), (2.5, 8), (5, 8), (7.5, 1)):
         driver.step()
     assert caplog.messages == [
-        "Square has 2 places, 0 before; 20 keys are pending",
-        "Square has 8 places, 2 before; 17 keys are pending",
-        "Square has 1 places, 8 before; 12 keys are pending",
+        "Square has 2 slots, 0 before; 20 keys are pending",
+        "Square has 8 slots, 2 before; 17 keys are pending",
+        "Square has 1 slots, 8 before; 12 keys are pending",
     ]
 
 
 def test_a_lost_worker_is_told(caplog: pytest.LogCaptureFixture) -> None:
     run(
-        ScriptedExecutor(places=1, answer=lambda t, job: lost(t, job) if t == 2 else made(t, job)),
+        ScriptedPool(slots=1, answer=lambda t, job: lost(t, job) if t == 2 else made(t, job)),
         2,
         Policy(max_losses=3),
     )
@@ -105,7 +116,7 @@ def test_a_wait_for_the_database_is_told_once_however_many_keys_wait(
             return super().release(jobs)
 
     store = Patient({"n": n} for n in range(10))
-    driver = Driver(store, ScriptedExecutor(10, answer), Policy(), "Square", clock, clock.sleep)
+    driver = Driver(store, ScriptedPool(10, answer), Policy(), "Square", clock, clock.sleep)
     while driver.step():
         pass
     assert driver.summary().success_count == 10
@@ -122,10 +133,10 @@ def test_the_dashboard_is_told_once_a_second_and_at_the_end() -> None:
         clock.seconds += 0.25
         return Completion(ticket, Report(made(ticket, job).report.outcomes, seconds=0.6))  # type: ignore[union-attr]
 
-    executor = ScriptedExecutor(places=1, answer=answer)
-    executor.shows = True
-    driver_of(executor, 10, clock).run(going_on)
-    tables, statuses, seconds = zip(*executor.shown, strict=True)
+    pool = ScriptedPool(slots=1, answer=answer)
+    pool.has_dashboard = True
+    driver_of(pool, 10, clock).run(going_on)
+    tables, statuses, seconds = zip(*pool.shown, strict=True)
     assert set(tables) == {"Square"}
     assert [str(status) for status in statuses] == [
         "0 made, 0 failed, 0 running, 10 pending",
@@ -152,8 +163,8 @@ def test_a_driver_writes_lines_from_info_on_where_logging_is_not_set_up(
     root_level = logging.root.level
     log_here()
     log_here()
-    logging.getLogger("djdist.driver").info("Square has 4 places")
-    assert capsys.readouterr().err.count("INFO djdist.driver: Square has 4 places") == 1
+    logging.getLogger("djdist.driver").info("Square has 4 slots")
+    assert capsys.readouterr().err.count("INFO djdist.driver: Square has 4 slots") == 1
     assert (logging.root.handlers, logging.root.level) == ([], root_level)
 
 
