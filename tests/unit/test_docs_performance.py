@@ -42,6 +42,11 @@ def simulated(what: str, cluster: str) -> str:
     return row(what, figures)
 
 
+def saturated(what: str, drivers: str) -> str:
+    figures = [RESULTS["drivers that never wait"][f"{database}, {drivers}"] for database in DATABASES]
+    return row(what, [round(each["jobs per second"], -2) for each in figures])
+
+
 def rows() -> Iterator[str]:
     yield rates("bare `make()` in two processes", "bare make")
     yield rates("native populate in two processes", "native")
@@ -64,6 +69,9 @@ def rows() -> Iterator[str]:
     yield simulated("10,000 slots, keys of 20 s", "10,000 places, 20 s")
     yield simulated("10,000 slots, keys of 1 s", "10,000 places, 1 s, 1 driver")
     yield simulated("10,000 slots, keys of 1 s, 2 drivers", "10,000 places, 1 s, 2 drivers")
+    yield saturated("1 driver, 1,000 in flight", "1 drivers, 1,000 in flight each")
+    yield saturated("1 driver, 10,000 in flight", "1 drivers, 10,000 in flight each")
+    yield saturated("2 drivers, 10,000 in flight each", "2 drivers, 10,000 in flight each")
 
 
 def sentences() -> Iterator[str]:
