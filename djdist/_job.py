@@ -15,7 +15,7 @@ from typing import Any
 from djdist.errors import OptionError
 
 Key = dict[str, Any]
-Identity = tuple[tuple[str, Any], ...]
+Identity = tuple[str, tuple[tuple[str, Any], ...]]
 
 LONGEST_SECONDS = 1e9
 
@@ -27,18 +27,24 @@ GROUP_SECONDS = 5.0
 class Job:
     """One key of an auto-populated table that has been reserved to be made."""
 
+    table: str
     key: Key
 
-    def __reduce__(self) -> tuple[type["Job"], tuple[Key]]:
-        return Job, (self.key,)
+    def __reduce__(self) -> tuple[type["Job"], tuple[str, Key]]:
+        return Job, (self.table, self.key)  # without its identity, which is as long again
 
     @cached_property
     def identity(self) -> Identity:
-        """The key as a hashable value."""
-        return tuple(self.key.items())
+        """The table and the key as a hashable value."""
+        return self.table, tuple(self.key.items())
 
     def __str__(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.key.items())
+        return key_text(self.key)
+
+
+def key_text(key: Key) -> str:
+    """Return a key as messages and dashboards show it."""
+    return ", ".join(f"{name}={value}" for name, value in key.items())
 
 
 class Ending(Enum):

@@ -178,7 +178,10 @@ def populate(
         store, fence = (
             _jobs_table(table, restrictions, priority, refresh, version)
             if reserve_jobs
-            else (MemoryStore(keys_to_make(table, restrictions, policy.max_calls)), None)
+            else (
+                MemoryStore(type(table).__name__, keys_to_make(table, restrictions, policy.max_calls)),
+                None,
+            )
         )
         info = _info(table, policy, detached=detach, return_exception_objects=return_exception_objects)
     make_kwargs = make_kwargs or {}

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table as Rows
 
-from djdist._job import Job
+from djdist._job import key_text
 from djdist._style import ERROR, STATUSES, lasting
 from djdist.cli.rates import Rates
 from djdist.database.errors import is_infrastructure
@@ -153,7 +153,7 @@ def _print_cause(cause: str, rows: pd.DataFrame) -> None:
     console.print(f"[bold {ERROR}]{len(rows):,} ×[/] [bold]{escape(cause)}[/]", soft_wrap=True)
     for row in rows.head(MOST_KEYS).to_dict("records"):
         where = f"on {row['host']}, process {row['pid']}" if row["host"] else ""
-        text = f"    {Job(row['key'])}   {row['ended']:%Y-%m-%d %H:%M:%S} {where}"
+        text = f"    {key_text(row['key'])}   {row['ended']:%Y-%m-%d %H:%M:%S} {where}"
         console.print(text.rstrip(), markup=False, soft_wrap=True)
     if (others := len(rows) - MOST_KEYS) > 0:
         console.print(f"    and {others:,} more keys, which --json lists")

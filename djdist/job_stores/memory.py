@@ -13,14 +13,16 @@ class MemoryStore(JobStore):
 
     Parameters
     ----------
+    table : str
+        Whose keys they are.
     keys : iterable of dict
         What is to be made.
     """
 
     sees_beginnings = False
 
-    def __init__(self, keys: Iterable[Key]) -> None:
-        self._pending = deque(Job(key) for key in keys)
+    def __init__(self, table: str, keys: Iterable[Key]) -> None:
+        self._pending = deque(Job(table, key) for key in keys)
         self._reserved: dict[object, Job] = {}
         self._later: list[tuple[float, Job]] = []
 

@@ -16,7 +16,7 @@ class JobsTableSource:
     """
 
     settings: ConnectionSettings
-    name: str
+    table: str
     schema: str
     jobs_table: str
     target_table: str
@@ -29,3 +29,6 @@ class JobsTableSource:
     new_keys_sql: str
     keep_completed: bool = False
     time_zone: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.table}"

@@ -160,7 +160,7 @@ def jobs_table_source(
     new_keys = missing_keys(wanted, table, jobs)
     return JobsTableSource(
         settings=settings_of(table.connection, ship_credentials=ship_credentials),
-        name=f"{table.database}.{type(table).__name__}",
+        table=type(table).__name__,
         schema=table.database,
         jobs_table=jobs.table_name,
         target_table=table.table_name,

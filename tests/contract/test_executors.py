@@ -438,7 +438,7 @@ class TestPoisonousKey:
     ) -> None:
         jobs = [work.job(tmp_path, n, "die" if n == 1 else "linger") for n in range(5)]
         driver = Driver(
-            MemoryStore([job.key for job in jobs]), fragile, Policy(suppress_errors=True), "Table"
+            MemoryStore("Table", [job.key for job in jobs]), fragile, Policy(suppress_errors=True), "Table"
         )
         summary = driver.run(going_on)
         assert [key["n"] for key, _ in summary.errors] == [1]
@@ -578,7 +578,7 @@ class TestWhatIsGiven:
             submit(broken)
 
     def test_no_job_that_can_not_be_submitted_is_forgotten(self) -> None:
-        store = MemoryStore([{"n": n} for n in range(9)])
+        store = MemoryStore("Table", [{"n": n} for n in range(9)])
         with pytest.raises(ClusterError):
             Driver(store, Refusing(slots=3), Policy()).run(going_on)
         assert store.pending() == 9
@@ -618,7 +618,7 @@ class TestWhatIsGiven:
     def test_dask_shows_a_task_by_its_table_and_the_whole_key(self, dask_client: Any, tmp_path: Path) -> None:
         from djdist.executors.dask import DaskExecutor
 
-        job = Job({**work.job(tmp_path, 0).key, "area": "V1 (left)"})
+        job = Job("Table", {**work.job(tmp_path, 0).key, "area": "V1 (left)"})
         with started(DaskExecutor(dask_client)) as pool:
             run_all(pool, [job])
         assert ("Table", str(job)) in {key[:2] for key in dask_client.run_on_scheduler(keys_of_tasks)}

@@ -128,9 +128,9 @@ class JobStoreContract:
         self, store: JobStore, keys: list[dict[str, Any]]
     ) -> None:
         for key in keys:
-            store.fail(Job(key), FAILURE)
-            store.finish(Job(key))
-            store.release([Job(key)])
+            store.fail(Job("Square", key), FAILURE)
+            store.finish(Job("Square", key))
+            store.release([Job("Square", key)])
         assert keys_of(store.reserve(6)) == keys
 
     def test_leaves_a_job_alone_that_it_has_given_back(
@@ -172,7 +172,7 @@ class TestMemoryStore(JobStoreContract):
 
     @pytest.fixture
     def store(self, keys: list[dict[str, Any]]) -> MemoryStore:
-        return MemoryStore(keys)
+        return MemoryStore("Square", keys)
 
     def test_keeps_reserved_jobs_that_may_have_begun(self, store: MemoryStore) -> None:
         assert store.release_waiting(store.reserve(2)) == []
@@ -615,9 +615,9 @@ class TestGivingBack:
     ) -> None:
         native.reserve(keys[0])
         before = rows(native)
-        store.release([Job(keys[0])])
-        store.fail(Job(keys[0]), FAILURE)
-        store.renew([Job(keys[0])])
+        store.release([Job("Square", keys[0])])
+        store.fail(Job("Square", keys[0]), FAILURE)
+        store.renew([Job("Square", keys[0])])
         assert rows(native) == before
 
 

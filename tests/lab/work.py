@@ -27,7 +27,7 @@ def work(jobs: Sequence[Job]) -> Report:
 
 def job(folder: Path, n: int, do: str = "make") -> Job:
     """A job that leaves a file when it begins; then it makes, lingers, waits for the gate, raises or dies."""
-    return Job({"n": n, "do": do, "folder": str(folder)})
+    return Job("Table", {"n": n, "do": do, "folder": str(folder)})
 
 
 def begun(folder: Path) -> list[int]:
@@ -85,7 +85,7 @@ def run_tasks(
 ) -> Summary:
     """Run tasks, twenty by default, from where the driver is and count those that were made."""
     with executor.open({"Table": work or _made_at_once}) as pool:
-        left, running, made = list(jobs or [Job({"n": n}) for n in range(20)]), set[int](), 0
+        left, running, made = list(jobs or [Job("Table", {"n": n}) for n in range(20)]), set[int](), 0
         while left or running:
             while left and pool.free_slots() > 0:
                 running.add(pool.submit("Table", (left.pop(),)))

@@ -15,7 +15,7 @@ from djdist.driver.attempts import (
 )
 from lab.scripted import Clock
 
-JOB, OTHER = Job({"n": 1}), Job({"n": 2})
+JOB, OTHER = Job("Square", {"n": 1}), Job("Square", {"n": 2})
 OS_FAILURE = Failure("TimeoutError: no disk", kinds=("TimeoutError", "OSError", "Exception"))
 
 

@@ -43,7 +43,7 @@ class CountingStore(MemoryStore):
     """Counts the questions that it is asked and remembers what was given back."""
 
     def __init__(self, count: int) -> None:
-        super().__init__(keys(count))
+        super().__init__("Square", keys(count))
         self.asked: list[int] = []
         self.refreshed = 0
         self.asked_back: list[Job] = []
@@ -87,7 +87,7 @@ class CountingStore(MemoryStore):
 
 def test_every_key_is_made_once_and_counted() -> None:
     pool = ScriptedPool(slots=3)
-    summary = Driver(MemoryStore(keys(10)), pool, Policy()).run(going_on)
+    summary = Driver(MemoryStore("Square", keys(10)), pool, Policy()).run(going_on)
     assert summary.success_count == 10
     assert Counter(job.key["n"] for job in pool.begun) == Counter(range(10))
 
@@ -106,7 +106,7 @@ def test_no_more_in_flight_than_slots_and_no_more_reserved_than_in_flight() -> N
 
 def test_slots_that_appear_are_filled() -> None:
     pool = ScriptedPool(slots=1, answer=lambda ticket, job: None)
-    driver = Driver(MemoryStore(keys(10)), pool, Policy())
+    driver = Driver(MemoryStore("Square", keys(10)), pool, Policy())
     driver.step()
     pool.size = 5
     driver.step()
@@ -115,7 +115,7 @@ def test_slots_that_appear_are_filled() -> None:
 
 def test_tasks_are_named_after_table_and_key() -> None:
     pool = ScriptedPool(slots=1)
-    Driver(MemoryStore([{"mouse": 7, "day": "mon"}]), pool, Policy(), table="Square").run(going_on)
+    Driver(MemoryStore("Square", [{"mouse": 7, "day": "mon"}]), pool, Policy(), table="Square").run(going_on)
     assert pool.names == ["Square (set-up)", "Square(mouse=7, day=mon)"]
 
 
@@ -161,7 +161,7 @@ def test_the_first_error_stops_reserving_and_gives_back_what_has_not_begun() -> 
 
 def test_a_lost_key_is_made_again() -> None:
     pool = ScriptedPool(slots=1, answer=lambda t, job: lost(t, job) if t == 1 else made(t, job))
-    summary = Driver(MemoryStore(keys(2)), pool, Policy()).run(going_on)
+    summary = Driver(MemoryStore("Square", keys(2)), pool, Policy()).run(going_on)
     assert summary.success_count == 2
     assert summary.errors == ()
 
@@ -228,7 +228,7 @@ def test_a_job_that_an_earlier_worker_had_begun_counts_as_lost() -> None:
 
 def test_losses_do_not_count_as_calls() -> None:
     pool = ScriptedPool(slots=1, answer=lambda t, job: lost(t, job) if t == 1 else made(t, job))
-    assert Driver(MemoryStore(keys(5)), pool, Policy(max_calls=3)).run(going_on).success_count == 3
+    assert Driver(MemoryStore("Square", keys(5)), pool, Policy(max_calls=3)).run(going_on).success_count == 3
 
 
 @pytest.mark.parametrize("ending", [Ending.INTERRUPTED, Ending.LOST])
@@ -241,7 +241,7 @@ def test_what_is_no_error_of_make_is_not_recorded_as_one(ending: Ending) -> None
 
 def test_a_key_that_is_there_already_is_finished_but_not_counted() -> None:
     pool = ScriptedPool(slots=1, answer=lambda t, job: ended(t, job, Ending.PRESENT))
-    summary = Driver(MemoryStore(keys(3)), pool, Policy()).run(going_on)
+    summary = Driver(MemoryStore("Square", keys(3)), pool, Policy()).run(going_on)
     assert (summary.success_count, summary.errors) == (0, ())
     assert len(pool.begun) == 3
 
@@ -454,7 +454,7 @@ def test_what_is_made_while_another_task_is_ended_is_counted() -> None:
         return made(ticket, job) if job == store.made else None
 
     def make_the_other() -> None:
-        store.made = Job({"n": 1})
+        store.made = Job("Square", {"n": 1})
         renewed = store.renewals
         wait_until(lambda: store.renewals >= renewed + 3, "the lease to miss it")
 
@@ -546,7 +546,7 @@ def test_what_is_given_back_is_pending_again() -> None:
     def cut_short(ticket: int, job: Job) -> Completion:
         return ended(ticket, job, Ending.LEFT)
 
-    store = MemoryStore(keys(4))
+    store = MemoryStore("Square", keys(4))
     driver = Driver(store, ScriptedPool(slots=2, answer=cut_short), Policy(count_pending=True))
     for _ in range(3):
         driver.step()
@@ -589,7 +589,7 @@ class TestSuccessor:
     def test_what_ran_in_the_process_of_the_lost_driver_has_lost_a_worker(self) -> None:
         store = CountingStore(3)
         store.held = {("node", 7): store.reserve(1)}
-        losses = ((Job({"n": 0}).identity, 2),)
+        losses = ((Job("Square", {"n": 0}).identity, 2),)
         lost_driver = Status(handover=Handover("node", 7, losses=losses))
         summary, reported = self.drive(store, Policy(max_losses=3, suppress_errors=True), lost_driver)
         ((key, failure),) = summary.errors
@@ -601,7 +601,7 @@ class TestSuccessor:
         store = CountingStore(1)
         store.held = {("node", 7): store.reserve(1)}
         _, reported = self.drive(store, Policy(max_losses=3), Status(handover=Handover("node", 7)))
-        assert reported[0].handover.losses == ((Job({"n": 0}).identity, 1),)
+        assert reported[0].handover.losses == ((Job("Square", {"n": 0}).identity, 1),)
         assert (reported[0].running, reported[-1].handover.losses) == (0, ())
 
     def test_it_forgets_nothing_while_it_waits_for_its_database(self) -> None:
@@ -613,7 +613,7 @@ class TestSuccessor:
                 self.wanted()
                 return super().begun_by(host, pid)
 
-        losses = ((Job({"n": 0}).identity, 2),)
+        losses = ((Job("Square", {"n": 0}).identity, 2),)
         error = ({"n": 7}, Failure("ValueError: no"))
         inherited = Handover("node", 7, stopping=True, losses=losses, errors=(error,))
         lost_driver = Status(300, 2, handover=inherited, begun=True)
@@ -765,7 +765,7 @@ def test_a_run_does_not_end_on_a_short_answer_but_on_an_empty_one() -> None:
 def test_status_counts_what_is_left_only_if_the_policy_asks() -> None:
     pool = ScriptedPool(slots=2, answer=lambda t, job: None)
     for count_pending, pending in ((True, 8), (False, 0)):
-        driver = Driver(MemoryStore(keys(10)), pool, Policy(count_pending=count_pending))
+        driver = Driver(MemoryStore("Square", keys(10)), pool, Policy(count_pending=count_pending))
         pool.running.clear()
         driver.step()
         assert driver.status() == Status(made=0, failed=0, running=2, pending=pending)
@@ -776,7 +776,7 @@ def test_what_waits_on_the_cluster_is_not_told_as_running() -> None:
         def free_slots(self) -> int:
             return 3 - len(self.running)
 
-    driver = Driver(MemoryStore(keys(10)), Busy(slots=2, answer=lambda t, job: None), Policy())
+    driver = Driver(MemoryStore("Square", keys(10)), Busy(slots=2, answer=lambda t, job: None), Policy())
     driver.step()
     assert (driver.status().running, driver.status().queued) == (2, 1)
     assert driver.status().counts == "0 made, 0 failed, 2 running, 1 queued, 0 pending"
@@ -785,7 +785,7 @@ def test_what_waits_on_the_cluster_is_not_told_as_running() -> None:
 def test_status_knows_what_was_counted_for_the_dashboard() -> None:
     pool = ScriptedPool(slots=2, answer=lambda t, job: None)
     pool.has_dashboard = True
-    driver = Driver(MemoryStore(keys(10)), pool, Policy())
+    driver = Driver(MemoryStore("Square", keys(10)), pool, Policy())
     driver.step()
     assert driver.status().pending == 8
 
@@ -870,7 +870,7 @@ def test_a_run_is_starting_until_its_workers_have_been_tried() -> None:
         reported.append(str(status))
         return True
 
-    Driver(MemoryStore(keys(1)), SlowToStart(1), Policy()).run(watch)
+    Driver(MemoryStore("Square", keys(1)), SlowToStart(1), Policy()).run(watch)
     assert (reported[0], reported[-1]) == ("starting", "1 made, 0 failed, 0 running, 0 pending")
 
 
@@ -889,7 +889,7 @@ def test_what_was_reserved_though_the_answer_was_lost_is_made_in_the_end() -> No
 
 
 def test_an_empty_store_is_an_empty_summary() -> None:
-    summary = Driver(MemoryStore([]), ScriptedPool(slots=2), Policy()).run(going_on)
+    summary = Driver(MemoryStore("Square", []), ScriptedPool(slots=2), Policy()).run(going_on)
     assert (summary.success_count, summary.errors) == (0, ())
 
 
@@ -909,7 +909,7 @@ def test_memory_stays_flat_over_many_jobs_and_errors() -> None:
         def reserve(self, limit: int) -> list[Job]:
             numbers = range(self.left, max(0, self.left - limit), -1)
             self.left -= len(numbers)
-            self._pending.extend(Job({"n": n}) for n in numbers)
+            self._pending.extend(Job("Square", {"n": n}) for n in numbers)
             return super().reserve(limit)
 
     def answer(ticket: int, job: Job) -> Completion:
@@ -919,7 +919,9 @@ def test_memory_stays_flat_over_many_jobs_and_errors() -> None:
 
     held: list[int] = []
     pool = ScriptedPool(slots=32, answer=answer)
-    driver = Driver(Endless([]), pool, Policy(suppress_errors=True, retries=0, max_errors_listed=10))
+    driver = Driver(
+        Endless("Square", []), pool, Policy(suppress_errors=True, retries=0, max_errors_listed=10)
+    )
     pool.begun = pool.names = deque(maxlen=1)  # type: ignore[assignment]
     tracemalloc.start()
     try:

@@ -36,10 +36,10 @@ class PriorityStore(JobStore):
     def reserve(self, limit: int) -> list[Job]:
         urgent = sorted(self.waiting, key=lambda number: self.waiting[number])[:limit]
         self.owned |= {number: self.waiting.pop(number) for number in urgent}
-        return [Job({"n": number}) for number in urgent]
+        return [Job("Square", {"n": number}) for number in urgent]
 
     def reserved(self) -> list[Job]:
-        return [Job({"n": number}) for number in self.owned]
+        return [Job("Square", {"n": number}) for number in self.owned]
 
     def release(self, jobs: Any, *, delay_seconds: float = 0) -> int:
         self.waiting |= {job.key["n"]: self.owned.pop(job.key["n"]) for job in jobs}

@@ -24,7 +24,7 @@ Answer = Callable[[int, Sequence[Job]], Completion | None]
 
 
 def jobs(count: int) -> list[Job]:
-    return [Job({"n": n}) for n in range(count)]
+    return [Job("Square", {"n": n}) for n in range(count)]
 
 
 def sizes(grouping: Grouping, count: int, slots: int) -> list[int]:
@@ -107,7 +107,7 @@ def test_jobs_that_are_isolated_are_not_compared_with_each_other() -> None:
 
         __hash__ = None  # type: ignore[assignment]
 
-    grouping, lost = Grouping(), [Incomparable({"n": n}) for n in range(4)]
+    grouping, lost = Grouping(), [Incomparable("Square", {"n": n}) for n in range(4)]
     grouping.isolate(lost[:3])
     assert [[job.key["n"] for job in group] for group in grouping.split(lost, 4, 1)] == [[0], [1], [2], [3]]
 
@@ -158,7 +158,7 @@ class TestWaiting:
     def test_what_is_behind_a_long_key_is_found_when_its_worker_begins_no_more(self) -> None:
         clock = Clock()
         waiting, (first, second, third) = Waiting(clock), jobs(3)
-        in_flight = {1: (first, second, third), 2: (Job({"n": 9}),)}
+        in_flight = {1: (first, second, third), 2: (Job("Square", {"n": 9}),)}
         found: dict[int, Sequence[Job]] = {}
         for clock.seconds in range(16):
             if not found and (groups := waiting.suspects(in_flight)):
@@ -231,7 +231,7 @@ class CountingStore(MemoryStore):
     """Notes how far it was asked to count, which takes it some time."""
 
     def __init__(self, count: int, clock: Clock | None = None, seconds: float = 0) -> None:
-        super().__init__(job.key for job in jobs(count))
+        super().__init__("Square", (job.key for job in jobs(count)))
         self.asked: list[int | None] = []
         self._clock = clock or Clock()
         self._seconds = seconds
@@ -248,7 +248,7 @@ class SeeingStore(MemoryStore):
     sees_beginnings = True
 
     def __init__(self, count: int) -> None:
-        super().__init__({"n": n} for n in range(count))
+        super().__init__("Square", ({"n": n} for n in range(count)))
         self.made_in_secret: set[int] = set()
         self.nothing_begun = False
         self.waiting: set[int] = set()
@@ -322,7 +322,7 @@ class TestDriver:
         def answer(ticket: int, jobs: Sequence[Job]) -> Completion:
             return dies(ticket) if any(job.key["n"] == 40 for job in jobs) else all_made(ticket, jobs)
 
-        store = MemoryStore({"n": n} for n in range(60))
+        store = MemoryStore("Square", ({"n": n} for n in range(60)))
         pool = Groups(1, answer)
         summary = driver_of(store, pool, Policy(suppress_errors=True), Clock()).run(going_on)
         assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (59, [40])

@@ -12,7 +12,7 @@ class WatchedStore(MemoryStore):
     """Notes what is renewed; what is lost is not the run's any more."""
 
     def __init__(self, count: int) -> None:
-        super().__init__({"n": number} for number in range(count))
+        super().__init__("Square", ({"n": number} for number in range(count)))
         self.renewed: list[int] = []
         self.rescues = 0
         self.lost: set[int] = set()

@@ -37,13 +37,13 @@ class OnePool(Executor):
 
 
 def run(pool: ScriptedPool, keys: int, policy: Policy) -> Summary:
-    store = MemoryStore({"n": n} for n in range(keys))
+    store = MemoryStore("Square", ({"n": n} for n in range(keys)))
     here, work = OnePool(pool), lambda jobs: Report()
     return drive(here, going_on, None, store=store, work=work, policy=policy, info=RUN)
 
 
 def driver_of(pool: ScriptedPool, keys: int, clock: Clock) -> Driver:
-    store = MemoryStore({"n": n} for n in range(keys))
+    store = MemoryStore("Square", ({"n": n} for n in range(keys)))
     return Driver(store, pool, Policy(suppress_errors=True), "Square", clock, clock.sleep)
 
 
@@ -115,7 +115,7 @@ def test_a_wait_for_the_database_is_told_once_however_many_keys_wait(
             clock.seconds += delay_seconds / 10
             return super().release(jobs)
 
-    store = Patient({"n": n} for n in range(10))
+    store = Patient("Square", ({"n": n} for n in range(10)))
     driver = Driver(store, ScriptedPool(10, answer), Policy(), "Square", clock, clock.sleep)
     while driver.step():
         pass

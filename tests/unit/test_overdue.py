@@ -4,7 +4,7 @@ from djdist._job import Job
 from djdist.driver.overdue import CHECKS, Overdue
 from lab.scripted import Clock
 
-IN_FLIGHT = {1: Job({"n": 1}), 2: Job({"n": 2})}
+IN_FLIGHT = {1: Job("Square", {"n": 1}), 2: Job("Square", {"n": 2})}
 
 
 def test_time_counts_from_when_a_job_was_first_seen_to_have_begun() -> None:

@@ -140,7 +140,7 @@ class TestSecrets:
         statement = Statement("DELETE", ())
         fence = Fence(1, statement, "(id)", *[statement] * 5)
         task = WorkerTask("Table", settings, PASSWORD.encode(), "v", fence, shared=settings)
-        names = "schema.Table", "schema", "~~table", "__table"
+        names = "Table", "schema", "~~table", "__table"
         key, sql = ("id",), "SELECT 1"
         source = JobsTableSource(settings, *names, key, frozenset(), False, key, sql, None, sql)
         table = JobsTable(source, Owner(1))

@@ -50,8 +50,14 @@ class Changes:
     def found(self, *conditions: sa.ColumnElement[bool]) -> list[Job]:
         """Return the jobs that fulfil some conditions."""
         return self._transactions.run(
-            lambda connection: jobs_in(connection.execute(self._where.keys(*conditions)))
+            lambda connection: self.jobs_in(connection.execute(self._where.keys(*conditions)))
         )
+
+    def jobs_in(self, rows: sa.CursorResult[Any]) -> list[Job]:
+        """Return the jobs whose keys are the rows of an answer."""
+        table = self._where.source.table
+        names = tuple(map(str, rows.keys()))  # plain ones, or each worker would import SQLAlchemy for them
+        return [Job(table, dict(zip(names, row, strict=True))) for row in rows]
 
     def owned_among(self, jobs: Sequence[Job], *conditions: sa.ColumnElement[bool]) -> list[Job]:
         """Return which of some jobs the run has reserved, if they fulfil some conditions."""
@@ -71,7 +77,7 @@ class Changes:
 
         def change_batch(connection: sa.Connection, batch: Sequence[Job]) -> list[Job]:
             among = self._where.keys(self._where.among(batch), *conditions)
-            unlocked = jobs_in(connection.execute(among.with_for_update(skip_locked=True)))
+            unlocked = self.jobs_in(connection.execute(among.with_for_update(skip_locked=True)))
             if unlocked:
                 connection.execute(change.where(self._where.among(unlocked)))
             return unlocked
@@ -95,12 +101,6 @@ class Changes:
 
         found = self.found(*condition(status))
         return sum(self._transactions.run(partial(change_batch, batch=batch)) for batch in batches(found))
-
-
-def jobs_in(rows: sa.CursorResult[Any]) -> list[Job]:
-    """Return the jobs whose keys are the rows of an answer."""
-    names = tuple(map(str, rows.keys()))  # plain ones, or each worker would import SQLAlchemy for them
-    return [Job(dict(zip(names, row, strict=True))) for row in rows]
 
 
 def batches(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:

@@ -14,7 +14,7 @@ from djdist._job_store import JobStore
 from djdist.database.fence import Fence
 from djdist.errors import DatabaseError
 from djdist.job_stores.jobs_table.blob import pack_text
-from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, batches, discourage, jobs_in
+from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, batches, discourage
 from djdist.job_stores.jobs_table.conditions import Conditions, Where
 from djdist.job_stores.jobs_table.dead_workers import DeadWorkers
 from djdist.job_stores.jobs_table.functions import NOW, in_seconds, verbatim, without_index
@@ -102,7 +102,7 @@ class JobsTable(JobStore):
         def reserve(connection: sa.Connection) -> list[Job]:
             if self.source.restricted_sql is None:
                 discourage(connection, self.source.settings.backend, "sort")
-            found = jobs_in(connection.execute(self._most_urgent, {"limit": limit}))
+            found = self._changes.jobs_in(connection.execute(self._most_urgent, {"limit": limit}))
             changes = [self._reservation.where(self._where.among(batch)) for batch in batches(found)]
             self._check_hits(sum(connection.execute(change).rowcount for change in changes), found)
             return found
@@ -160,7 +160,7 @@ class JobsTable(JobStore):
         rescued = self._changes.change_unlocked(found, still, self._free)
         if rescued:
             self._workers.end_unless_alive(workers)
-            logger.warning("Rescued %d jobs of %s from a run that died", len(rescued), self.source.name)
+            logger.warning("Rescued %d jobs of %s from a run that died", len(rescued), self.source)
         return len(rescued)
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
@@ -244,7 +244,7 @@ class JobsTable(JobStore):
     def _check_hits(self, hits: int, jobs: Sequence[Job]) -> None:
         if hits != len(jobs):
             raise DatabaseError(
-                f"{len(jobs) - hits} jobs of {self.source.name} can't be found by their key, such as "
+                f"{len(jobs) - hits} jobs of {self.source} can't be found by their key, such as "
                 f"{jobs[0]}: a float is not equal to what it was stored as. Make the key of decimals."
             )
 
