@@ -7,7 +7,7 @@ from djdist._job import Failure, Job
 
 
 class JobStore(ABC):
-    """Keeps the jobs of one table for one run, which is the owner of what it reserves.
+    """Keeps jobs for one run, which is the owner of what it reserves.
 
     A store can be pickled and opens its connection where it is first used. What a run
     no longer owns it doesn't change: each verb below leaves such jobs alone.

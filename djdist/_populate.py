@@ -25,6 +25,7 @@ from djdist.executors import Choice
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.job_stores.memory import MemoryStore
+from djdist.job_stores.pipeline import PipelineStore
 from djdist.jobs.table import jobs_of, refreshing
 from djdist.monitoring.progress_bar import ProgressBar
 from djdist.monitoring.runs import Run, result_of
@@ -192,7 +193,7 @@ def populate(
     )
     if isinstance(work, PickledTask):
         warn_if_large(len(work.pickled), table, make_kwargs)
-    loop = partial(drive, store=store, work=work, policy=policy, info=info)
+    loop = partial(drive, store=PipelineStore({info.table: store}), work=work, policy=policy, info=info)
     if detach:
         return _detach(chosen, loop, info)
     return _follow(chosen, loop, info, max_calls, display_progress=display_progress)

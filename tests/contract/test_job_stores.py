@@ -33,6 +33,7 @@ from djdist.job_stores.jobs_table.advisory_lock import LONGEST_WAIT_SECONDS, adv
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.job_stores.memory import MemoryStore
+from djdist.job_stores.pipeline import PipelineStore
 from djdist.jobs.table import Jobs, jobs_of, refreshing
 from djdist.pipeline.table import job_columns, jobs_table_source
 from djdist.shipping.packing import is_alive
@@ -177,6 +178,30 @@ class TestMemoryStore(JobStoreContract):
     def test_keeps_reserved_jobs_that_may_have_begun(self, store: MemoryStore) -> None:
         assert store.release_waiting(store.reserve(2)) == []
         assert store.pending() == 4
+
+
+class TestPipelineStore(JobStoreContract):
+    """Two tables, of which the second one is below the first."""
+
+    @pytest.fixture
+    def keys(self) -> list[dict[str, Any]]:
+        return [{"subject_id": n % 2, "n": n} for n in range(6)]
+
+    @pytest.fixture
+    def store(self, keys: list[dict[str, Any]]) -> PipelineStore:
+        return PipelineStore(
+            {"Root": MemoryStore("Root", keys[3:]), "Square": MemoryStore("Square", keys[:3])}
+        )
+
+    def test_gives_the_deepest_table_first_and_others_while_room_lasts(self, store: PipelineStore) -> None:
+        assert [job.table for job in store.reserve(5)] == ["Square"] * 3 + ["Root"] * 2
+        assert (store.pending(), store.stores["Root"].pending()) == (1, 1)
+
+    def test_the_same_key_of_another_table_is_another_job(self) -> None:
+        store = PipelineStore({name: MemoryStore(name, [{"n": 1}]) for name in ("Root", "Square")})
+        square, root = store.reserve(2)
+        assert store.release([root]) == 1
+        assert store.renew([root, square]) == store.reserved() == [square]
 
 
 def keeping(store: JobsTable) -> JobsTable:
