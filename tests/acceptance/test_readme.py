@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -44,11 +43,3 @@ def test_from_nothing_to_a_populated_table_on_ray(tmp_path: Path) -> None:
     assert "[1, 2, 3, 6]" in said
     assert "(Total: 100)" in said
     assert "Divisors: 100 made, 0 failed" in (tmp_path / "report.html").read_text()
-
-
-def test_the_extras_that_it_names_exist() -> None:
-    named = re.findall(r'pip install "(?:djdist|\.)\[(.*?)\]"', README)
-    assert {extra for names in named for extra in names.split(",")} <= {
-        *(metadata("djdist").get_all("Provides-Extra") or [])
-    }
-    assert named
