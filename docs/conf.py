@@ -17,7 +17,7 @@ shutil.rmtree(TUTORIALS, ignore_errors=True)
 shutil.copytree(HERE.parent / "notebooks", TUTORIALS, ignore=shutil.ignore_patterns(".*"))
 
 ADDRESSES = dict(line.split(", ") for line in metadata("djdist").get_all("Project-URL") or [])
-REPOSITORY = ADDRESSES.get("Repository", "https://github.com/OWNER/djdist")  # OWNER: not known yet
+REPOSITORY = ADDRESSES.get("Repository", "https://github.com/djdist/djdist")
 
 project = "djdist"
 author = "djdist contributors"
@@ -31,7 +31,7 @@ extensions = [
     "sphinx_copybutton",
     "generated",
 ]
-smartquotes = False  # it makes one dash of --option
+smartquotes_action = "D"  # dashes; quotes may be those of SQL
 exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
@@ -49,11 +49,14 @@ napoleon_use_rtype = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "djdist"
+html_static_path = ["_static"]
+html_css_files = ["djdist.css"]
 html_theme_options = {
     "github_url": REPOSITORY,
     "use_edit_page_button": False,
     "navigation_with_keys": False,
     "show_prev_next": True,
+    "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+import yaml
 from docutils.nodes import Node
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -115,11 +116,12 @@ class CommandLine(Generated):
             options = [each for each in command.params if each.param_type_name == "option"]
             usage = " ".join(["djdist", name, *map(_written, arguments)])
             yield f"## djdist {name}\n\n```text\n{usage}{' [OPTIONS]' * bool(options)}\n```"
-            yield command.help
+            yield _with_options_as_code(command.help)
             if arguments:
                 yield table(("argument", ""), [(f"`{each.metavar}`", each.help) for each in arguments])
             if options:
-                yield table(("option", ""), [(_names(each), each.help) for each in options])
+                rows = [(_names(each), _with_options_as_code(each.help)) for each in options]
+                yield table(("option", ""), rows)
             examples = re.findall("`(.*)`", command.epilog or "")
             yield "```console\n{}\n```".format("\n".join(f"$ {example}" for example in examples))
 
@@ -133,6 +135,10 @@ def commands() -> dict[str, Any]:
 def _written(argument: Any) -> str:
     several = "..." * (argument.nargs != 1)
     return f"{argument.metavar}{several}" if argument.required else f"[{argument.metavar}]{several}"
+
+
+def _with_options_as_code(text: str) -> str:
+    return re.sub(r"(?<![`\w-])--?[a-z][\w-]*", r"`\g<0>`", text)
 
 
 def _names(option: Any) -> str:
@@ -173,6 +179,22 @@ LEVELS = {
     "error": "ERROR",
     "exception": "ERROR",
 }
+
+
+class Citation(Generated):
+    """CITATION.cff as BibTeX."""
+
+    def parts(self) -> Iterator[str]:
+        cff = yaml.safe_load((CODE.parent / "CITATION.cff").read_text())
+        entry = {
+            "title": cff["title"],
+            "author": f"{{{' and '.join(author['name'] for author in cff['authors'])}}}",
+            "version": cff["version"],
+            "year": cff["date-released"].year,
+            "url": cff["repository-code"],
+        }
+        lines = "".join(f"  {name} = {{{value}}},\n" for name, value in entry.items())
+        yield f"```bibtex\n@software{{djdist,\n{lines}}}\n```"
 
 
 def calls(*methods: str) -> Iterator[tuple[str, list[str]]]:
@@ -222,6 +244,7 @@ def myst(text: str) -> str:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directives."""
+    app.add_directive("citation", Citation)
     app.add_directive("command-line", CommandLine)
     app.add_directive("log-lines", LogLines)
     app.add_directive("metrics", Metrics)
