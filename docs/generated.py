@@ -142,9 +142,8 @@ def _with_options_as_code(text: str) -> str:
 
 
 def _names(option: Any) -> str:
-    value = "" if option.is_flag else f" {option.metavar or option.name.upper()}"
-    names = [*option.opts, *option.secondary_opts]
-    return ", ".join(f"`{name}{value}`" for name in names)
+    value = f" {option.metavar}" if option.metavar else ""
+    return ", ".join(f"`{name}{value}`" for name in [*option.opts, *option.secondary_opts])
 
 
 class Metrics(Generated):

@@ -81,7 +81,7 @@ def test_all_public_names_are_in_the_reference(site: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "written"),
     [
-        ("command-line", {"populate", "--timeout-seconds TIMEOUT_SECONDS", "djdist wait 396303eb"}),
+        ("command-line", {"populate", "--timeout-seconds", "djdist wait 396303eb"}),
         ("logs", {"…(…) was lost, … of …: …", "… is over: …"}),
         ("metrics", {"ray_djdist_jobs_finished_total", "ray_djdist_make_seconds"}),
         ("options", {"*restrictions", "retry_on"}),
