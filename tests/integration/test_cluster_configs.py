@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 FOLDER = Path(__file__).parents[2] / "cluster-configs"
+GUIDES = sorted((FOLDER.parent / "docs" / "how-to").glob("*.md"))
 FILES = [file for engine in ("dask", "ray") for file in sorted((FOLDER / engine).iterdir()) if file.is_file()]
 CLOUDS = ["aws", "gcp"]
 KUBERNETES = ["ray/kuberay-cluster.yaml", "ray/kuberay-job.yaml", "dask/kubernetes.yaml"]
@@ -40,7 +41,7 @@ def test_djdist_comes_from_pypi_or_a_wheel_beside_the_pipeline() -> None:
 
 
 def test_all_files_name_the_same_versions() -> None:
-    text = "\n".join(file.read_text() for file in [*FILES, FOLDER / "Dockerfile", FOLDER / "README.md"])
+    text = "\n".join(file.read_text() for file in [*FILES, FOLDER / "Dockerfile", *GUIDES])
     named = set(re.findall(r"(ray|dask)[^\d\n]{0,12}(\d+\.\d+\.\d+)", text.lower()))
     assert sorted(engine for engine, _ in named) == ["dask", "ray"]
 
