@@ -6,7 +6,7 @@ import logging
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from itertools import chain
 from types import FunctionType, ModuleType
@@ -24,7 +24,9 @@ OF_DATAJOINT = {
     for base in tier.__mro__
     for name in vars(base)
 }
-Assignment = tuple[type | ModuleType, str, Any]
+Assignment = tuple[Any, str, Any]
+"""A class or module, the name of an attribute, and its value."""
+Owner = type | ModuleType
 Written = dict[str, ast.expr | None]
 """Expressions by the name they are assigned to; None where it takes more to know the value."""
 
@@ -55,6 +57,8 @@ HARMLESS_CALLS = {
 }
 """What an expression may hold, and the names of what it may call, to be worked out a second time."""
 
+FILLED = {dict, list, set}
+"""Containers that keep their identity where a module's are given the caller's content."""
 Dumps = Callable[[Any], bytes]
 
 
@@ -84,14 +88,30 @@ def of_classes(kind: type[dj.Table], dumps: Dumps, others: Iterable[type[dj.Tabl
 @contextmanager
 def assigned(assignments: list[Assignment]) -> Iterator[None]:
     """Let classes and modules have the caller's data for a ``with``: another run may have other data."""
-    before = [(owner, name, vars(owner).get(name, assigned)) for owner, name, _ in assignments]
-    try:
+    with ExitStack() as undo:
         for owner, name, value in assignments:
-            setattr(owner, name, value)
+            before = vars(owner).get(name, assigned)
+            if isinstance(owner, ModuleType) and type(before) is type(value) and type(value) in FILLED:
+                _swap(before, value)  # other modules may have imported it
+                undo.callback(_swap, before, value)
+            else:
+                setattr(owner, name, value)
+                undo.callback(
+                    *(delattr, owner, name) if before is assigned else (setattr, owner, name, before)
+                )
         yield
-    finally:
-        for owner, name, value in before:
-            delattr(owner, name) if value is assigned else setattr(owner, name, value)
+
+
+def _restore(owner: Any, name: str, before: Any) -> None:
+    delattr(owner, name) if before is assigned else setattr(owner, name, before)
+
+
+def _swap(one: Any, other: Any) -> None:
+    """Exchange what two containers hold."""
+    contents = [*one.items()] if isinstance(one, dict) else [*one]
+    for container, new in ((one, other.copy()), (other, contents)):
+        container.clear()
+        container.extend(new) if isinstance(container, list) else container.update(new)
 
 
 def _differ(one: Any, other: Any, dumps: Dumps) -> bool:
@@ -138,14 +158,14 @@ def _is_assigned(owner: type, name: str, value: Any, dumps: Dumps) -> bool:
         return True
     if name.startswith("__") or name in OF_DATAJOINT or isinstance(value, ModuleType):
         return False
-    written = _written(owner)
+    written = written_by(owner)
     if written is None or name not in written:
         return written is not None
     expression = written[name]
     if expression is None:
-        return _is_of_other_module(function, owner)
+        return is_of_other_module(function, owner)
     try:
-        before = dumps(_worked_out(expression, owner))
+        before = dumps(worked_out(expression, owner))
     except Exception:  # it takes more to know it
         return False
     try:
@@ -154,22 +174,23 @@ def _is_assigned(owner: type, name: str, value: Any, dumps: Dumps) -> bool:
         return True
 
 
-def _is_of_other_module(function: Any, owner: type) -> bool:
-    if not isinstance(function, FunctionType) or function.__module__ == owner.__module__:
+def is_of_other_module(function: Any, owner: Owner) -> bool:
+    """Return whether a function was taken from another module than a class or module it stands in."""
+    if not isinstance(function, FunctionType) or function.__module__ == _module_of(owner).__name__:
         return False
     module = sys.modules.get(function.__module__)
     return getattr(module, function.__qualname__, None) is function
 
 
-def _worked_out(expression: ast.expr, owner: type) -> Any:
-    """Work out once more what a class's body says, if this does nothing else and takes no time.
+def worked_out(expression: ast.expr, owner: Owner) -> Any:
+    """Work out once more what a class's body or a module says, if this does nothing else and takes no time.
 
     Raises
     ------
     Exception
         It isn't as simple as that.
     """
-    names = ChainMap({**vars(owner)}, vars(sys.modules[owner.__module__]))
+    names = ChainMap({**vars(owner)}, vars(_module_of(owner)))
     for node in ast.walk(expression):
         if isinstance(node, ast.Call) and _value(node.func, names).__name__ not in HARMLESS_CALLS:
             raise ValueError(ast.unparse(node))
@@ -182,22 +203,30 @@ def _value(expression: ast.expr, names: Mapping[str, Any]) -> Any:
     return eval(compile(ast.Expression(expression), "<class>", "eval"), {}, names)
 
 
-def _written(owner: type) -> Written | None:
-    """Give what a class's module assigns to it, in its body or below; None where the source isn't known."""
+def written_by(owner: Owner) -> Written | None:
+    """Return what a module assigns, or assigns to a class of it; None where the source isn't known."""
     try:
-        return _written_in(inspect.getsource(sys.modules[owner.__module__]), owner.__qualname__)
+        source = inspect.getsource(_module_of(owner))
+        return _written_in(source, "" if isinstance(owner, ModuleType) else owner.__qualname__)
     except (OSError, TypeError, KeyError, SyntaxError):
         return None
 
 
+def _module_of(owner: Owner) -> ModuleType:
+    return owner if isinstance(owner, ModuleType) else sys.modules[owner.__module__]
+
+
 @cache
-def _parsed(source: str) -> ast.Module:
+def parsed(source: str) -> ast.Module:
+    """Return the syntax tree of a source."""
     return ast.parse(source)
 
 
 @cache
 def _written_in(source: str, qualname: str) -> Written | None:
-    module = _parsed(source)
+    module = parsed(source)
+    if not qualname:
+        return _stored(module, _name_stored)
     body: ast.Module | ast.ClassDef = module
     for name in qualname.split("."):
         classes = (node for node in ast.walk(body) if isinstance(node, ast.ClassDef) and node.name == name)
@@ -235,7 +264,9 @@ def _nodes(node: ast.AST) -> Iterator[ast.AST]:
 def _name_stored(node: ast.AST) -> str | None:
     if isinstance(node, ast.Name):
         return node.id if isinstance(node.ctx, ast.Store) else None
-    return getattr(node, "name", None)  # of a function, a class, an import
+    if isinstance(node, ast.alias):
+        return node.asname or node.name.partition(".")[0]
+    return getattr(node, "name", None)  # of a function or a class
 
 
 def _attribute_stored(owner: str, node: ast.AST) -> str | None:

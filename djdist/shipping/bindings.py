@@ -4,25 +4,29 @@ import dis
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import accumulate, chain
+from itertools import chain
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
+from weakref import WeakSet
 
-import cloudpickle
 import datajoint as dj
 
 from djdist.errors import WorkerSetupError
+from djdist.shipping.assignments import Assignment
+from djdist.shipping.module_state import Given, given, modules_beside, owners
+from djdist.shipping.packed import Absent, Pack, Packed, Packer, Unpack, travels_by_name
 
-Pack = Callable[[Any], bytes]
-Unpack = Callable[[bytes], Any]
-Packed = bytes | str
-"""A pickled value, or why it can't be pickled."""
-Link = tuple[ModuleType, str, Any]
-"""A global of a module and what it holds while keys are made."""
+Path = tuple[Any, ...]
+
+_activated_for_runs = WeakSet[Any]()
+"""Schemas that were not activated by this process's own code."""
+
+LONGEST_SEARCHED = 1000
+"""Longer containers are not searched for schemas."""
 
 OTHER_SCHEMA = (
     "{module}.{name} belongs to the schema {here!r} here, and to {there!r} at the caller. If its module "
@@ -31,7 +35,6 @@ OTHER_SCHEMA = (
     "for another pipeline, restart them."
 )
 PRELOAD = "Or let djdist.config.preload name a module that activates it when it is imported."
-NOT_NAMED = "workers get only what the modules name that are linked with it"
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,16 @@ class BoundTable:
 
 @dataclass(frozen=True)
 class ActivatedSchema:
-    """A schema object of a module, ``linked`` with another module, by whose tables its own are declared."""
+    """A schema object of a module, at a path of names and keys.
+
+    Attributes
+    ----------
+    linked : str
+        A module by whose tables its own are declared.
+    """
 
     module: str
-    name: str
+    path: Path
     database: str
     connection: Packed
     create_schema: bool
@@ -75,17 +84,18 @@ class ActivatedSchema:
 
     def bind(self, unpack: Unpack) -> None:
         """Activate it, if importing its module or the one it is linked with didn't."""
-        schema = getattr(sys.modules.get(self.module), self.name, None)
+        schema = _at(sys.modules.get(self.module), self.path)
         if isinstance(schema, dj.schemas._Schema) and schema.database is None:
             objects = vars(sys.modules[self.linked]) if self.linked in sys.modules else None
             # the tables are there, and workers often may not create any
             schema.activate(
                 self.database,
-                connection=_unpacked(f"the connection of {self.name}", self.connection, unpack),
+                connection=self.connection.unpacked(f"the connection of {self.path[0]}", unpack),
                 create_schema=False,
                 create_tables=False,
                 add_objects=objects,
             )
+            _activated_for_runs.add(schema)
             schema.create_schema, schema.create_tables = self.create_schema, self.create_tables
 
 
@@ -103,17 +113,17 @@ class LateModule:
 
     name: str
     linked: tuple[str, ...]
-    links: Mapping[str, Packed | Mapping[str, Packed]]
+    links: Mapping[str, Packed]
 
-    def link(self, unpack: Unpack) -> list[Link]:
+    def link(self, unpack: Unpack) -> list[Assignment]:
         """Import what it is linked with, and give what its globals hold at the caller."""
         module = sys.modules[self.name]
         try:
             for name in self.linked:
                 import_module(name)
-            links = [(module, name, _unpacked(name, value, unpack)) for name, value in self.links.items()]
+            links = [(module, name, value.unpacked(name, unpack)) for name, value in self.links.items()]
         except Exception as error:
-            if self._is_activated_here:
+            if self.is_activated_here:
                 return []
             raise WorkerSetupError(
                 f"{self.name} can't be activated as at the caller: {type(error).__name__}: {error}. {PRELOAD}"
@@ -123,7 +133,7 @@ class LateModule:
             link for link in links if isinstance(link[2], ModuleType) or vars(link[0]).get(link[1]) is None
         ]
 
-    def link_if_there(self, unpack: Unpack) -> list[Link]:
+    def link_if_there(self, unpack: Unpack) -> list[Assignment]:
         """Do the same for a module that may not be needed: what isn't there says so when it is used."""
         try:
             module = import_module(self.name)
@@ -132,14 +142,17 @@ class LateModule:
         try:
             return self.link(unpack)
         except WorkerSetupError as error:
-            return [(module, name, _Absent(name, error)) for name in self.links]
+            return [(module, name, Absent(name, error)) for name in self.links]
 
     @property
-    def _is_activated_here(self) -> bool:
+    def is_activated_here(self) -> bool:
         """Whether this process has activated it by itself, as a module does that is preloaded."""
-        module = sys.modules[self.name]
-        schemas = [value for value in vars(module).values() if isinstance(value, dj.schemas._Schema)]
-        return all(s.database for s in schemas) and all(vars(module).get(n) is not None for n in self.links)
+        module = sys.modules.get(self.name)
+        if module is None:
+            return False
+        schemas = [schema for _, schema in _schemas_in(module)]
+        is_own = all(s.database and s not in _activated_for_runs for s in schemas)
+        return is_own and all(vars(module).get(n) is not None for n in self.links)
 
 
 @dataclass(frozen=True)
@@ -158,9 +171,10 @@ class Bindings:
     tables: tuple[BoundTable, ...]
     schemas: tuple[ActivatedSchema, ...]
     late: tuple[LateModule, ...]
+    given: tuple[Given, ...]
     needed: set[str]
 
-    def apply(self, unpack: Unpack) -> list[Link]:
+    def apply(self, unpack: Unpack) -> list[Assignment]:
         """Let modules become what they are at the caller, and give what their globals have to hold.
 
         Raises
@@ -174,6 +188,8 @@ class Bindings:
         first = sorted(self.late, key=lambda module: module.name not in needed)
         found = (m.link(unpack) if m.name in needed else m.link_if_there(unpack) for m in first)
         links = [*chain.from_iterable(found)]
+        activated = {module.name for module in self.late if module.is_activated_here}
+        links += chain.from_iterable(each.assignments(activated, needed, unpack) for each in self.given)
         bound: tuple[ActivatedSchema | BoundTable, ...] = (*self.schemas, *self.tables)
         for each in bound:
             with suppress(*(() if each.module in needed else (Exception,))):
@@ -183,18 +199,30 @@ class Bindings:
         return links
 
 
-def bindings(table: type[dj.Table], pack: Pack) -> Bindings:
+def bindings(table: type[dj.Table], pickle: Pack) -> Bindings:
     """Look at all modules that this process has imported."""
     bound = [BoundTable(t.__module__, t.__qualname__, t.database) for t in bound_tables()]
-    schemas, late = list[ActivatedSchema](), dict[str, list[Any]]()
-    for module, name, schema in _schemas():
-        values = schema.database, _packed(schema.connection, pack), schema.create_schema, schema.create_tables
-        schemas.append(ActivatedSchema(module, name, *values, linked=_linked(schema)))
+    found = [*_schemas({each.module for each in bound})]
+    late = dict[str, list[Any]]()
+    for module, _, schema in found:
         if schema.declare_list:
             late.setdefault(module, []).append(schema)
+    beside = modules_beside({*(each.module for each in bound), *(module for module, *_ in found)})
+    codes = chain.from_iterable(map(_codes, beside if late else ()))
+    packer = Packer(pickle, {name for code in codes for name in _named(code)})
+    schemas = [
+        ActivatedSchema(
+            *(module, path, schema.database, packer.pack(schema.connection)),
+            *(schema.create_schema, schema.create_tables, _linked(schema)),
+        )
+        for module, path, schema in found
+    ]
     of_pipeline = {*late, *(each.module for each in bound), *(each.module for each in schemas)}
     needed = of_pipeline & (_reached(table.__module__) if late else set())
-    return Bindings(_this_process(), tuple(bound), tuple(schemas), tuple(_late_modules(late, pack)), needed)
+    modules = tuple(_late_modules(late, packer))
+    known = {(module.name, name) for module in modules for name in module.links}
+    state = tuple(given(beside, packer, known))
+    return Bindings(_this_process(), tuple(bound), tuple(schemas), modules, state, needed)
 
 
 def register(connection: dj.Connection, schemas: list[str]) -> None:
@@ -237,13 +265,6 @@ def _modules() -> Iterator[tuple[str, ModuleType]]:
     return ((name, module) for name, module in [*sys.modules.items()] if isinstance(module, ModuleType))
 
 
-def _travels_by_name(name: str, module: ModuleType) -> bool:
-    by_value = cloudpickle.list_registry_pickle_by_value()
-    parents = accumulate(name.split("."), "{}.{}".format)
-    is_script = module is sys.modules["__main__"]  # multiprocessing gives it a second name
-    return not is_script and sys.modules.get(name) is module and by_value.isdisjoint(parents)
-
-
 def _reached(name: str) -> set[str]:
     """Name the modules that a module's code can reach, through those that it has imported."""
     reached, to_see = set[str](), {name}
@@ -262,41 +283,67 @@ def _imported_by(module: ModuleType) -> Iterator[str]:
             yield value.__module__
 
 
-def _schemas() -> Iterator[tuple[str, str, Any]]:
+def _schemas(of_pipeline: set[str]) -> Iterator[tuple[str, Path, Any]]:
+    """Yield the schemas that are globals of modules, and in the pipeline's also those within globals."""
     kinds = {dj.schemas._Schema, *_subclasses(dj.schemas._Schema)}
-    for module_name, module in _modules():
-        if module is sys.modules["__main__"] or kinds.isdisjoint(map(type, [*vars(module).values()])):
-            continue
-        for name, value in [*vars(module).items()]:
-            if type(value) in kinds and value.database:
-                yield module_name, name, value
+    for name, module in _modules():
+        is_global = not kinds.isdisjoint(map(type, [*vars(module).values()]))
+        if module is not sys.modules["__main__"] and (is_global or name in of_pipeline):
+            yield from ((name, path, schema) for path, schema in _schemas_in(module) if schema.database)
+
+
+def _schemas_in(module: ModuleType) -> Iterator[tuple[Path, Any]]:
+    for name, owner in owners(module):
+        for attribute, value in [*vars(owner).items()]:
+            path = (name, attribute) if name else (attribute,)
+            items = (((*path, key), item) for key, item in _items(value))
+            yield from ((p, v) for p, v in ((path, value), *items) if isinstance(v, dj.schemas._Schema))
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    if not isinstance(value, dict | list | tuple) or len(value) > LONGEST_SEARCHED:
+        return []
+    return [*value.items()] if isinstance(value, dict) else [*enumerate(value)]
+
+
+def _at(module: ModuleType | None, path: Path) -> Any:
+    """Return what is found at a path in a module; None where there is nothing."""
+    thing: Any = module
+    with suppress(LookupError, TypeError):
+        for step in path:
+            thing = thing[step] if isinstance(thing, dict | list | tuple) else vars(thing)[step]
+        return thing
+    return None
 
 
 def _linked(schema: Any) -> str:
     """Name the module whose objects a schema was given, if workers can import it."""
     given = ((name, module) for name, module in _modules() if vars(module) is schema.add_objects)
-    return next((name for name, module in given if _travels_by_name(name, module)), "")
+    return next((name for name, module in given if travels_by_name(name, module)), "")
 
 
-def _late_modules(late: Mapping[str, list[Any]], pack: Pack) -> Iterator[LateModule]:
-    codes = {name: [*_codes(name)] for name in late}
-    named = {name for code in chain(*codes.values()) for name in (*code.co_names, *code.co_consts)}
+def _late_modules(late: Mapping[str, list[Any]], packer: Packer) -> Iterator[LateModule]:
     for module, schemas in late.items():
-        given = {id(schema.add_objects) for schema in schemas if schema.add_objects}
-        set_names = _set_by_activation(codes[module])
+        objects = {id(schema.add_objects) for schema in schemas if schema.add_objects}
+        set_names = _set_by_activation([*_codes(sys.modules[module])])
         links = {
-            name: _link(value, named, pack)
+            name: packer.pack(value)
             for name, value in [*vars(sys.modules[module]).items()]
             if (name in set_names and value is not None)
-            or (isinstance(value, ModuleType) and id(vars(value)) in given)
+            or (isinstance(value, ModuleType) and id(vars(value)) in objects)
         }
         yield LateModule(module, tuple(filter(None, map(_linked, schemas))), links)
 
 
-def _codes(module: str) -> Iterator[CodeType]:
-    """Give the code of all functions of a module, the decorated ones too, as its file has it."""
-    loader: Any = getattr(sys.modules[module].__spec__, "loader", None)
-    return _codes_within(loader.get_code(module)) if hasattr(loader, "get_code") else iter(())
+def _named(code: CodeType) -> Iterator[Any]:
+    yield from code.co_names
+    yield from (constant for constant in code.co_consts if isinstance(constant, str))
+
+
+def _codes(module: ModuleType) -> Iterator[CodeType]:
+    """Yield the code of all functions of a module, the decorated ones too, as its file has it."""
+    loader: Any = getattr(module.__spec__, "loader", None)
+    return _codes_within(loader.get_code(module.__name__)) if hasattr(loader, "get_code") else iter(())
 
 
 def _codes_within(code: CodeType) -> Iterator[CodeType]:
@@ -312,55 +359,3 @@ def _set_by_activation(codes: Sequence[CodeType]) -> set[str]:
     called = {name for code in activating for name in code.co_names}
     setting = [*activating, *(code for code in codes if code.co_name in called)]
     return {i.argval for code in setting for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
-
-
-def _link(value: Any, named: set[Any], pack: Pack) -> Packed | Mapping[str, Packed]:
-    if not isinstance(value, ModuleType) or isinstance(value, dj.VirtualModule):
-        return _packed(value, pack)
-    if _travels_by_name(value.__name__, value):
-        return _packed(value, pack)
-    items = {name: item for name, item in vars(value).items() if name != "__builtins__"}
-    return {name: _packed(item, pack) if name in named else NOT_NAMED for name, item in items.items()}
-
-
-def _packed(value: Any, pack: Pack) -> Packed:
-    try:
-        return pack(value)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-
-
-def _unpacked(name: str, packed: Packed | Mapping[str, Packed], unpack: Unpack) -> Any:
-    if isinstance(packed, str):
-        raise WorkerSetupError(f"{name} can't be sent to workers: {packed}")
-    return unpack(packed) if isinstance(packed, bytes) else _Namespace(name, packed, unpack)
-
-
-class _Namespace(ModuleType):
-    """A module of the caller's, of which only items were sent; the others say so when they are used."""
-
-    def __init__(self, name: str, items: Mapping[str, Packed], unpack: Unpack) -> None:
-        super().__init__(name)
-        errors: dict[str, Exception] = {}
-        self.__dict__["__errors__"] = errors
-        for item, packed in items.items():
-            try:
-                self.__dict__[item] = _unpacked(f"{name}.{item}", packed, unpack)
-            except Exception as error:
-                errors[item] = error
-
-    def __getattr__(self, name: str) -> Any:
-        if error := self.__dict__["__errors__"].get(name):
-            raise WorkerSetupError(str(error)) from error
-        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-
-
-class _Absent(ModuleType):
-    """A module that isn't there, which says so when it is used."""
-
-    def __init__(self, name: str, error: Exception) -> None:
-        super().__init__(name)
-        self.__dict__["__error__"] = error
-
-    def __getattr__(self, name: str) -> Any:
-        raise self.__dict__["__error__"]

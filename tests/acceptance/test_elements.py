@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import datajoint as dj
 import pytest
 
 import djdist
@@ -114,6 +115,58 @@ class Units(dj.Computed):
         self.insert1({{**key, "units": len(path), "where": where}})
 """
 
+KEEPING = """
+from threading import Lock
+from types import SimpleNamespace
+
+import datajoint as dj
+
+SCHEMAS = {{"probe": dj.Schema()}}
+SUFFIX = ""
+_config = {{}}
+_linking = {{"module": None, "of": ["link"]}}
+_hooks = []
+_made = {{}}
+objects = SimpleNamespace(links=None, lock=Lock())
+
+
+class State:
+    root = links = None
+
+
+class Element:
+    def activate(self, schema_name, linking_module):
+        self.links = linking_module
+        keep(linking_module)
+        SCHEMAS["probe"].activate(schema_name, add_objects=vars(linking_module))
+
+
+element = Element()
+
+
+def keep(linking_module):
+    _config.update(links=[linking_module])
+    _linking["module"], _linking["of"][0] = linking_module, "module"
+    _hooks.append(linking_module.get_root_dir)
+    State.root, State.links = linking_module.get_root_dir(), linking_module
+    setattr(objects, "links", linking_module)
+
+
+@SCHEMAS["probe"]
+class Probe(dj.Computed):
+    definition = '''
+    -> Session
+    ---
+    kept : varchar(400)
+    '''
+
+    def make(self, key):
+        links = [_config["links"][0], _linking["module"], State.links, objects.links, element.links]
+        kept = [*(each.get_root_dir() for each in links), *(hook() for hook in _hooks), State.root]
+        _made[key["session"]] = Lock()
+        self.insert1({{**key, "kept": " ".join([*kept, *_linking["of"], SCHEMAS["probe"].database, SUFFIX])}})
+"""
+
 LINKS = """
 import datajoint as dj
 
@@ -197,7 +250,7 @@ def elements(connection: Any, server: Server, schema_name: str, modules_folder: 
     yield elements
     for module in [name for name in sys.modules if name.startswith(schema_name)]:
         del sys.modules[module]
-    for kind in ("sorting", "recording", "session"):
+    for kind in ("probe", "sorting", "recording", "session"):
         server.drop_schema(f"{schema_name}_{kind}")
 
 
@@ -227,6 +280,7 @@ def test_elements_are_linked_on_workers_as_at_the_caller(
 def test_elements_are_linked_with_a_script(
     elements: Elements, script: Script, request: pytest.FixtureRequest, executor: str
 ) -> None:
+    elements.write("probe", KEEPING)
     if executor == "ray":
         cluster = {"RAY_ADDRESS": request.getfixturevalue("ray_cluster").get_runtime_context().gcs_address}
     if executor == "dask":
@@ -235,12 +289,36 @@ def test_elements_are_linked_with_a_script(
     code = (LINKS + ACTIVATE).format(name=elements.name)
     calls = f"recording.Recording.populate(reserve_jobs=True, **{options})\n"
     calls += f"sorting.Units.populate(reserve_jobs=True, **{options})\n"
+    code += f"import {elements.name}_probe as probe\n"
+    code += f"probe.element.activate('{elements.name}_probe', sys.modules['__main__'])\n"
+    calls += f"probe.Probe.populate(reserve_jobs=True, **{options})\n"
     process = script(code + calls, **({} if executor == "processes" else cluster))
     _, error = process.communicate(timeout=2 * SECONDS)
     assert process.returncode == 0, error
     elements.write("links", LINKS + ACTIVATE)
     elements.load("links")
     elements.check()
+    kept = dj.VirtualModule("probe", f"{elements.name}_probe").Probe.to_arrays("kept").tolist()
+    assert kept == [" ".join(["/of/the/lab"] * 7 + ["module", f"{elements.name}_probe", ""])] * 4
+
+
+@pytest.mark.parametrize("linking", ["a module", "a class", "a namespace"])
+def test_what_activation_keeps_in_other_ways_is_kept_on_workers(
+    elements: Elements, executor: Any, linking: str
+) -> None:
+    elements.write("probe", KEEPING)
+    elements.write("links", LINKS)
+    probe, links = elements.load("probe"), elements.load("links")
+    functions = {"get_root_dir": lambda: "/of/the/lab"}
+    given = {"a module": links, "a class": links.Links}.get(linking)
+    probe.element.activate(
+        f"{elements.name}_probe", given or SimpleNamespace(Session=links.Session, **functions)
+    )
+    vars(probe)["SUFFIX"] = "by hand"
+    probe.Probe.populate("session = 3", executor="local")  # fills a cache that can't be pickled
+    assert probe.Probe.populate(reserve_jobs=True, executor=executor)["success_count"] == 3
+    kept = " ".join(["/of/the/lab"] * 7 + ["module", f"{elements.name}_probe", "by hand"])
+    assert probe.Probe.to_arrays("kept").tolist() == [kept] * 4
 
 
 @pytest.mark.on("processes")
