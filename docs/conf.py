@@ -49,8 +49,6 @@ napoleon_use_rtype = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "djdist"
-html_static_path = ["_static"]
-html_css_files = ["djdist.css"]
 html_theme_options = {
     "github_url": REPOSITORY,
     "use_edit_page_button": False,

@@ -24,6 +24,8 @@ class Generated(SphinxDirective):
     """A directive whose content is MyST that a function returns."""
 
     def run(self) -> list[Node]:
+        """Write it again at each build, whatever has changed."""
+        self.env.note_reread()
         return self.parse_text_to_nodes("\n\n".join(self.parts()), allow_section_headings=True)
 
     def parts(self) -> Iterator[str]:
@@ -217,9 +219,9 @@ def _text_of(node: ast.expr | None, known: dict[str, ast.expr]) -> str:
 
 
 def table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Return a table in Markdown."""
+    """Return a table in Markdown whose first column holds names."""
     lines = [names, tuple("---" for _ in names), *rows]
-    return "\n".join(f"| {' | '.join(_in_one_line(cell) for cell in line)} |" for line in lines)
+    return "\n".join(["{.names}", *(f"| {' | '.join(map(_in_one_line, line))} |" for line in lines)])
 
 
 def _in_one_line(cell: str) -> str:
