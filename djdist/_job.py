@@ -4,12 +4,13 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from functools import cached_property
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Any
 
 from djdist.errors import OptionError
@@ -113,14 +114,41 @@ class Outcome:
 class Report:
     """What a worker answers to one task: an outcome per job, or why it can't work at all.
 
-    ``place`` is where it has the trouble, as its cluster names it; ``seconds`` is how long it
+    ``place`` is where it can't, as its cluster names it; ``seconds`` is how long it
     took for what it made.
     """
 
     outcomes: tuple[Outcome, ...] = ()
-    trouble: str = ""
+    setup_error: str = ""
     place: str = field(default="", compare=False)
     seconds: float = 0.0
+
+
+class BreakageKind(Enum):
+    """What broke under a task, as far as its engine tells."""
+
+    OUT_OF_MEMORY = "out of memory"
+    WORKER_DIED = "worker died"
+    NODE_LOST = "node lost"
+    REFUSED = "refused"
+    """The engine can't run it as it was asked to."""
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Breakage:
+    """What broke under a task: infrastructure, for what a ``make()`` raises is an outcome."""
+
+    kind: BreakageKind
+    message: str
+
+    @classmethod
+    def of(
+        cls, error: BaseException, kinds: Mapping[type[BaseException], BreakageKind] = MappingProxyType({})
+    ) -> "Breakage":
+        """Describe what an engine raised, of which the engine's own file knows the kind."""
+        kind = next((kind for raised, kind in kinds.items() if isinstance(error, raised)), BreakageKind.OTHER)
+        return cls(kind, f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -129,12 +157,7 @@ class Completion:
 
     ticket: int
     report: Report | None = None
-    breakage: str = ""
-
-    @classmethod
-    def broken(cls, ticket: int, error: BaseException) -> "Completion":
-        """Give the end of a task under which something broke."""
-        return cls(ticket, breakage=f"{type(error).__name__}: {error}")
+    error: Breakage | None = None
 
 
 @dataclass(frozen=True)

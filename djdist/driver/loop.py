@@ -213,8 +213,8 @@ class Driver:
             if not watch(self.status()):
                 self.stop()
                 return
-        if trouble := _trouble(completions[0]):
-            raise WorkerSetupError(trouble)
+        if error := _error(completions[0]):
+            raise WorkerSetupError(error)
 
     def _fill(self) -> None:
         idle, obstacles = not self._flight, self._ledger.obstacles
@@ -273,20 +273,20 @@ class Driver:
         jobs, report = self._flight.land(completion.ticket), completion.report
         if not jobs:
             return
-        if report and report.trouble:
+        if report and report.setup_error:
             self._ledger.give_back(jobs)
-            self._ledger.meet_obstacle(report.trouble)
+            self._ledger.meet_obstacle(report.setup_error)
         elif report:
             self._record_report(jobs, report)
         elif (job := self._flight.being_made(jobs)) is None:
-            self._record_unbegun(jobs, _trouble(completion))
+            self._record_unbegun(jobs, _error(completion))
         else:
-            lost = Outcome(job, Ending.LOST, Failure(_trouble(completion)))
+            lost = Outcome(job, Ending.LOST, Failure(_error(completion)))
             timed_out = Outcome(job, Ending.FAILED, self._flight.overdue.failure)
             self._store.end_sessions(jobs)  # first: they may have locked what is recorded next
             self._ledger.give_back(self._ledger.record_until(jobs, timed_out if overdue else lost))
 
-    def _record_unbegun(self, jobs: Sequence[Job], breakage: str) -> None:
+    def _record_unbegun(self, jobs: Sequence[Job], error: str) -> None:
         """Give back what a worker left that was told to go, or that was unable to begin it."""
         left, told_to_go = self._store.renew(jobs), self._store.forgone(jobs)
         for job in [job for job in jobs if job not in left]:
@@ -294,7 +294,7 @@ class Driver:
         self._ledger.give_back(left)
         if left and not told_to_go:
             self._grouping.isolate(left)
-            self._ledger.meet_obstacle(breakage)
+            self._ledger.meet_obstacle(error)
 
     def _record_report(self, jobs: Sequence[Job], report: Report) -> None:
         still = {job.identity for job in jobs}
@@ -320,5 +320,7 @@ class Driver:
                 self._store.release_all()
 
 
-def _trouble(completion: Completion) -> str:
-    return completion.report.trouble if completion.report else completion.breakage or "no answer"
+def _error(completion: Completion) -> str:
+    if completion.report:
+        return completion.report.setup_error
+    return completion.error.message if completion.error else "no answer"

@@ -21,7 +21,18 @@ from distributed.threadpoolexecutor import thread_state, threads_lock
 from distributed.worker_state_machine import SecedeEvent
 
 from djdist._executor import ActorCall, Executor, Loop, default_slots
-from djdist._job import Completion, Job, Report, RunInfo, Status, Summary, TaskFunction, Watch
+from djdist._job import (
+    Breakage,
+    BreakageKind,
+    Completion,
+    Job,
+    Report,
+    RunInfo,
+    Status,
+    Summary,
+    TaskFunction,
+    Watch,
+)
 from djdist._settings import config
 from djdist._task_pool import TaskPool, what_is_made, window
 from djdist.driver.actor import POLL_SECONDS, DriverActor, follow, result_or_error, supervise
@@ -47,6 +58,12 @@ LOST = (
     distributed.TimeoutError,
 )
 """What Dask raises where a worker, a task's future or the scheduler is gone."""
+
+KINDS: dict[type[BaseException], BreakageKind] = {
+    distributed.KilledWorker: BreakageKind.WORKER_DIED,
+    distributed.scheduler.NoValidWorkerError: BreakageKind.REFUSED,
+}
+"""Why a worker died Dask doesn't tell."""
 
 ABSENCE_SECONDS = 5.0
 ABSENT = (
@@ -297,7 +314,9 @@ class _Pool(TaskPool):
             distributed.wait(list(self._tickets), timeout_seconds, "FIRST_COMPLETED")
         ended = [future for future in self._tickets if future.done()]
         completions = [_completion(self._tickets.pop(future), future) for future in ended]
-        self._workers.unfit |= {end.report.place for end in completions if end.report and end.report.trouble}
+        self._workers.unfit |= {
+            end.report.place for end in completions if end.report and end.report.setup_error
+        }
         return completions
 
     def cancel(self, ticket: int) -> bool:
@@ -755,4 +774,4 @@ def _completion(ticket: int, future: "distributed.Future[Report]") -> Completion
     try:
         return Completion(ticket, future.result())
     except Exception as error:
-        return Completion.broken(ticket, error)
+        return Completion(ticket, error=Breakage.of(error, KINDS))

@@ -4,10 +4,13 @@ import concurrent.futures as cf
 from collections.abc import Mapping, Sequence
 
 from djdist._executor import Executor, default_slots
-from djdist._job import Completion, Job, Report, TaskFunction
+from djdist._job import Breakage, BreakageKind, Completion, Job, Report, TaskFunction
 from djdist._task_pool import TaskPool, window
 from djdist.errors import ClusterError
 from djdist.shipping.pickled_task import Sendable, sent
+
+KINDS: dict[type[BaseException], BreakageKind] = {cf.BrokenExecutor: BreakageKind.WORKER_DIED}
+"""Why a process died a pool doesn't tell."""
 
 
 class FuturesExecutor(Executor):
@@ -99,6 +102,6 @@ def completion_of(ticket: int, future: "cf.Future[Report | None]") -> Completion
     """Return what became of a task that has ended; None if its process has to be sent the work."""
     error = future.exception()
     if error is not None:
-        return Completion.broken(ticket, error)
+        return Completion(ticket, error=Breakage.of(error, KINDS))
     report = future.result()
     return None if report is None else Completion(ticket, report)

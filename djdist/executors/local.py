@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import loky
 
 from djdist._executor import Executor, default_slots
-from djdist._job import Completion, Ending, Job, Outcome, Report, TaskFunction
+from djdist._job import Breakage, Completion, Ending, Job, Outcome, Report, TaskFunction
 from djdist._task_pool import TaskPool, window
 from djdist.errors import OptionError
 from djdist.executors.futures import completion_of
@@ -110,7 +110,7 @@ def _completed(ticket: int, work: TaskFunction, jobs: Sequence[Job]) -> Completi
     try:
         report = work(jobs)
     except Exception as error:
-        return Completion.broken(ticket, error)
+        return Completion(ticket, error=Breakage.of(error))
     for outcome in report.outcomes:
         _pass_signal_on(outcome)
     return Completion(ticket, report)

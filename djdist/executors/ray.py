@@ -19,11 +19,23 @@ from typing import Any
 from uuid import uuid4
 
 import ray
+from ray import exceptions
 from ray.exceptions import RayError
 from ray.util import metrics
 
 from djdist._executor import ActorCall, Executor, Loop
-from djdist._job import Completion, Job, Report, RunInfo, Status, Summary, TaskFunction, Watch
+from djdist._job import (
+    Breakage,
+    BreakageKind,
+    Completion,
+    Job,
+    Report,
+    RunInfo,
+    Status,
+    Summary,
+    TaskFunction,
+    Watch,
+)
 from djdist._settings import config
 from djdist._task_pool import TaskPool, task_name, window
 from djdist.driver.actor import MAX_DRIVERS, DriverActor, follow, result_or_error, supervise
@@ -49,6 +61,17 @@ TOO_SLOW = "timed out during startup"
 CLIENT_PORT = 10001
 SENT_ALONG = ("working_dir", "py_modules", "excludes", "java_jars")
 """Parts of a runtime environment that Ray sends from here only as it connects."""
+
+
+KINDS: dict[type[BaseException], BreakageKind] = {
+    exceptions.OutOfMemoryError: BreakageKind.OUT_OF_MEMORY,
+    exceptions.NodeDiedError: BreakageKind.NODE_LOST,
+    exceptions.ActorDiedError: BreakageKind.WORKER_DIED,
+    exceptions.WorkerCrashedError: BreakageKind.WORKER_DIED,
+    exceptions.ActorUnschedulableError: BreakageKind.REFUSED,
+    exceptions.RuntimeEnvSetupError: BreakageKind.REFUSED,
+    exceptions.TaskUnschedulableError: BreakageKind.REFUSED,
+}
 
 
 class RayExecutor(Executor):
@@ -444,14 +467,14 @@ class _WarmWorkers:
         try:
             ray.get(reference)
         except Exception as error:
-            return Completion.broken(self._waiting_longest(), error) if self._waiting else None
+            return self._refused_longest(error) if self._waiting else None
         self._idle.append((time.monotonic(), actor))
         return None
 
-    def _waiting_longest(self) -> int:
+    def _refused_longest(self, error: Exception) -> Completion:
         ticket = next(iter(self._waiting))
         del self._waiting[ticket]
-        return ticket
+        return Completion(ticket, error=Breakage.of(error, KINDS))
 
     def _end(self, reference: "ray.ObjectRef[Report]") -> Completion:
         ticket, actor = self._busy.pop(reference)
@@ -810,4 +833,4 @@ def _completion(ticket: int, reference: "ray.ObjectRef[Report]") -> Completion:
     try:
         return Completion(ticket, ray.get(reference))
     except Exception as error:
-        return Completion.broken(ticket, error)
+        return Completion(ticket, error=Breakage.of(error, KINDS))

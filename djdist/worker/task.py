@@ -23,7 +23,7 @@ from djdist.worker.failure import failure_of, portable
 from djdist.worker.group import Group, WorkerContext, made_for_others, make_group, one_at_a_time
 from djdist.worker.make_session import load_early
 from djdist.worker.session import Session
-from djdist.worker.trial import setup_trouble, trial
+from djdist.worker.trial import setup_error, trial
 
 EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
 OVERDUE_FACTOR = 1.2
@@ -162,7 +162,7 @@ def _ending_itself(timeout_seconds: float, *, watched: bool) -> Iterator[None]:
 def _without_context(name: str, jobs: Sequence[Job], error: Exception) -> Report:
     if (jobs and is_infrastructure(error)) or is_full(error):
         return Report(tuple(Outcome(job, Ending.DEFERRED, portable(failure_of(error))) for job in jobs))
-    return Report(trouble=setup_trouble(name, error))
+    return Report(setup_error=setup_error(name, error))
 
 
 def _portable(outcome: Outcome) -> Outcome:

@@ -23,10 +23,10 @@ ENVIRONMENT = (
 def trial(table: Any, fence: Fence | None) -> Report:
     """See whether this worker may do what each job of a table will need."""
     lacking = lacking_right(table, fence) if fence else ""
-    return Report(trouble=f"{_place(type(table).__name__)}: {lacking}" if lacking else "")
+    return Report(setup_error=f"{_place(type(table).__name__)}: {lacking}" if lacking else "")
 
 
-def setup_trouble(name: str, error: Exception) -> str:
+def setup_error(name: str, error: Exception) -> str:
     """Say what kept this worker from loading a table or from connecting, and what cures it."""
     place = f"{_place(name)}: {type(error).__name__}: {error}"
     cure = _cure(error.__cause__ if isinstance(error, WorkerSetupError) and error.__cause__ else error)

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks.many_keys import add_numbers
-from djdist._job import GROUP_SECONDS, Completion, Ending, Job, Key, Outcome, Report
+from djdist._job import GROUP_SECONDS, Breakage, BreakageKind, Completion, Ending, Job, Key, Outcome, Report
 from djdist._task_pool import TaskPool, window
 from djdist.database.dbapi import ConnectionSettings
 from djdist.database.fence import Fence, Statement, key_name
@@ -146,7 +146,7 @@ class SimulatedPool(TaskPool):
     def _completion(self, ticket: int, made: int, seconds: float) -> Completion:
         jobs = self._in_flight.pop(ticket)
         if not seconds:
-            return Completion(ticket, breakage="the node died")
+            return Completion(ticket, error=Breakage(BreakageKind.NODE_LOST, "the node died"))
         endings = [Ending.MADE] * made + [Ending.LEFT] * (len(jobs) - made)
         return Completion(ticket, Report(tuple(map(Outcome, jobs, endings)), seconds=seconds))
 

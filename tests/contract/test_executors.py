@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from djdist._executor import Executor
-from djdist._job import Completion, Job, Policy, Report, RunInfo, Status, Summary
+from djdist._job import BreakageKind, Completion, Job, Policy, Report, RunInfo, Status, Summary
 from djdist._task_pool import TaskPool
 from djdist.driver import Driver
 from djdist.errors import ClusterError, OptionError
@@ -208,7 +208,7 @@ class TestEveryExecutor:
         for job, completion in run_all(pool, jobs).values():
             assert completion.report is not None
             assert [outcome.job for outcome in completion.report.outcomes] == [job]
-            assert completion.breakage == ""
+            assert completion.error is None
         assert work.begun(tmp_path) == list(range(12))
 
     def test_a_task_may_hold_several_jobs(self, pool: TaskPool, tmp_path: Path) -> None:
@@ -238,7 +238,9 @@ class TestEveryExecutor:
         submit(fragile, work.job(tmp_path, 0, "raise"))
         (completion,) = wait_for(fragile, 1)
         assert completion.report is None
-        assert "work should not raise" in completion.breakage
+        assert completion.error is not None
+        assert completion.error.kind is BreakageKind.OTHER
+        assert "work should not raise" in completion.error.message
         submit(fragile, work.job(tmp_path, 1))
         assert wait_for(fragile, 1)[0].report is not None
 
@@ -382,7 +384,8 @@ class TestKilledProcess:
         (completion,) = wait_for(fragile, 1)
         assert completion.ticket == ticket
         assert completion.report is None
-        assert completion.breakage
+        assert completion.error is not None
+        assert completion.error.kind is BreakageKind.WORKER_DIED
         assert work.begun(tmp_path) == [0]
 
 

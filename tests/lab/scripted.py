@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from djdist._job import Completion, Ending, Failure, Job, Outcome, Report, Status
+from djdist._job import Breakage, BreakageKind, Completion, Ending, Failure, Job, Outcome, Report, Status
 from djdist._task_pool import TaskPool, task_name
 
 
@@ -98,7 +98,7 @@ def failed(ticket: int, job: Job, message: str = "ValueError: no") -> Completion
 
 
 def lost(ticket: int, job: Job) -> Completion:
-    return Completion(ticket, breakage="WorkerCrashedError: out of memory")
+    return Completion(ticket, error=Breakage(BreakageKind.WORKER_DIED, "WorkerCrashedError: out of memory"))
 
 
 def ended(ticket: int, job: Job, ending: Ending, message: str = "") -> Completion:

@@ -193,7 +193,7 @@ def test_a_bad_node_uses_up_no_keys_and_a_good_one_makes_them_all() -> None:
     """A node that can't load the pipeline is quick with its refusals, so that it gets task after task."""
 
     def answer(ticket: int, job: Job) -> Completion:
-        return made(ticket, job) if ticket % 10 == 0 else Completion(ticket, Report(trouble="no module"))
+        return made(ticket, job) if ticket % 10 == 0 else Completion(ticket, Report(setup_error="no module"))
 
     pool = ScriptedPool(slots=10, answer=answer)
     store = CountingStore(200)
@@ -206,7 +206,7 @@ def test_a_run_ends_in_which_no_worker_begins_a_key_any_more_and_nothing_is_an_e
     def answer(ticket: int, job: Job) -> Completion:
         if ticket == 2:
             return made(ticket, job)
-        return lost(ticket, job) if dies else Completion(ticket, Report(trouble="out of memory"))
+        return lost(ticket, job) if dies else Completion(ticket, Report(setup_error="out of memory"))
 
     store = CountingStore(50)
     store.not_begun = set(range(50))
@@ -523,7 +523,7 @@ def test_no_more_errors_are_kept_than_wanted_but_all_are_counted() -> None:
 def test_workers_that_can_not_work_end_the_run_before_anything_is_touched() -> None:
     store = CountingStore(3)
     pool = ScriptedPool(slots=1)
-    pool.trial = Report(trouble="ModuleNotFoundError: No module named 'lab'")
+    pool.trial = Report(setup_error="ModuleNotFoundError: No module named 'lab'")
     with pytest.raises(WorkerSetupError, match="No module named 'lab'"):
         Driver(store, pool, Policy()).run(going_on)
     assert (store.asked, store.refreshed) == ([], 0)

@@ -5,7 +5,19 @@ from functools import partial
 
 import pytest
 
-from djdist._job import GROUP_SECONDS, Completion, Ending, Failure, Job, Outcome, Policy, Report, Status
+from djdist._job import (
+    GROUP_SECONDS,
+    Breakage,
+    BreakageKind,
+    Completion,
+    Ending,
+    Failure,
+    Job,
+    Outcome,
+    Policy,
+    Report,
+    Status,
+)
 from djdist._task_pool import task_name
 from djdist.driver import Driver
 from djdist.driver.grouping import (
@@ -224,7 +236,7 @@ def all_made(ticket: int, jobs: Sequence[Job]) -> Completion:
 
 
 def dies(ticket: int) -> Completion:
-    return Completion(ticket, breakage="WorkerCrashedError: out of memory")
+    return Completion(ticket, error=Breakage(BreakageKind.WORKER_DIED, "WorkerCrashedError: out of memory"))
 
 
 class CountingStore(MemoryStore):
