@@ -175,13 +175,15 @@ class Policy:
 
     max_calls: int | None = None
     suppress_errors: bool = False
-    max_losses: int = 3
+    max_worker_losses: int = 3
     lease_seconds: float = 60.0
     count_pending: bool = False
     grace_seconds: float = 10.0
     timeout_seconds: float | None = None
     retries: int = 0
     retry_on: tuple[str, ...] = ()
+    retry_pause_seconds: float = 1.0
+    task_seconds: float = 0.5
     max_errors_listed: int = 1000
     return_exception_objects: bool = False
 

@@ -160,13 +160,15 @@ def populate(
         max_calls=max_calls,
         suppress_errors=suppress_errors,
         return_exception_objects=return_exception_objects,
-        max_losses=config.max_losses,
+        max_worker_losses=config.max_worker_losses,
         lease_seconds=config.lease_seconds,
         count_pending=display_progress or detach,
         grace_seconds=config.grace_seconds,
         timeout_seconds=_timeout_seconds(table, timeout_seconds),
         retries=config.retries if retries is None else retries,
         retry_on=config.retry_on if retry_on is None else class_names(retry_on),
+        retry_pause_seconds=config.retry_pause_seconds,
+        task_seconds=config.task_seconds,
         max_errors_listed=config.max_errors_listed,
     )
     chosen = executors.resolve(_default(processes) if executor is None else executor, processes)

@@ -1,5 +1,7 @@
 """Settings of djdist, from ``DJDIST_*`` environment variables and assignments."""
 
+import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeAlias
@@ -9,6 +11,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from djdist._job import LONGEST_SECONDS
 from djdist.errors import OptionError
+
+PREFIX = "DJDIST_"
+RENAMED = {"max_losses": "max_worker_losses"}
+"""Settings by their former names, which work for one release."""
 
 ExceptionClasses: TypeAlias = str | type[BaseException] | Iterable[str | type[BaseException]]
 
@@ -35,6 +41,24 @@ def _separated(given: Any) -> Any:
     return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
 
 
+def _current(name: str) -> str:
+    """Return the name of a setting, and warn of a former one."""
+    if name in RENAMED:
+        message = (
+            f"djdist.config.{name} is now djdist.config.{RENAMED[name]}; the next release won't know it."
+        )
+        warnings.warn(message, FutureWarning, stacklevel=3)
+    return RENAMED.get(name, name)
+
+
+def _formerly_named_in_environment() -> dict[str, str]:
+    """Return settings whose variable has a former name, unless it is there with the current one, too."""
+    present = {name.lower(): value for name, value in os.environ.items()}
+    variables = {name: f"{PREFIX}{name}".lower() for name in (*RENAMED, *RENAMED.values())}
+    former = {_current(name): present[variables[name]] for name in RENAMED if variables[name] in present}
+    return {name: value for name, value in former.items() if variables[name] not in present}
+
+
 @contextmanager
 def _refusing_clearly() -> Iterator[None]:
     try:
@@ -57,8 +81,9 @@ class Settings(BaseSettings):
         Where ``populate()`` runs when no ``executor=`` is given. Default ``"local"``.
     lease_seconds : int
         A reservation that was not renewed for so long goes back to pending. Default 60.
-    max_losses : int
-        A key that lost so many workers in a run becomes an error. Default 3.
+    max_worker_losses : int
+        A key that lost so many workers in a run becomes an error. Default 3. Its former name
+        ``max_losses`` still works in this release, with a warning.
     grace_seconds : float
         So long may what runs go on after Ctrl-C, SIGTERM or a stop, before it is ended
         and goes back to pending. Default 10.
@@ -69,6 +94,12 @@ class Settings(BaseSettings):
     retry_on : tuple of str
         Names of the exception classes, or of their bases, that are worth another try; may
         be assigned as classes. Default: all.
+    retry_pause_seconds : float
+        How long a key that failed waits before it is tried again; the pause doubles with each
+        try, up to 5 minutes. Default 1.
+    task_seconds : float
+        How long the group of keys should take that a worker is sent at once. Larger spares the
+        cluster's scheduler; smaller lets urgent keys be made sooner. Default 0.5.
     max_errors_listed : int
         How many errors ``populate()`` returns at most; the jobs table holds all. Default 1000.
     database_patience_seconds : float
@@ -81,14 +112,16 @@ class Settings(BaseSettings):
         one that activates the schemas of a pipeline.
     """
 
-    model_config = SettingsConfigDict(env_prefix="DJDIST_", validate_assignment=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, validate_assignment=True, extra="forbid")
 
     executor: Any = "local"
     lease_seconds: int = Field(default=60, ge=1, le=65_535)
-    max_losses: int = Field(default=3, ge=1)
+    max_worker_losses: int = Field(default=3, ge=1)
     grace_seconds: float = Field(default=10, ge=0)
     timeout_seconds: float | None = Field(default=None, gt=0, le=LONGEST_SECONDS)
     retries: int = Field(default=0, ge=0)
+    retry_pause_seconds: float = Field(default=1, gt=0, le=300)
+    task_seconds: float = Field(default=0.5, gt=0, le=60)
     retry_on: Annotated[tuple[str, ...], NoDecode, BeforeValidator(class_names)] = ()
     max_errors_listed: int = Field(default=1000, ge=1)
     database_patience_seconds: float = Field(default=300, ge=0)
@@ -96,12 +129,18 @@ class Settings(BaseSettings):
     preload: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_separated)] = ()
 
     def __init__(self, **values: Any) -> None:
+        values = {_current(name): value for name, value in values.items()}
         with _refusing_clearly():
-            super().__init__(**values)
+            super().__init__(**_formerly_named_in_environment() | values)
 
     def __setattr__(self, name: str, value: Any) -> None:
         with _refusing_clearly():
-            super().__setattr__(name, value)
+            super().__setattr__(_current(name), value)
+
+    @property
+    def max_losses(self) -> int:
+        """The former name of ``max_worker_losses``."""
+        return int(getattr(self, _current("max_losses")))
 
 
 config = Settings()

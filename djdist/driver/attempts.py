@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from djdist._backoff import backoff_seconds
 from djdist._job import Failure, Identity, Job, Policy
 
-FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 300.0
 FIRST_DEFERRAL_SECONDS = 0.1
 LONGEST_DEFERRAL_SECONDS = 30.0
@@ -42,7 +41,7 @@ class Attempts:
     def after_loss(self, job: Job) -> float | None:
         """Its worker died."""
         self.losses[job.identity] += 1
-        return 0.0 if self.losses[job.identity] < self.policy.max_losses else None
+        return 0.0 if self.losses[job.identity] < self.policy.max_worker_losses else None
 
     def forget(self, job: Job) -> None:
         """Keep nothing of a key that will not be tried again."""
@@ -72,7 +71,7 @@ class Attempts:
         tries = self._failures[job.identity]
         if tries > self.policy.retries:
             return None
-        return backoff_seconds(tries, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        return backoff_seconds(tries, self.policy.retry_pause_seconds, LONGEST_PAUSE_SECONDS)
 
 
 class Obstacles:

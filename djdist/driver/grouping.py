@@ -4,9 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from djdist._job import GROUP_SECONDS, Identity, Job
 
-TASK_SECONDS = 0.5
-"""A task that takes so long hides what it costs to send one."""
-
 CLOCKS_DIFFER_SECONDS = 2.0
 LARGEST = 500
 GROWTH = 8
@@ -19,6 +16,11 @@ SMALLEST_SHARE = 8
 class Grouping:
     """Sizes groups by how long keys take, as joblib does [1]_, and never much larger than the one before.
 
+    Parameters
+    ----------
+    task_seconds : float
+        How long a task should take: long enough to hide what it costs to send one.
+
     Attributes
     ----------
     size : int
@@ -30,8 +32,9 @@ class Grouping:
     .. [2] Hummel, Schonberg and Flynn, Factoring: a method for scheduling parallel loops. CACM 35(8), 1992.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, task_seconds: float = 0.5) -> None:
         self.size = 1
+        self._task_seconds = task_seconds
         self._seconds = 0.0
         self._alone: set[Identity] = set()
 
@@ -40,7 +43,7 @@ class Grouping:
         if count and seconds:
             latest = seconds / count
             self._seconds = (self._seconds + latest) / 2 if self._seconds else latest
-            fitting = int(min(TASK_SECONDS / self._seconds, LARGEST))
+            fitting = int(min(self._task_seconds / self._seconds, LARGEST))
             before = count if cut else max(count, self.size // GROWTH)
             self.size = max(1, min(fitting, GROWTH * before))
 

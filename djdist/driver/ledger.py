@@ -180,7 +180,7 @@ class Ledger:
         self.obstacles.forget()
         pause_seconds = self._attempts.after_loss(job)
         losses = self._attempts.losses[job.identity]
-        self._log("was lost, %d of %d: %s", job, losses, self._policy.max_losses, cause.message)
+        self._log("was lost, %d of %d: %s", job, losses, self._policy.max_worker_losses, cause.message)
         if pause_seconds is not None:
             self.give_back([job], pause_seconds)
             return

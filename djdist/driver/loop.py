@@ -59,7 +59,7 @@ class Driver:
         self._table = table
         self._clock = clock
         self._sleep = sleep
-        self._grouping = Grouping()
+        self._grouping = Grouping(policy.task_seconds)
         self._supply = Supply(store, clock)
         self._flight = Flight(store, pool, policy, table, clock)
         self._ledger = Ledger(store, self._supply, policy, table, clock, self.stop)

@@ -96,7 +96,7 @@ class TestOptions:
         self, lab: ModuleType, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert repr(djdist.LocalExecutor(np.int64(2))) == "LocalExecutor(processes=2)"
-        settings = {"lease_seconds": 30, "grace_seconds": 1, "retries": 2, "max_losses": 2}
+        settings = {"lease_seconds": 30, "grace_seconds": 1, "retries": 2, "max_worker_losses": 2}
         for name, value in settings.items():
             monkeypatch.setattr(djdist.config, name, np.int64(value))
             assert type(getattr(djdist.config, name)) in (int, float)

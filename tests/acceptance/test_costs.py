@@ -10,7 +10,6 @@ import pytest
 
 import djdist
 import lab as pipelines
-from djdist.driver import grouping
 from servers import Server
 
 FEW, MANY = 200, 1200
@@ -23,7 +22,7 @@ def count_for_a_key(
     lab: ModuleType, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[Any], float]]:
     """Tells by how much one more key lets a count grow, in groups as large as on a fast machine."""
-    monkeypatch.setattr(grouping, "TASK_SECONDS", 60.0)
+    monkeypatch.setattr(djdist.config, "task_seconds", 60.0)
     pipelines.fill(lab, subjects=1, sessions=FEW + MANY)
     with djdist.LocalExecutor(request.param) as executor:
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+import djdist
 import lab as pipelines
 from djdist._job import GROUP_SECONDS
-from djdist.driver import grouping
 from djdist.driver.grouping import CLOCKS_DIFFER_SECONDS
 from djdist.worker.session import MariaDBSession, PlannedSession, is_mariadb
 from servers import Server
@@ -33,7 +33,7 @@ def test_a_slow_key_holds_back_none_of_its_group(lab: ModuleType) -> None:
 def test_nothing_prepared_stays_on_the_callers_connection(
     server: Server, lab: ModuleType, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grouping, "TASK_SECONDS", 60.0)  # or a slow machine has no large groups
+    monkeypatch.setattr(djdist.config, "task_seconds", 60.0)  # or a slow machine has no large groups
     kind = MariaDBSession if server.backend == "mysql" else PlannedSession
     if kind is MariaDBSession and not is_mariadb(connection._conn):
         pytest.skip("nothing is prepared on MySQL")

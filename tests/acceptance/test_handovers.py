@@ -89,7 +89,7 @@ class TestDriverBesideTheKeys:
         (job,) = lab.Scripted.jobs.errors.to_dicts()
         assert "lost 3 times" in job["error_message"]
         assert [key["session_date"] for key, _ in summary["error_list"]] == [pipelines.FIRST_DATE]
-        assert doing.begun(tmp_path).count(1) == djdist.config.max_losses
+        assert doing.begun(tmp_path).count(1) == djdist.config.max_worker_losses
 
     @pytest.mark.long
     def test_keys_that_never_end_are_ended_however_many(

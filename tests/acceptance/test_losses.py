@@ -89,7 +89,7 @@ class TestWorkerToldToGo:
     ) -> None:
         pipelines.fill(lab, subjects=1, sessions=1)
         request.getfixturevalue("ray_cluster" if executor == "ray" else "processes")
-        times = djdist.config.max_losses + 1
+        times = djdist.config.max_worker_losses + 1
 
         def tell_each_to_go() -> None:
             told: set[int] = set()
@@ -111,7 +111,7 @@ class TestWorkerToldToGo:
         self, lab: ModuleType, tmp_path: Path, modules_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pipelines.fill(lab, subjects=1, sessions=1)
-        monkeypatch.setattr(djdist.config, "max_losses", 1)
+        monkeypatch.setattr(djdist.config, "max_worker_losses", 1)
 
         def tell_it_to_go() -> None:
             wait_until(lambda: doing.begun(tmp_path), "the key to begin")

@@ -4,7 +4,6 @@ import pytest
 
 from djdist._job import Failure, Job, Policy
 from djdist.driver.attempts import (
-    FIRST_PAUSE_SECONDS,
     LONGEST_DEFERRAL_SECONDS,
     LONGEST_PAUSE_SECONDS,
     MAX_DEFERRALS,
@@ -20,7 +19,7 @@ OS_FAILURE = Failure("TimeoutError: no disk", kinds=("TimeoutError", "OSError", 
 
 
 def test_a_lost_key_is_tried_again_at_once_until_it_has_lost_enough_workers() -> None:
-    attempts = Attempts(Policy(max_losses=3))
+    attempts = Attempts(Policy(max_worker_losses=3))
     assert [attempts.after_loss(JOB) for _ in range(3)] == [0.0, 0.0, None]
     assert attempts.after_loss(OTHER) == 0.0
 
@@ -80,7 +79,7 @@ def test_retries_double_their_pause_with_jitter_up_to_a_limit() -> None:
     attempts = Attempts(Policy(retries=20))
     for tries in range(20):
         pause = attempts.after_failure(JOB, OS_FAILURE)
-        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**tries)
+        longest = min(LONGEST_PAUSE_SECONDS, Policy().retry_pause_seconds * 2**tries)
         assert pause is not None
         assert longest / 2 <= pause <= longest
     assert attempts.after_failure(JOB, OS_FAILURE) is None

@@ -171,7 +171,7 @@ def test_a_key_that_always_loses_its_worker_becomes_an_error_and_the_rest_is_mad
 ) -> None:
     pool = ScriptedPool(slots=2, answer=lambda t, job: lost(t, job) if job.key["n"] == 1 else made(t, job))
     store = CountingStore(5)
-    summary = Driver(store, pool, Policy(suppress_errors=True, max_losses=3)).run(going_on)
+    summary = Driver(store, pool, Policy(suppress_errors=True, max_worker_losses=3)).run(going_on)
     assert summary.success_count == 4
     ((key, failure),) = summary.errors
     assert key == {"n": 1}
@@ -186,7 +186,7 @@ def test_keys_that_had_not_begun_are_lost_at_no_cost() -> None:
     store = CountingStore(1)
     store.not_begun = {0}
     store.sees_beginnings = True
-    assert paced(store, pool, Policy(max_losses=1)).run(going_on).success_count == 1
+    assert paced(store, pool, Policy(max_worker_losses=1)).run(going_on).success_count == 1
 
 
 def test_a_bad_node_uses_up_no_keys_and_a_good_one_makes_them_all() -> None:
@@ -197,7 +197,7 @@ def test_a_bad_node_uses_up_no_keys_and_a_good_one_makes_them_all() -> None:
 
     pool = ScriptedPool(slots=10, answer=answer)
     store = CountingStore(200)
-    summary = paced(store, pool, Policy(max_calls=200, max_losses=1)).run(going_on)
+    summary = paced(store, pool, Policy(max_calls=200, max_worker_losses=1)).run(going_on)
     assert (summary.success_count, store.failures) == (200, [])
 
 
@@ -220,7 +220,7 @@ def test_a_run_ends_in_which_no_worker_begins_a_key_any_more_and_nothing_is_an_e
 def test_a_job_that_an_earlier_worker_had_begun_counts_as_lost() -> None:
     """The cluster ran the task again by itself, which its worker refused."""
     pool = ScriptedPool(slots=1, answer=lambda t, job: ended(t, job, Ending.DISOWNED))
-    policy = Policy(suppress_errors=True, max_losses=3)
+    policy = Policy(suppress_errors=True, max_worker_losses=3)
     ((_, failure),) = Driver(CountingStore(1), pool, policy).run(going_on).errors
     assert "lost 3 times" in failure.message
     assert len(pool.begun) == 3
@@ -275,7 +275,7 @@ def test_workers_that_are_told_to_go_are_no_obstacle() -> None:
     store.sees_beginnings = True
     endings = [lost] * (MAX_OBSTACLES + 5) + [made]
     pool = ScriptedPool(slots=1, answer=lambda ticket, job: endings[ticket - 2](ticket, job))
-    summary = paced(store, pool, Policy(max_losses=1)).run(going_on)
+    summary = paced(store, pool, Policy(max_worker_losses=1)).run(going_on)
     assert summary == Summary(success_count=1)
 
 
@@ -385,7 +385,7 @@ def test_what_the_database_gave_up_is_tried_again_at_no_cost() -> None:
     pool = ScriptedPool(
         slots=1, answer=lambda t, job: ended(t, job, Ending.DEFERRED, "lost") if t <= 6 else made(t, job)
     )
-    policy = Policy(max_losses=1, max_calls=1)
+    policy = Policy(max_worker_losses=1, max_calls=1)
     driver = Driver(PatientStore(1, clock), pool, policy, clock=clock, sleep=waking(clock))
     assert driver.run(going_on) == Summary(1)
 
@@ -591,7 +591,7 @@ class TestSuccessor:
         store.held = {("node", 7): store.reserve(1)}
         losses = ((Job("Square", {"n": 0}).identity, 2),)
         lost_driver = Status(handover=Handover("node", 7, losses=losses))
-        summary, reported = self.drive(store, Policy(max_losses=3, suppress_errors=True), lost_driver)
+        summary, reported = self.drive(store, Policy(max_worker_losses=3, suppress_errors=True), lost_driver)
         ((key, failure),) = summary.errors
         assert (summary.success_count, key) == (2, {"n": 0})
         assert "lost 3 times" in failure.message
@@ -600,7 +600,7 @@ class TestSuccessor:
     def test_its_losses_are_known_before_a_key_begins(self) -> None:
         store = CountingStore(1)
         store.held = {("node", 7): store.reserve(1)}
-        _, reported = self.drive(store, Policy(max_losses=3), Status(handover=Handover("node", 7)))
+        _, reported = self.drive(store, Policy(max_worker_losses=3), Status(handover=Handover("node", 7)))
         assert reported[0].handover.losses == ((Job("Square", {"n": 0}).identity, 1),)
         assert (reported[0].running, reported[-1].handover.losses) == (0, ())
 

@@ -88,7 +88,7 @@ class DriverMachine(RuleBasedStateMachine):
         self.store = PriorityStore()
         self.next_completion: Completion | None = None
         self.pool = ScriptedPool(slots=3, answer=self.answer)
-        policy = Policy(suppress_errors=True, max_losses=MAX_LOSSES)
+        policy = Policy(suppress_errors=True, max_worker_losses=MAX_LOSSES)
         self.driver = Driver(self.store, self.pool, policy, clock=self.clock, sleep=self.pass_by)
         self.added: dict[int, int] = {}
         self.losses: Counter[int] = Counter()

@@ -24,7 +24,6 @@ from djdist.driver.grouping import (
     CLOCKS_DIFFER_SECONDS,
     LARGEST,
     SMALLEST_SHARE,
-    TASK_SECONDS,
     Grouping,
     Waiting,
 )
@@ -63,7 +62,7 @@ class TestSize:
         grouping = Grouping()
         for _ in range(20):
             grouping.note(grouping.size, grouping.size * 0.02)
-        assert grouping.size == int(TASK_SECONDS / 0.02)
+        assert grouping.size == int(Policy().task_seconds / 0.02)
 
     def test_no_task_is_larger_than_the_largest(self) -> None:
         assert grown(1e-6, LARGEST).size == LARGEST

@@ -92,7 +92,7 @@ def test_a_lost_worker_is_told(caplog: pytest.LogCaptureFixture) -> None:
     run(
         ScriptedPool(slots=1, answer=lambda t, job: lost(t, job) if t == 2 else made(t, job)),
         2,
-        Policy(max_losses=3),
+        Policy(max_worker_losses=3),
     )
     (loss,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert loss == "Square(n=0) was lost, 1 of 3: WorkerCrashedError: out of memory"

@@ -12,7 +12,7 @@ from djdist.errors import OptionError
 
 def test_the_defaults() -> None:
     settings = Settings()
-    assert (settings.executor, settings.lease_seconds, settings.max_losses) == ("local", 60, 3)
+    assert (settings.executor, settings.lease_seconds, settings.max_worker_losses) == ("local", 60, 3)
     assert settings.ship_credentials
     assert settings.preload == ()
 
@@ -40,10 +40,24 @@ def test_names_in_the_environment_have_commas_between_them(monkeypatch: pytest.M
 
 
 def test_the_environment_is_read_when_djdist_is_imported() -> None:
-    code = "import djdist; print(djdist.config.executor, djdist.config.max_losses)"
-    environment = {"DJDIST_EXECUTOR": "dask", "DJDIST_MAX_LOSSES": "5"}
+    code = "import djdist; print(djdist.config.executor, djdist.config.max_worker_losses)"
+    environment = {"DJDIST_EXECUTOR": "dask", "DJDIST_MAX_WORKER_LOSSES": "5"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["dask", "5"]
+
+
+def test_a_former_name_works_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DJDIST_MAX_LOSSES", "5")
+    with pytest.warns(FutureWarning, match="max_losses is now djdist.config.max_worker_losses"):
+        settings = Settings()
+    assert settings.max_worker_losses == 5
+    with pytest.warns(FutureWarning):
+        settings.max_losses = 7  # type: ignore[misc]
+    with pytest.warns(FutureWarning):
+        assert (settings.max_losses, settings.max_worker_losses) == (7, 7)
+    monkeypatch.setenv("DJDIST_MAX_WORKER_LOSSES", "6")
+    with pytest.warns(FutureWarning):
+        assert Settings().max_worker_losses == 6
 
 
 def test_assignments_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +74,7 @@ def test_assignments_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         ("lease_seconds", 0),
         ("lease_seconds", 65_536),
         ("lease_seconds", "soon"),
-        ("max_losses", 0),
+        ("max_worker_losses", 0),
         ("preload", 5),
         ("retry_on", 5),
         ("retry_on", [5]),
