@@ -14,7 +14,7 @@ DAY_SECONDS = 86_400
 UNITS = {"d": DAY_SECONDS, "h": 3600, "min": 60, "s": 1, "ms": 0.001}
 
 
-def lasting(seconds: float) -> str:
-    """Write a duration in the unit that fits it."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in the unit that fits it."""
     unit = next((unit for unit, size in UNITS.items() if seconds >= size), "ms")
     return f"{seconds / UNITS[unit]:.3g} {unit}"

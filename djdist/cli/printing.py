@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table as Rows
 
 from djdist._job import key_text
-from djdist._style import ERROR, STATUSES, lasting
+from djdist._style import ERROR, STATUSES, format_duration
 from djdist.cli.rates import Rates
 from djdist.database.errors import is_infrastructure
 from djdist.errors import DriverLostError
@@ -138,7 +138,7 @@ def _cells(row: dict[Any, Any]) -> dict[str, str]:
         "%": f"{int(100 * row['done'] / row['total'])} %" if row["total"] else "",
         **{name: f"{count:,}" if count else "·" for name, count in counts.items()},
         "rate": _rate(rate) if rate > 0 else "",
-        "left": lasting(left) if left > 0 else "",
+        "left": format_duration(left) if left > 0 else "",
     }
 
 

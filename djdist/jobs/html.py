@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from djdist._style import STATUSES, lasting
+from djdist._style import STATUSES, format_duration
 from djdist.jobs.history import Glance, RunSeen
 
 MOST_CAUSES = 5
@@ -104,7 +104,7 @@ def _runs(runs: tuple[RunSeen, ...]) -> str:
 
 def _state(run: RunSeen) -> str:
     hosts = f"{run.begun:,} of them begun, on {run.hosts:,} host{'s' * (run.hosts != 1)}"
-    ago = f"{lasting(max(0, run.silent_for.total_seconds()))} ago"
+    ago = f"{format_duration(max(0, run.silent_for.total_seconds()))} ago"
     if run.lease is None:
         return f"{hosts}; plain DataJoint, last reserved {ago}"
     if run.is_dead:

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from djdist._style import DAY_SECONDS, ERROR, OTHER_TABLES, TABLES, lasting
+from djdist._style import DAY_SECONDS, ERROR, OTHER_TABLES, TABLES, format_duration
 from djdist.jobs.history import History
 
 Colours = dict[str, str]
@@ -240,7 +240,7 @@ def _draw_seconds(axis: Axes, made: pd.DataFrame, colours: Colours) -> None:
         axis.stairs(steps, edges, baseline=base, fill=True, color=colours[table])
         median = seconds[made["table"] == table].median()
         axis.plot([median, median], [base, base + 0.85], color="black", linewidth=1.5)
-        labels[base + 0.4] = f"{_shortened(table, LONGEST_NAME)}\nmedian {lasting(median)}"
+        labels[base + 0.4] = f"{_shortened(table, LONGEST_NAME)}\nmedian {format_duration(median)}"
     axis.set(xscale="log", xlim=(shortest, longest), ylim=(0, len(labels)))
     axis.set_yticks(list(labels), list(labels.values()))
     axis.tick_params(axis="y", length=0)
@@ -253,7 +253,7 @@ def _mark_durations(axis: Axis, shortest: float, longest: float) -> None:
     nice = [seconds for seconds in NICE_SECONDS if shortest <= seconds <= longest]
     axis.set_ticks(nice[:: len(nice) // MOST_TICKS + 1])
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda seconds, _: lasting(seconds)))
+    axis.set_major_formatter(FuncFormatter(lambda seconds, _: format_duration(seconds)))
 
 
 def _draw_slowest(axis: Axes, made: pd.DataFrame, colours: Colours) -> None:
@@ -265,7 +265,7 @@ def _draw_slowest(axis: Axes, made: pd.DataFrame, colours: Colours) -> None:
         for key, table, shade in zip(slowest["key"], slowest["table"], shades, strict=True)
     ]
     bars = axis.barh(range(len(slowest)), slowest["seconds"], color=shades)
-    axis.bar_label(bars, [lasting(seconds) for seconds in slowest["seconds"]], padding=3)
+    axis.bar_label(bars, [format_duration(seconds) for seconds in slowest["seconds"]], padding=3)
     axis.set_yticks(range(len(slowest)), labels, parse_math=False)
     axis.set_title("The slowest keys", loc="left", fontsize=11)
     _be_a_list(axis, room)
@@ -312,7 +312,7 @@ def _span(jobs: pd.DataFrame) -> str:
     where = f"{hosts:,} host{'' if hosts == 1 else 's'}" if hosts else "unknown hosts"
     return (
         f"{first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} by the database's clock "
-        f"({lasting(seconds)}), {where}, at most {at_once:,} at once"
+        f"({format_duration(seconds)}), {where}, at most {at_once:,} at once"
     )
 
 

@@ -444,7 +444,7 @@ class TestPutRight:
         assert "<title>Fragile: 4 made, 1 failed" in file.read_text()
         refused = run("report", name, "--output", str(file))
         assert (refused.exit_code, refused.stdout) == (2, "")
-        assert f"{file} is there already: give --overwrite" in refused.stderr
+        assert f"{file} exists already: give --overwrite" in refused.stderr
         assert run("report", name, "--output", str(file), "--overwrite").exit_code == 0
         other = tmp_path / "other.html"
         assert run("report", name, "subject_id = 1", str(other)).stdout == f"{other}\n"
@@ -636,7 +636,8 @@ def test_without_typer_it_says_what_to_install(
 ) -> None:
     from djdist.__main__ import main
 
-    monkeypatch.delitem(sys.modules, "djdist.cli.commands", raising=False)
+    for name in [name for name in sys.modules if name.startswith("djdist.cli")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit, match="2"):
         main()

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from djdist._style import DAY_SECONDS, TABLES, lasting
+from djdist._style import DAY_SECONDS, TABLES, format_duration
 from djdist.jobs.history import History, by_cause
 
 pytest.importorskip("matplotlib")
@@ -133,4 +133,4 @@ def test_errors_are_grouped_whatever_their_numbers() -> None:
     [(0, "0 ms"), (0.0214, "21.4 ms"), (59.5, "59.5 s"), (5400, "1.5 h"), (200_000, "2.31 d")],
 )
 def test_durations_are_written_in_the_unit_that_fits(seconds: float, text: str) -> None:
-    assert lasting(seconds) == text
+    assert format_duration(seconds) == text
