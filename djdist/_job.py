@@ -52,7 +52,7 @@ class Ending(Enum):
     """How an attempt to make one key ended."""
 
     MADE = "made"
-    PRESENT = "present"
+    ALREADY_MADE = "already made"
     """The result was in the table already."""
     FAILED = "failed"
     """``make()`` raised."""
@@ -60,11 +60,11 @@ class Ending(Enum):
     """A signal stopped it."""
     LOST = "lost"
     """Its worker or its node died."""
-    DEFERRED = "deferred"
+    TRANSIENT = "transient"
     """The database was away, or gave its transaction up for another one."""
-    LEFT = "left"
+    NOT_STARTED = "not started"
     """Its worker had others to make first, and stopped before it."""
-    DISOWNED = "disowned"
+    LEASE_LOST = "lease lost"
     """The job is no longer this run's; nothing was changed."""
 
 
@@ -160,10 +160,19 @@ class Completion:
     error: Breakage | None = None
 
 
-@dataclass(frozen=True)
-class Policy:
-    """How a run goes about its jobs.
+TaskFunction = Callable[[Sequence[Job]], Report]
+"""Makes a group of jobs on a worker. It never raises; no jobs is a trial of the set-up."""
 
+
+def _no_task(jobs: Sequence[Job]) -> Report:
+    raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the keys of one table are made.
+
+    ``task`` is what its workers call, given once the options have been found good.
     ``timeout_seconds`` of None lets a ``make()`` take as long as it likes; ``retry_on`` holds
     names of exception classes, none of them for all. Numbers may be numpy's.
 
@@ -173,19 +182,11 @@ class Policy:
         What a user can choose of it can't be.
     """
 
-    max_calls: int | None = None
-    suppress_errors: bool = False
-    max_worker_losses: int = 3
-    lease_seconds: float = 60.0
-    count_pending: bool = False
-    grace_seconds: float = 10.0
+    table: str
+    task: TaskFunction = field(default=_no_task, repr=False)
     timeout_seconds: float | None = None
     retries: int = 0
     retry_on: tuple[str, ...] = ()
-    retry_pause_seconds: float = 1.0
-    task_seconds: float = 0.5
-    max_errors_listed: int = 1000
-    return_exception_objects: bool = False
 
     def __post_init__(self) -> None:
         timeout: object = self.timeout_seconds
@@ -195,13 +196,40 @@ class Policy:
             )
         if not _is_count(self.retries):
             raise OptionError(f"retries={self.retries!r} must be a whole number from 0.")
-        if self.max_calls is not None and not _is_count(self.max_calls):
+        for name, plain in (("timeout_seconds", float), ("retries", int)):
+            if (number := getattr(self, name)) is not None:
+                object.__setattr__(self, name, plain(number))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a run goes about its jobs, whatever their table.
+
+    Raises
+    ------
+    OptionError
+        ``max_calls`` is no number of calls; it may be numpy's.
+    """
+
+    max_calls: int | None = None
+    suppress_errors: bool = False
+    max_worker_losses: int = 3
+    lease_seconds: float = 60.0
+    count_pending: bool = False
+    grace_seconds: float = 10.0
+    retry_pause_seconds: float = 1.0
+    task_seconds: float = 0.5
+    max_errors_listed: int = 1000
+    return_exception_objects: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_calls is None:
+            return
+        if not _is_count(self.max_calls):
             raise OptionError(
                 f"max_calls={self.max_calls!r} must be a whole number from 0, or None for no limit."
             )
-        for name, plain in (("timeout_seconds", float), ("retries", int), ("max_calls", int)):
-            if (number := getattr(self, name)) is not None:
-                object.__setattr__(self, name, plain(number))
+        object.__setattr__(self, "max_calls", int(self.max_calls))
 
 
 def _is_count(value: object) -> bool:
@@ -292,9 +320,6 @@ class RunInfo:
         """Whether this process is the caller."""
         return (self.host, self.pid) == (platform.node(), os.getpid())
 
-
-TaskFunction = Callable[[Sequence[Job]], Report]
-"""Makes a group of jobs on a worker. It never raises; no jobs is a trial of the set-up."""
 
 Watch = Callable[[Status], bool]
 """Is told a run's status after every step; answers whether to go on."""

@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Literal, TypedDict, overload
@@ -15,7 +16,7 @@ from typing_extensions import Unpack
 
 from djdist import executors
 from djdist._executor import Executor, Loop
-from djdist._job import Policy, RunInfo, TaskFunction
+from djdist._job import Policy, Recipe, RunInfo, TaskFunction
 from djdist._job_store import JobStore
 from djdist._settings import ExceptionClasses, class_names, config
 from djdist._signals import catching
@@ -156,6 +157,12 @@ def populate(
     """
     table = table() if isinstance(table, type) else table
     check_populates(table)
+    recipe = Recipe(
+        type(table).__name__,
+        timeout_seconds=_timeout_seconds(table, timeout_seconds),
+        retries=config.retries if retries is None else retries,
+        retry_on=config.retry_on if retry_on is None else class_names(retry_on),
+    )
     policy = Policy(
         max_calls=max_calls,
         suppress_errors=suppress_errors,
@@ -164,15 +171,12 @@ def populate(
         lease_seconds=config.lease_seconds,
         count_pending=display_progress or detach,
         grace_seconds=config.grace_seconds,
-        timeout_seconds=_timeout_seconds(table, timeout_seconds),
-        retries=config.retries if retries is None else retries,
-        retry_on=config.retry_on if retry_on is None else class_names(retry_on),
         retry_pause_seconds=config.retry_pause_seconds,
         task_seconds=config.task_seconds,
         max_errors_listed=config.max_errors_listed,
     )
     chosen = executors.resolve(_default(processes) if executor is None else executor, processes)
-    if policy.timeout_seconds is not None:
+    if recipe.timeout_seconds is not None:
         chosen = chosen.with_kill()
     if detach:
         chosen.check_detaches()
@@ -181,24 +185,30 @@ def populate(
         store, fence = (
             _jobs_table(table, restrictions, priority, refresh, version)
             if reserve_jobs
-            else (
-                MemoryStore(type(table).__name__, keys_to_make(table, restrictions, policy.max_calls)),
-                None,
-            )
+            else (MemoryStore(recipe.table, keys_to_make(table, restrictions, policy.max_calls)), None)
         )
         info = _info(table, policy, detached=detach, return_exception_objects=return_exception_objects)
     make_kwargs = make_kwargs or {}
-    work: TaskFunction = (
+    task: TaskFunction = (
         WorkerContext(table, make_kwargs, settings_of(table.connection), version, fence)
         if chosen.runs_in_caller
-        else _worker_task(table, make_kwargs, version, fence, policy.timeout_seconds)
+        else _worker_task(table, make_kwargs, version, fence, recipe.timeout_seconds)
     )
-    if isinstance(work, PickledTask):
-        warn_if_large(len(work.pickled), table, make_kwargs)
-    loop = partial(drive, store=PipelineStore({info.table: store}), work=work, policy=policy, info=info)
+    if isinstance(task, PickledTask):
+        warn_if_large(len(task.pickled), table, make_kwargs)
+    recipes = {recipe.table: replace(recipe, task=task)}
+    loop = partial(
+        drive, store=PipelineStore({recipe.table: store}), recipes=recipes, policy=policy, info=info
+    )
     if detach:
         return _detach(chosen, loop, info)
-    return _follow(chosen, loop, info, max_calls, display_progress=display_progress)
+    with (
+        chosen,
+        catching(signal.SIGTERM),
+        ProgressBar(info.table, max_calls, shown=display_progress) as bar,
+    ):
+        summary = chosen.drive(loop, bar.show, info)
+    return result_of(summary, info)
 
 
 def _jobs_table(
@@ -250,18 +260,6 @@ def _worker_task(
         shared=shared_settings(table.connection, ship_credentials=ships),
     )
     return PickledTask(cloudpickle.dumps(task))
-
-
-def _follow(
-    executor: Executor, loop: Loop, info: RunInfo, max_calls: int | None, *, display_progress: bool
-) -> dict[str, Any]:
-    with (
-        executor,
-        catching(signal.SIGTERM),
-        ProgressBar(info.table, max_calls, shown=display_progress) as bar,
-    ):
-        summary = executor.drive(loop, bar.show, info)
-    return result_of(summary, info)
 
 
 def _detach(executor: Executor, loop: Loop, info: RunInfo) -> Run:

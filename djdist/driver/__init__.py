@@ -3,17 +3,18 @@
 import logging
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 
 from djdist._executor import Executor
-from djdist._job import Policy, RunInfo, Status, Summary, TaskFunction, Watch
+from djdist._job import Policy, Recipe, RunInfo, Status, Summary, Watch
 from djdist._job_store import JobStore
+from djdist.driver.backlog import WAIT_SECONDS
+from djdist.driver.context import RunContext
 from djdist.driver.logs import log_here
 from djdist.driver.loop import Driver
-from djdist.driver.supply import WAIT_SECONDS
 
-__all__ = ["WAIT_SECONDS", "Driver", "drive"]
+__all__ = ["WAIT_SECONDS", "Driver", "RunContext", "drive"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +25,18 @@ def drive(
     predecessor: Status | None,
     *,
     store: JobStore,
-    work: TaskFunction,
+    recipes: Mapping[str, Recipe],
     policy: Policy,
     info: RunInfo,
 ) -> Summary:
     """Do one run from its start to its summary, or go on where its lost driver had got to."""
     if not info.is_here:
         log_here()
-    with closing(store), executor.open({info.table: work}) as pool:
+    tasks = {table: recipe.task for table, recipe in recipes.items()}
+    with closing(store), executor.open(tasks) as pool:
         if predecessor:
             store.assume_reached()
-        driver = Driver(store, pool, policy, info.table)
+        driver = Driver(RunContext(store, pool, recipes, policy, info.table))
         with _logged(info, executor, driver):
             return driver.run(watch, predecessor)
 

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable
 
 from djdist._job import Status
-from djdist._task_pool import TaskPool
-from djdist.driver.supply import Supply
+from djdist.driver.backlog import Backlog
+from djdist.driver.context import RunContext
 
 logger = logging.getLogger(__package__)
 
@@ -17,18 +17,9 @@ SHOWN_RECOUNT_SECONDS = 15.0
 class Dashboard:
     """Lets the log know when the number of slots changes, and the cluster's dashboard the counts."""
 
-    def __init__(
-        self,
-        pool: TaskPool,
-        supply: Supply,
-        table: str,
-        clock: Callable[[], float],
-        status: Callable[[], Status],
-    ) -> None:
-        self._pool = pool
-        self._supply = supply
-        self._table = table
-        self._clock = clock
+    def __init__(self, run: RunContext, backlog: Backlog, status: Callable[[], Status]) -> None:
+        self._pool, self._name, self._clock = run.pool, run.name, run.clock
+        self._backlog = backlog
         self._status = status
         self._slots = 0
         self._told_at = float("-inf")
@@ -46,20 +37,20 @@ class Dashboard:
         self._told_at = self._clock()
         self._tell_slots(self._pool.slots())
         if self._pool.has_dashboard:
-            self._supply.count(SHOWN_RECOUNT_SECONDS)
+            self._backlog.count(SHOWN_RECOUNT_SECONDS)
         self.show()
 
     def show(self) -> None:
         """Let the cluster's dashboard show how the run stands."""
-        self._pool.show(self._table, self._status(), tuple(self._make_seconds))
+        self._pool.show(self._name, self._status(), tuple(self._make_seconds))
         self._make_seconds.clear()
 
     def _tell_slots(self, slots: int) -> None:
         if slots != self._slots and logger.isEnabledFor(logging.INFO):
-            pending = self._supply.count(RECOUNT_SECONDS)
-            if not self._supply.is_counted:  # next time it may be
+            pending = self._backlog.count(RECOUNT_SECONDS)
+            if not self._backlog.is_counted:  # next time it may be
                 return
             logger.info(
-                "%s has %d slots, %d before; %d keys are pending", self._table, slots, self._slots, pending
+                "%s has %d slots, %d before; %d keys are pending", self._name, slots, self._slots, pending
             )
         self._slots = slots

@@ -1,10 +1,9 @@
 """Which keys share a task, and how many."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from djdist._job import GROUP_SECONDS, Identity, Job
+from djdist._job import Identity, Job
 
-CLOCKS_DIFFER_SECONDS = 2.0
 LARGEST = 500
 GROWTH = 8
 SHARES = 2
@@ -74,44 +73,3 @@ class Grouping:
         yield from ((job,) for job in alone)
         size = max(1, min(size, -(-len(others) // slots)))
         yield from (tuple(others[first : first + size]) for first in range(0, len(others), size))
-
-
-class Waiting:
-    """Finds what waits behind a key that takes long, once its worker is sure to begin no more of its group.
-
-    Parameters
-    ----------
-    clock : callable
-        Seconds that pass.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._asked_at = clock()
-        self._known: set[int] = set()
-        self._seen_at: dict[int, float] = {}
-
-    def suspects(self, in_flight: Mapping[int, Sequence[Job]]) -> Mapping[int, Sequence[Job]]:
-        """Give, when it is time to look which job runs, the groups that were there at the last look too."""
-        if self._clock() - self._asked_at < GROUP_SECONDS / 2:
-            return {}
-        self._asked_at = self._clock()
-        groups = {ticket: jobs for ticket, jobs in in_flight.items() if len(jobs) > 1}
-        suspects = {ticket: jobs for ticket, jobs in groups.items() if ticket in self._known}
-        self._known = set(groups)
-        return suspects
-
-    def behind(
-        self, in_flight: Mapping[int, Sequence[Job]], running: Mapping[int, Job]
-    ) -> dict[int, Sequence[Job]]:
-        """Give the jobs that wait by the ticket of their task."""
-        now = self._clock()
-        self._seen_at = {ticket: self._seen_at.get(ticket, now) for ticket in running}
-        last_begin_seconds = GROUP_SECONDS + CLOCKS_DIFFER_SECONDS
-        stuck = [ticket for ticket, since in self._seen_at.items() if now - since >= last_begin_seconds]
-        waiting = {ticket: _after(running[ticket], in_flight[ticket]) for ticket in stuck}
-        return {ticket: jobs for ticket, jobs in waiting.items() if jobs}
-
-
-def _after(job: Job, jobs: Sequence[Job]) -> Sequence[Job]:
-    return jobs[list(jobs).index(job) + 1 :]

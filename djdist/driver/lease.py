@@ -2,12 +2,12 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from djdist._job import Job
 from djdist._job_store import JobStore
+from djdist.driver.tasks import Task
 
 logger = logging.getLogger(__package__)
 
@@ -19,25 +19,25 @@ class Lease:
     """Renews reservations every quarter of the lease, in a thread of its own.
 
     It also rescues what dead runs left behind, so that a long run takes it over, and
-    remembers which jobs others have taken over from this run.
+    notes on each task whether it is still this run's.
 
     Parameters
     ----------
     store : JobStore
         Holds the reservations.
-    jobs : callable
-        Gives the jobs to renew.
+    tasks : iterable of Task
+        Those in flight, whenever it is asked.
     seconds : float
         Length of the lease.
+    over : threading.Event
+        Tells that the run is over; it is set when the lease is left.
     """
 
-    def __init__(self, store: JobStore, jobs: Callable[[], Sequence[Job]], seconds: float) -> None:
+    def __init__(self, store: JobStore, tasks: Iterable[Task], seconds: float, over: threading.Event) -> None:
         self._store = store
-        self._jobs = jobs
+        self._tasks = tasks
         self._period_seconds = seconds / 4
-        self._missing: dict[int, Job] = {}
-        self._gone: dict[int, Job] = {}
-        self._over = threading.Event()
+        self._over = over
         self._renewing = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="djdist-lease", daemon=True)
 
@@ -61,37 +61,18 @@ class Lease:
             if held:
                 self._renewing.release()
 
-    @property
-    def is_over(self) -> bool:
-        """Tell whether it renews no more."""
-        return self._over.is_set()
-
-    @property
-    def any_gone(self) -> bool:
-        """Tell whether any job may be somebody else's."""
-        return bool(self._gone)
-
-    def is_gone(self, job: Job) -> bool:
-        """Tell whether a job that is still in flight is somebody else's by now.
-
-        One that is missing for the first time may have been finished just then; and a key
-        that was reserved once more is another job.
-        """
-        return id(job) in self._gone
-
     def _keep(self) -> None:
         while not self._over.wait(self._period_seconds):
             try:
                 with self._renewing:
-                    self._renew(self._jobs())
+                    self._renew(list(self._tasks))
                 self._store.rescue()
             except Exception as error:
                 if self._over.is_set():
                     return
                 logger.warning("The lease could not be renewed, trying again: %s", error)
 
-    def _renew(self, jobs: Sequence[Job]) -> None:
-        kept = {job.identity for job in self._store.renew(jobs)}
-        missing = {id(job): job for job in jobs if job.identity not in kept}
-        self._gone = {key: job for key, job in missing.items() if key in self._missing}
-        self._missing = missing
+    def _renew(self, tasks: list[Task]) -> None:
+        kept = {job.identity for job in self._store.renew([job for task in tasks for job in task.jobs])}
+        for task in tasks:
+            task.note_renewal(kept)

@@ -3,19 +3,20 @@
 import logging
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from djdist._job import Completion, Ending, Failure, Job, Outcome, Policy, Report, Status, Summary, Watch
-from djdist._job_store import JobStore
+from djdist._job import Completion, Ending, Failure, Job, Outcome, Report, Status, Summary, Watch
 from djdist._signals import signal_behind
-from djdist._task_pool import TaskPool
+from djdist.driver.backlog import WAIT_SECONDS, Backlog
+from djdist.driver.context import RunContext
 from djdist.driver.dashboard import RECOUNT_SECONDS, Dashboard
-from djdist.driver.flight import Flight
 from djdist.driver.grouping import Grouping
-from djdist.driver.ledger import Ledger
-from djdist.driver.supply import WAIT_SECONDS, Supply
+from djdist.driver.lease import Lease
+from djdist.driver.overdue import BlockedJobs, Overdue
+from djdist.driver.results import Results
+from djdist.driver.shutdown import Shutdown
+from djdist.driver.tasks import InFlight, Task
 from djdist.errors import DatabaseError, WorkerSetupError
 
 logger = logging.getLogger(__package__)
@@ -26,47 +27,27 @@ WITH_DRIVER = "the worker died that also held the run's driver"
 
 
 class Driver:
-    """Makes the jobs of a store in a pool of tasks.
+    """Makes the jobs of a run.
 
     Parameters
     ----------
-    store : JobStore
-        Keeps the jobs.
-    pool : TaskPool
-        Runs them.
-    policy : Policy
-        How many calls, what to do on errors, how many losses.
-    table : str
-        Name of the table, for the tasks' names.
-    clock : callable
-        Seconds that pass.
-    sleep : callable
-        Lets so many seconds pass, where there is nothing to do but to wait.
+    run : RunContext
+        Where it keeps its jobs and makes them, and on which terms.
     """
 
-    def __init__(
-        self,
-        store: JobStore,
-        pool: TaskPool,
-        policy: Policy,
-        table: str = "",
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._store = store
-        self._pool = pool
-        self._policy = policy
-        self._table = table
-        self._clock = clock
-        self._sleep = sleep
-        self._grouping = Grouping(policy.task_seconds)
-        self._supply = Supply(store, clock)
-        self._flight = Flight(store, pool, policy, table, clock)
-        self._ledger = Ledger(store, self._supply, policy, table, clock, self.stop)
-        self._dashboard = Dashboard(pool, self._supply, table, clock, lambda: self.last_status)
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+        self._store, self._pool, self._policy = run.store, run.pool, run.policy
+        self._shutdown = Shutdown(run.clock)
+        self._grouping = Grouping(run.policy.task_seconds)
+        self._backlog = Backlog(run.store, run.clock)
+        self._tasks = InFlight(run.store, run.pool, run.clock)
+        self._lease = Lease(run.store, self._tasks, run.policy.lease_seconds, self._shutdown.over)
+        self._overdue = Overdue(run.recipes, run.clock, sees_beginnings=run.store.sees_beginnings)
+        self._blocked = BlockedJobs(run.clock)
+        self._results = Results(run, self._backlog, self._shutdown, self.stop)
+        self._dashboard = Dashboard(run, self._backlog, lambda: self.last_status)
         self._begun = False
-        self._stop_by: float | None = None
-        self._wait_by: float | None = None
 
     def run(self, watch: Watch, predecessor: Status | None = None) -> Summary:
         """Do all steps and return the summary; whatever happens, give back what is left.
@@ -79,25 +60,14 @@ class Driver:
             No worker can make this table's keys, from the start or since a while; they are pending.
         """
         self._store.wait_while(self._wanted_by(watch))
-        try:
-            if predecessor:
-                self._succeed(predecessor, watch)
-            else:
-                self._try_workers(watch)
-            self._store.release_all()
-            self._store.refresh()
-            self._begun = True
-            with self._flight.lease:
-                self._do_all_steps(watch)
-        except DatabaseError:
-            self._wait_by = self._clock()  # it has been waited for long enough
-            raise
-        finally:
-            self._give_back_all()
-            self._dashboard.show()
+        with self._giving_back_all():
+            self._begin(watch, predecessor)
+            with self._lease, self._finishing_what_runs(watch):
+                while self.step() and self._goes_on(watch):
+                    pass
         if self._policy.count_pending or logger.isEnabledFor(logging.INFO):
             with suppress(DatabaseError):  # all else is done
-                self._supply.count_in_the_end()
+                self._backlog.count_in_the_end()
         watch(self.last_status)
         return self.summary()
 
@@ -108,76 +78,95 @@ class Driver:
         completions = self._pool.wait(self._wait_seconds())
         for completion in completions:
             self._collect(completion)
-        self._end_disowned()
-        self._end_overdue()
-        self._ledger.give_back(self._flight.take_waiting())
-        if not completions and not self._flight and self._pauses() and self._expects_more():
-            self._sleep(WAIT_SECONDS)
-        return bool(self._flight) or self._expects_more()
+        self._end_lost()
+        self._look_at_long_ones()
+        if not completions and not self._tasks and self._pauses() and self._expects_more():
+            self._run.sleep(WAIT_SECONDS)
+        return bool(self._tasks) or self._expects_more()
 
     def stop(self, grace_seconds: float | None = None) -> None:
         """Reserve no more and give back what has not begun; what runs may finish, within the grace."""
-        if grace_seconds is not None and self._stop_by is None:
-            self._stop_by = self._clock() + grace_seconds
-        if self._ledger.stopping:
-            return
-        self._ledger.stopping = True
-        logger.info("%s reserves no more keys", self._table)
-        self._flight.recall()
+        if self._shutdown.stop(grace_seconds):
+            logger.info("%s reserves no more keys", self._run.name)
+            self._tasks.withdraw_queued()
+            with self._lease.held_off():  # what is locked would be taken for begun
+                self._tasks.withdraw_unstarted()
 
     def status(self) -> Status:
         """Count what is done, what runs and, if the policy asks for it, what is left."""
         if self._policy.count_pending:
-            self._supply.count(RECOUNT_SECONDS)
+            self._backlog.count(RECOUNT_SECONDS)
         return self.last_status
 
     @property
     def last_status(self) -> Status:
         """What is done, what runs, and what was left when it was last counted."""
-        return self._status(self._supply.pending)
+        return self._status(self._backlog.pending)
 
     def summary(self) -> Summary:
-        """Give the run's result so far."""
-        return self._ledger.summary()
+        """Return the run's result so far."""
+        return self._results.summary()
 
     def _status(self, pending: int) -> Status:
-        tasks = self._flight.tasks
+        tasks = len(self._tasks)
         running = min(tasks, self._pool.slots()) if tasks else 0  # a task makes one key at a time
-        queued = len(self._flight) - running
-        return self._ledger.status(running=running, queued=queued, pending=pending, begun=self._begun)
+        queued = self._tasks.job_count - running
+        return self._results.status(running=running, queued=queued, pending=pending, begun=self._begun)
+
+    def _begin(self, watch: Watch, predecessor: Status | None) -> None:
+        if predecessor:
+            self._succeed(predecessor, watch)
+        else:
+            self._try_workers(watch)
+        self._store.release_all()
+        self._store.refresh()
+        self._begun = True
 
     def _succeed(self, lost: Status, watch: Watch) -> None:
         """Go on where a driver was lost, which is a loss for keys in its process, and say so first."""
         self._begun = lost.begun
-        self._pool.show(self._table, lost, ())
-        self._ledger.inherit(lost)
+        self._pool.show(self._run.name, lost, ())
+        self._results.inherit(lost)
         if lost.handover.stopping:
             self.stop(self._policy.grace_seconds)
         beside = self._store.begun_by(lost.handover.host, lost.handover.pid)
-        self._ledger.note_calls(len(beside))
+        self._results.count_reserved(len(beside))
         self._grouping.isolate(beside)
         if len(beside) == 1:
-            self._ledger.record(Outcome(beside[0], Ending.LOST, Failure(WITH_DRIVER)))
+            self._results.record(Outcome(beside[0], Ending.LOST, Failure(WITH_DRIVER)))
         else:
-            self._ledger.give_back(beside)
+            self._results.give_back(beside)
         if not watch(self._status(lost.pending)):
             self.stop(self._policy.grace_seconds)
 
-    def _do_all_steps(self, watch: Watch) -> None:
+    def _try_workers(self, watch: Watch) -> None:
+        tried = {self._pool.submit(table, ()) for table in self._run.recipes}
+        while tried:
+            completions = self._pool.wait(WAIT_SECONDS)
+            for completion in completions:
+                if error := _error(completion):
+                    raise WorkerSetupError(error)
+                tried.discard(completion.ticket)
+            if not completions and not watch(self.status()):
+                self.stop()
+                return
+
+    @contextmanager
+    def _finishing_what_runs(self, watch: Watch) -> Iterator[None]:
+        """Let what runs finish, within the grace, where the run is interrupted."""
         try:
-            self._go_on(watch)
+            yield
         except (KeyboardInterrupt, SystemExit):
             with self._without_database():
                 self.stop(0 if self._pool.runs_in_caller else self._policy.grace_seconds)
-                self._go_on(watch)
+                while self.step() and self._goes_on(watch):
+                    pass
             raise
 
-    def _go_on(self, watch: Watch) -> None:
-        while self.step():
-            if not watch(self.status()):
-                self.stop(self._policy.grace_seconds)
-            if self._stop_by is not None and self._clock() >= self._stop_by:
-                return
+    def _goes_on(self, watch: Watch) -> bool:
+        if not watch(self.status()):
+            self.stop(self._policy.grace_seconds)
+        return not self._shutdown.is_cut
 
     def _wanted_by(self, watch: Watch) -> Callable[[], bool]:
         """Let the store ask, while it waits for its database, whether somebody has stopped the run."""
@@ -185,12 +174,11 @@ class Driver:
 
         def is_wanted() -> bool:
             if threading.current_thread() is not me:
-                return not self._flight.lease.is_over
-            is_ended = self._ledger.stopping or signal_behind(sys.exc_info()[1]) is not None
-            goes_on = watch(self.last_status) and not is_ended
-            if not goes_on and self._wait_by is None:
-                self._wait_by = self._clock() + self._policy.grace_seconds
-            return self._wait_by is None or self._clock() < self._wait_by
+                return not self._shutdown.over.is_set()
+            is_ended = self._shutdown.is_stopping or signal_behind(sys.exc_info()[1]) is not None
+            if not watch(self.last_status) or is_ended:
+                self._shutdown.end_patience(self._policy.grace_seconds)
+            return self._shutdown.is_patient
 
         return is_wanted
 
@@ -202,120 +190,139 @@ class Driver:
         except DatabaseError as error:
             logger.warning(
                 "What %s has reserved is free again after %g seconds: %s",
-                self._table,
+                self._run.name,
                 self._policy.lease_seconds,
                 error,
             )
 
-    def _try_workers(self, watch: Watch) -> None:
-        self._pool.submit(self._table, ())
-        while not (completions := self._pool.wait(WAIT_SECONDS)):
-            if not watch(self.status()):
-                self.stop()
-                return
-        if error := _error(completions[0]):
-            raise WorkerSetupError(error)
-
     def _fill(self) -> None:
-        idle, obstacles = not self._flight, self._ledger.obstacles
-        if idle and obstacles.hopeless:
-            raise WorkerSetupError(f"No worker begins a key of {self._table}. {obstacles.last}")
-        if self._ledger.stopping or obstacles.pause_seconds or not self._supply.asks(idle=idle):
+        idle, breaker = not self._tasks, self._results.breaker
+        if idle and breaker.tripped:
+            raise WorkerSetupError(f"No worker begins a key of {self._run.name}. {breaker.last}")
+        if self._shutdown.is_stopping or breaker.retry_after_seconds:
+            return
+        if not self._backlog.may_have_more(idle=idle):
             return
         slots = self._pool.free_slots()
-        if slots <= 0 or self._ledger.free_calls(1) <= 0:
+        if slots <= 0 or self._results.free_calls(1) <= 0:
             return
         size = self._grouping.size_of_shares(self._left, self._pool.slots())
         most = max(slots, MOST_AT_ONCE)
-        limit = self._ledger.free_calls(min(slots * size, most))
-        jobs = self._supply.reserve(limit, idle=idle)
-        self._ledger.note_calls(len(jobs))
-        self._flight.submit(self._grouping.split(jobs, size, 1 if len(jobs) == most else slots))
+        limit = self._results.free_calls(min(slots * size, most))
+        jobs = self._backlog.reserve(limit, idle=idle)
+        self._results.count_reserved(len(jobs))
+        self._tasks.submit(self._grouping.split(jobs, size, 1 if len(jobs) == most else slots))
 
     def _left(self, enough: int) -> int:
         """Count what is left for this run, no further than to what is enough."""
-        return self._ledger.free_calls(self._supply.left(enough))
+        return self._results.free_calls(self._backlog.estimate(enough))
 
     def _pauses(self) -> bool:
-        return self._supply.pauses or self._ledger.obstacles.pause_seconds > 0
+        return self._backlog.ran_short or self._results.breaker.retry_after_seconds > 0
 
     def _expects_more(self) -> bool:
-        return not self._ledger.stopping and not self._supply.empty and self._ledger.free_calls(1) > 0
+        is_done = self._shutdown.is_stopping or self._backlog.empty
+        return not is_done and self._results.free_calls(1) > 0
 
     def _wait_seconds(self) -> float:
-        left = WAIT_SECONDS if self._stop_by is None else self._stop_by - self._clock()
-        return max(0.0, min(WAIT_SECONDS, left, self._flight.overdue.period_seconds))
+        return max(0.0, min(WAIT_SECONDS, self._shutdown.seconds_left, self._overdue.period_seconds))
 
-    def _end_disowned(self) -> None:
-        if self._flight.disowned():  # maybe made, while a driver that waited for its database collected none
+    def _end_lost(self) -> None:
+        if self._tasks.lost():  # maybe made, while a driver that waited for its database collected none
             for completion in self._pool.wait(0):
                 self._collect(completion)
-        disowned = self._flight.disowned()
-        for job in [job for ticket in disowned for job in self._flight.land(ticket)]:
-            self._ledger.let_go(job)
-        self._kill(disowned)
+        lost = self._tasks.lost()
+        for task in lost:
+            self._tasks.pop(task.ticket)
+            for job in task.jobs:
+                self._results.drop(job)
+        self._kill(lost)
 
-    def _end_overdue(self) -> None:
-        too_long, waiting = self._flight.too_long(), list[Job]()
-        for ticket, job in too_long.items():
-            timed_out = Outcome(job, Ending.FAILED, self._flight.overdue.failure)
-            waiting += self._ledger.record_until(self._flight.land(ticket), timed_out)
-        self._kill(too_long)
-        self._ledger.give_back(waiting)
+    def _look_at_long_ones(self) -> None:
+        """Ask once which jobs run: for those that take too long, and for those that wait behind one."""
+        found = [*self._overdue.suspects(self._tasks), *self._blocked.suspects(self._tasks)]
+        if suspects := list(dict.fromkeys(found)):
+            self._tasks.look(suspects)
+            self._results.give_back(self._tasks.pop_blocked(self._blocked.among(suspects)))
+            self._end_overdue(self._overdue.among(suspects))
 
-    def _kill(self, tickets: Iterable[int]) -> None:
+    def _end_overdue(self, tasks: Collection[Task]) -> None:
+        waiting = list[Job]()
+        for task in tasks:
+            self._tasks.pop(task.ticket)
+            waiting += self._results.record_until(task.jobs, self._overdue.outcome(task))
+        self._kill(tasks)
+        self._results.give_back(waiting)
+
+    def _kill(self, tasks: Collection[Task]) -> None:
         """End tasks once all is recorded: on Dask it takes seconds, in which others end."""
-        for ticket in tickets:
-            self._pool.kill(ticket)
+        for task in tasks:
+            self._pool.kill(task.ticket)
 
     def _collect(self, completion: Completion) -> None:
-        overdue = self._flight.overdue.explains(completion.ticket)
-        jobs, report = self._flight.land(completion.ticket), completion.report
-        if not jobs:
+        task, report = self._tasks.pop(completion.ticket), completion.report
+        if task is None:
             return
-        if report and report.setup_error:
-            self._ledger.give_back(jobs)
-            self._ledger.meet_obstacle(report.setup_error)
-        elif report:
-            self._record_report(jobs, report)
-        elif (job := self._flight.being_made(jobs)) is None:
-            self._record_unbegun(jobs, _error(completion))
+        if report is None:
+            self._record_broken(task, _error(completion))
+        elif report.setup_error:
+            self._results.give_back(task.jobs)
+            self._results.worker_failed(report.setup_error)
         else:
-            lost = Outcome(job, Ending.LOST, Failure(_error(completion)))
-            timed_out = Outcome(job, Ending.FAILED, self._flight.overdue.failure)
-            self._store.end_sessions(jobs)  # first: they may have locked what is recorded next
-            self._ledger.give_back(self._ledger.record_until(jobs, timed_out if overdue else lost))
+            self._record_report(task.jobs, report)
+
+    def _record_broken(self, task: Task, error: str) -> None:
+        """Record what became of the jobs of a worker that died; it may have ended itself over a timeout."""
+        timed_out = self._overdue.explains(task)
+        if (job := self._tasks.running_in(task)) is None:
+            self._record_unbegun(task.jobs, error)
+            return
+        lost = Outcome(job, Ending.LOST, Failure(error))
+        self._store.end_sessions(task.jobs)  # first: they may have locked what is recorded next
+        outcome = self._overdue.outcome(task) if timed_out else lost
+        self._results.give_back(self._results.record_until(task.jobs, outcome))
 
     def _record_unbegun(self, jobs: Sequence[Job], error: str) -> None:
-        """Give back what a worker left that was told to go, or that was unable to begin it."""
-        left, told_to_go = self._store.renew(jobs), self._store.forgone(jobs)
+        """Give back what a worker left that was preempted, or that was unable to begin it."""
+        left, preempted = self._store.renew(jobs), self._store.forgone(jobs)
         for job in [job for job in jobs if job not in left]:
-            self._ledger.let_go(job)
-        self._ledger.give_back(left)
-        if left and not told_to_go:
+            self._results.drop(job)
+        self._results.give_back(left)
+        if left and not preempted:
             self._grouping.isolate(left)
-            self._ledger.meet_obstacle(error)
+            self._results.worker_failed(error)
 
     def _record_report(self, jobs: Sequence[Job], report: Report) -> None:
         still = {job.identity for job in jobs}
         outcomes = [outcome for outcome in report.outcomes if outcome.job.identity in still]
-        left = [outcome.job for outcome in outcomes if outcome.ending is Ending.LEFT]
+        left = [outcome.job for outcome in outcomes if outcome.ending is Ending.NOT_STARTED]
         ended = outcomes[: len(outcomes) - len(left)]
-        cut = bool(left and ended) and ended[-1].ending not in (Ending.MADE, Ending.PRESENT)
+        cut = bool(left and ended) and ended[-1].ending not in (Ending.MADE, Ending.ALREADY_MADE)
         self._grouping.note(len(ended), report.seconds, cut=cut)
         if ended:
             self._dashboard.note(report.seconds / len(ended))
-        self._ledger.give_back(left)
+        self._results.give_back(left)
         for outcome in ended:
-            self._ledger.record(outcome)
+            self._results.record(outcome)
 
-    def _give_back_all(self) -> None:
+    @contextmanager
+    def _giving_back_all(self) -> Iterator[None]:
         """End what runs, only then give it back: nobody else shall make it meanwhile."""
         try:
-            if self._flight:
+            yield
+        except DatabaseError:
+            self._shutdown.end_patience(0)  # it has been waited for long enough
+            raise
+        finally:
+            self._close()
+            self._dashboard.show()
+
+    def _close(self) -> None:
+        try:
+            if self._tasks:
                 self._pool.close()
         finally:
-            self._flight.clear()
+            self._tasks.clear()
             with self._without_database():
                 self._store.release_all()
 

@@ -1,72 +1,98 @@
-"""Which jobs take longer than they may."""
+"""What takes long: keys that take too long, and those that wait behind one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
-from djdist._job import Failure, Job
+from djdist._job import GROUP_SECONDS, Ending, Failure, Outcome, Recipe
+from djdist.driver.tasks import Task
 
 CHECKS = 10
+CLOCKS_DIFFER_SECONDS = 2.0
+LOOK_SECONDS = GROUP_SECONDS / 2
+LAST_BEGIN_SECONDS = GROUP_SECONDS + CLOCKS_DIFFER_SECONDS
+"""A worker that has been busy for so long is sure to begin no more keys of its group."""
 
 
 class Overdue:
-    """Knows since when jobs have been running, as far as it is told.
+    """Finds the tasks whose key takes longer than it may.
 
     Parameters
     ----------
-    timeout_seconds : float or None
-        How long a job may take.
+    recipes : mapping of str to Recipe
+        How long the keys of each table may take.
     clock : callable
         Seconds that pass.
     sees_beginnings : bool
-        It is told which jobs have begun; else a job's time counts from its submission.
+        It is known which jobs have begun; else a job's time counts from its submission.
 
     Attributes
     ----------
     period_seconds : float
-        After so long it wants to be told again which jobs have begun.
-    failure : Failure
-        What a job becomes that took too long.
+        After so long it has to be known again which jobs run.
     """
 
     def __init__(
-        self, timeout_seconds: float | None, clock: Callable[[], float], *, sees_beginnings: bool
+        self, recipes: Mapping[str, Recipe], clock: Callable[[], float], *, sees_beginnings: bool
     ) -> None:
-        self._timeout_seconds = timeout_seconds or float("inf")
-        self.period_seconds = self._timeout_seconds / CHECKS
-        error = TimeoutError(f"timed out after {self._timeout_seconds:g} seconds")
-        self.failure = Failure(f"TimeoutError: {error}", "", error, ("TimeoutError", "OSError", "Exception"))
+        self._limits = {
+            table: recipe.timeout_seconds
+            for table, recipe in recipes.items()
+            if recipe.timeout_seconds is not None
+        }
+        self.period_seconds = min(self._limits.values(), default=float("inf")) / CHECKS
         self._clock = clock
         self._sees_beginnings = sees_beginnings
-        self._asked_at = clock()
-        self._submitted_at: dict[int, float] = {}
-        self._begun_at: dict[int, tuple[Job, float]] = {}
+        self._looked_at = clock()
 
-    def note(self, ticket: int) -> None:
-        """Note that a task was submitted."""
-        self._submitted_at[ticket] = self._clock()
+    def suspects(self, tasks: Iterable[Task]) -> list[Task]:
+        """Return, when it is time to look, the tasks of which it has to be known what runs."""
+        if self._clock() - self._looked_at < self.period_seconds:
+            return []
+        self._looked_at = self._clock()
+        return [task for task in tasks if task.table in self._limits]
 
-    def explains(self, ticket: int) -> bool:
-        """Tell whether a worker that died with this task may have ended itself because of the timeout."""
-        now = self._clock()
+    def among(self, tasks: Iterable[Task]) -> list[Task]:
+        """Return the tasks that run a key for too long."""
+        return [task for task in tasks if task.running and self._is_over(task, task.running_since)]
+
+    def explains(self, task: Task) -> bool:
+        """Return whether a worker that died with this task may have ended itself because of the timeout."""
         if self._sees_beginnings:
-            _, since = self._begun_at.get(ticket, (None, now))
-        else:
-            since = self._submitted_at.get(ticket, now)
-        return now - since >= self._timeout_seconds
+            return bool(self.among([task]))
+        return self._is_over(task, task.submitted_at)
 
-    def forget(self, ticket: int) -> None:
-        """Note that a task has ended."""
-        self._submitted_at.pop(ticket, None)
-        self._begun_at.pop(ticket, None)
+    def outcome(self, task: Task) -> Outcome:
+        """Return what became of the key that took too long."""
+        error = TimeoutError(f"timed out after {self._limits[task.table]:g} seconds")
+        kinds = ("TimeoutError", "OSError", "Exception")
+        job = task.running or task.jobs[0]
+        return Outcome(job, Ending.FAILED, Failure(f"TimeoutError: {error}", "", error, kinds))
 
-    def asks(self) -> bool:
-        """Tell whether it is time to look which jobs have begun."""
-        return self._clock() - self._asked_at >= self.period_seconds
+    def _is_over(self, task: Task, since: float) -> bool:
+        return self._clock() - since >= self._limits.get(task.table, float("inf"))
 
-    def among(self, running: dict[int, Job]) -> list[int]:
-        """Give the tickets of what has been running for too long, told which job of each task runs."""
-        self._asked_at = now = self._clock()
-        known = {
-            ticket: since for ticket, (job, since) in self._begun_at.items() if running.get(ticket) == job
-        }
-        self._begun_at = {ticket: (job, known.get(ticket, now)) for ticket, job in running.items()}
-        return [t for t, (_, since) in self._begun_at.items() if now - since >= self._timeout_seconds]
+
+class BlockedJobs:
+    """Finds the tasks whose jobs wait behind one that takes long, as its worker begins no more of them.
+
+    Parameters
+    ----------
+    clock : callable
+        Seconds that pass.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._looked_at = clock()
+
+    def suspects(self, tasks: Iterable[Task]) -> list[Task]:
+        """Return, when it is time to look, the groups that have been there for a while."""
+        now = self._clock()
+        if now - self._looked_at < LOOK_SECONDS:
+            return []
+        self._looked_at = now
+        return [task for task in tasks if len(task.jobs) > 1 and now - task.submitted_at >= LOOK_SECONDS]
+
+    def among(self, tasks: Iterable[Task]) -> list[Task]:
+        """Return the tasks whose worker is sure to begin no more than what it was seen to make."""
+        now = self._clock()
+        return [task for task in tasks if task.blocked and now - task.running_since >= LAST_BEGIN_SECONDS]

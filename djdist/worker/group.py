@@ -31,7 +31,7 @@ from djdist.worker.trial import trial
 
 logger = logging.getLogger(__name__)
 
-MADE = (Ending.MADE, Ending.PRESENT)
+MADE = (Ending.MADE, Ending.ALREADY_MADE)
 THREADS = (
     "A worker process with several threads makes one key at a time, because a DataJoint connection serves "
     "one thread: give workers one thread each (Dask: threads_per_worker=1, or --nthreads 1)."
@@ -149,7 +149,7 @@ def make_group(group: Group, limit: Callable[[], AbstractContextManager[None]] =
         signal.raise_signal(received)
     elif received:
         outcomes.append(Outcome(jobs[len(outcomes)], Ending.INTERRUPTED, failure))
-    left = tuple(Outcome(job, Ending.LEFT) for job in jobs[len(outcomes) :])
+    left = tuple(Outcome(job, Ending.NOT_STARTED) for job in jobs[len(outcomes) :])
     return Report((*outcomes, *left), seconds=time.monotonic() - started)
 
 
@@ -159,7 +159,7 @@ def make_job(group: Group, job: Job, make_session: MakeSession, signals: Signals
     try:
         ending, failure = _attempt(group, job, make_session), None
     except LeaseLostError:
-        ending, failure = Ending.DISOWNED, None
+        ending, failure = Ending.LEASE_LOST, None
     except BaseException as latest:
         error = (signals.received and signal_behind(latest)) or latest
         ending, failure = _ending(error, interrupted=signals.received), failure_of(error)
@@ -203,7 +203,7 @@ def _attempt(group: Group, job: Job, make_session: MakeSession) -> Ending:
             connect_anew(table.connection)
         _left_behind.discard(id(table.connection))
     if not group.begins(job):
-        return Ending.MADE if is_made(table, job.key) else Ending.DISOWNED  # a cluster may run a task again
+        return Ending.MADE if is_made(table, job.key) else Ending.LEASE_LOST  # a cluster may run a task again
     started = time.monotonic()
 
     def finish(connection: Connection) -> None:
@@ -221,7 +221,7 @@ def _attempt(group: Group, job: Job, make_session: MakeSession) -> Ending:
         if not (missing and is_duplicate(error) and is_made(table, job.key)):
             raise
     finish(make_session.session)
-    return Ending.PRESENT
+    return Ending.ALREADY_MADE
 
 
 def _was_committed(group: Group, job: Job) -> bool:
@@ -243,7 +243,7 @@ def _was_committed(group: Group, job: Job) -> bool:
 def _ending(error: BaseException, *, interrupted: bool) -> Ending:
     if isinstance(error, Terminated) or (interrupted and isinstance(error, KeyboardInterrupt | SystemExit)):
         return Ending.INTERRUPTED
-    return Ending.DEFERRED if is_infrastructure(error) or limit_of(error) else Ending.FAILED
+    return Ending.TRANSIENT if is_infrastructure(error) or limit_of(error) else Ending.FAILED
 
 
 def _warn_and_wait(lock: Any) -> None:

@@ -161,7 +161,7 @@ def _ending_itself(timeout_seconds: float, *, watched: bool) -> Iterator[None]:
 
 def _without_context(name: str, jobs: Sequence[Job], error: Exception) -> Report:
     if (jobs and is_infrastructure(error)) or is_full(error):
-        return Report(tuple(Outcome(job, Ending.DEFERRED, portable(failure_of(error))) for job in jobs))
+        return Report(tuple(Outcome(job, Ending.TRANSIENT, portable(failure_of(error))) for job in jobs))
     return Report(setup_error=setup_error(name, error))
 
 

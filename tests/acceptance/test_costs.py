@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 import djdist
 import lab as pipelines
+from djdist.driver import Driver
 from servers import Server
 
 FEW, MANY = 200, 1200
@@ -53,6 +55,22 @@ def test_a_key_costs_one_commit(
         return int(number)
 
     assert 0.95 <= count_for_a_key(commits) <= 1.02
+
+
+def test_who_reads_or_debugs_a_call_meets_five_functions_down_to_the_step(
+    lab: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, met = Driver.step, list[str]()
+
+    def note_and_step(driver: Driver) -> bool:
+        stack = traceback.extract_stack()
+        met[:] = [frame.name for frame in stack if frame.filename.startswith(djdist.__path__[0])]
+        return step(driver)
+
+    monkeypatch.setattr(Driver, "step", note_and_step)
+    pipelines.fill(lab, subjects=1, sessions=1)
+    lab.Square.populate()
+    assert met == ["populate", "drive", "drive", "run"]
 
 
 def status(connection: Any, name: str) -> int:

@@ -11,7 +11,7 @@ import pytest
 import djdist
 import lab as pipelines
 from djdist._job import GROUP_SECONDS
-from djdist.driver.grouping import CLOCKS_DIFFER_SECONDS
+from djdist.driver.overdue import CLOCKS_DIFFER_SECONDS
 from djdist.worker.session import MariaDBSession, PlannedSession, is_mariadb
 from servers import Server
 

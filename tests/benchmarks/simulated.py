@@ -147,7 +147,7 @@ class SimulatedPool(TaskPool):
         jobs = self._in_flight.pop(ticket)
         if not seconds:
             return Completion(ticket, error=Breakage(BreakageKind.NODE_LOST, "the node died"))
-        endings = [Ending.MADE] * made + [Ending.LEFT] * (len(jobs) - made)
+        endings = [Ending.MADE] * made + [Ending.NOT_STARTED] * (len(jobs) - made)
         return Completion(ticket, Report(tuple(map(Outcome, jobs, endings)), seconds=seconds))
 
 

@@ -12,11 +12,11 @@ import pytest
 from benchmarks.conftest import Record
 from benchmarks.goals import MEMORY
 from benchmarks.simulated import EagerPool, fill
-from djdist._job import Policy, Status
-from djdist.driver import Driver
+from djdist._job import Policy, Recipe, Status
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.pipeline.jobs_table_source import JobsTableSource
+from lab.scripted import driver_of
 from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)
@@ -45,5 +45,7 @@ def grown_by(source: JobsTableSource) -> float:
         return True
 
     policy = Policy(max_calls=MADE, count_pending=True)
-    Driver(JobsTable(source, Owner(new_token(60))), EagerPool(PLACES), policy).run(watch)
+    driver_of(JobsTable(source, Owner(new_token(60))), EagerPool(PLACES), policy, Recipe(source.table)).run(
+        watch
+    )
     return round((max(sizes) - sizes[0]) / MB, 1)

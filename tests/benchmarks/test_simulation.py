@@ -16,11 +16,11 @@ import sqlalchemy as sa
 
 from benchmarks.conftest import Record
 from benchmarks.simulated import Cluster, EagerPool, SimulatedPool, fill
-from djdist._job import Policy
-from djdist.driver import Driver
+from djdist._job import Policy, Recipe
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.pipeline.jobs_table_source import JobsTableSource
+from lab.scripted import driver_of
 from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)
@@ -75,7 +75,9 @@ def saturate(source: JobsTableSource, places: int, drivers: int) -> tuple[float,
     pool = EagerPool(places)
     policy = Policy(max_calls=KEYS_TO_SATURATE // drivers)
     cpu = time.thread_time()
-    Driver(JobsTable(source, Owner(new_token(60))), pool, policy).run(lambda status: True)
+    driver_of(JobsTable(source, Owner(new_token(60))), pool, policy, Recipe(source.table)).run(
+        lambda status: True
+    )
     return pool.began_at, pool.ended_at, time.thread_time() - cpu
 
 
@@ -89,7 +91,7 @@ def drive(source: JobsTableSource, cluster: Cluster) -> dict[str, Any]:
     )
     began, cpu = time.monotonic(), time.thread_time()
     policy = Policy(max_calls=cluster.keys, suppress_errors=True, grace_seconds=0)
-    Driver(store, pool, policy).run(lambda status: status.made < cluster.steady_keys)
+    driver_of(store, pool, policy, Recipe(source.table)).run(lambda status: status.made < cluster.steady_keys)
     wall = time.monotonic() - began
     return {
         "driver's CPU share": round((time.thread_time() - cpu) / wall, 2),

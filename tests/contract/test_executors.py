@@ -20,16 +20,15 @@ import psutil
 import pytest
 
 from djdist._executor import Executor
-from djdist._job import BreakageKind, Completion, Job, Policy, Report, RunInfo, Status, Summary
+from djdist._job import BreakageKind, Completion, Job, Policy, Recipe, Report, RunInfo, Status, Summary
 from djdist._task_pool import TaskPool
-from djdist.driver import Driver
 from djdist.errors import ClusterError, OptionError
 from djdist.executors.futures import FuturesExecutor
 from djdist.executors.local import LocalExecutor
 from djdist.job_stores.memory import MemoryStore
 from djdist.shipping.pickled_task import _Kept
 from lab import work
-from lab.scripted import ScriptedPool
+from lab.scripted import ScriptedPool, driver_of
 from lab.watching import wait_until
 
 SECONDS = 60
@@ -440,8 +439,11 @@ class TestPoisonousKey:
         self, case: Case, fragile: TaskPool, tmp_path: Path
     ) -> None:
         jobs = [work.job(tmp_path, n, "die" if n == 1 else "linger") for n in range(5)]
-        driver = Driver(
-            MemoryStore("Table", [job.key for job in jobs]), fragile, Policy(suppress_errors=True), "Table"
+        driver = driver_of(
+            MemoryStore("Table", [job.key for job in jobs]),
+            fragile,
+            Policy(suppress_errors=True),
+            Recipe("Table"),
         )
         summary = driver.run(going_on)
         assert [key["n"] for key, _ in summary.errors] == [1]
@@ -583,7 +585,7 @@ class TestWhatIsGiven:
     def test_no_job_that_can_not_be_submitted_is_forgotten(self) -> None:
         store = MemoryStore("Table", [{"n": n} for n in range(9)])
         with pytest.raises(ClusterError):
-            Driver(store, Refusing(slots=3), Policy()).run(going_on)
+            driver_of(store, Refusing(slots=3)).run(going_on)
         assert store.pending() == 9
 
     def test_the_ray_cluster_stays(self, ray_cluster: Any) -> None:

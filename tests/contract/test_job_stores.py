@@ -962,7 +962,11 @@ class TestFence:
     ) -> None:
         monkeypatch.setattr(make_session, "WORTH_PREPARING", worth_preparing)
         pipelines.fill(lab)
-        assert endings_of_a_group(open_store(lab.Stolen), lab.Stolen()) == ["DISOWNED", "LEFT", "LEFT"]
+        assert endings_of_a_group(open_store(lab.Stolen), lab.Stolen()) == [
+            "LEASE_LOST",
+            "NOT_STARTED",
+            "NOT_STARTED",
+        ]
         assert len(lab.Stolen()) == 0
 
     @pytest.mark.parametrize("worth_preparing", [3, 4])
@@ -982,7 +986,11 @@ class TestFence:
 
         monkeypatch.setattr(LastStatement, "query", lose)
         pipelines.fill(lab)
-        assert endings_of_a_group(open_store(lab.Square), lab.Square()) == ["DEFERRED", "LEFT", "LEFT"]
+        assert endings_of_a_group(open_store(lab.Square), lab.Square()) == [
+            "TRANSIENT",
+            "NOT_STARTED",
+            "NOT_STARTED",
+        ]
         assert len(lab.Square()) == 0
 
     @pytest.mark.parametrize("status", ["pending", "error", "success", "ignore"])

@@ -3,9 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from djdist._job import Breakage, BreakageKind, Completion, Ending, Failure, Job, Outcome, Report, Status
+from djdist._job import (
+    Breakage,
+    BreakageKind,
+    Completion,
+    Ending,
+    Failure,
+    Job,
+    Outcome,
+    Policy,
+    Recipe,
+    Report,
+    Status,
+)
+from djdist._job_store import JobStore
 from djdist._task_pool import TaskPool, task_name
+from djdist.driver import Driver, RunContext
+
+SQUARE = Recipe("Square")
+
+
+def driver_of(
+    store: JobStore,
+    pool: TaskPool,
+    policy: Policy | None = None,
+    recipe: Recipe = SQUARE,
+    **clock_and_sleep: Any,
+) -> Driver:
+    """Give the driver of a run of one table."""
+    recipes = {recipe.table: recipe}
+    return Driver(RunContext(store, pool, recipes, policy or Policy(), recipe.table, **clock_and_sleep))
 
 
 class Clock:

@@ -11,18 +11,31 @@ import numpy as np
 import pytest
 
 import djdist
-from djdist._job import Completion, Ending, Failure, Handover, Job, Outcome, Policy, Report, Status, Summary
+from djdist._job import (
+    Completion,
+    Ending,
+    Failure,
+    Handover,
+    Job,
+    Outcome,
+    Policy,
+    Recipe,
+    Report,
+    Status,
+    Summary,
+)
 from djdist._job_store import JobStore
 from djdist._task_pool import TaskPool
 from djdist.driver import WAIT_SECONDS, Driver
-from djdist.driver.attempts import MAX_OBSTACLES
 from djdist.driver.counting import SHARE, Counting
+from djdist.driver.retries import MAX_SETUP_ERRORS
 from djdist.errors import DatabaseError, WorkerSetupError
 from djdist.job_stores.memory import MemoryStore
-from lab.scripted import Clock, ScriptedPool, ended, failed, lost, made
+from lab.scripted import Clock, ScriptedPool, driver_of, ended, failed, lost, made
 from lab.watching import wait_until
 
 Answer = Callable[[int, Job], Completion | None]
+TEN_SECONDS = Recipe("Square", timeout_seconds=10)
 
 
 def keys(count: int) -> list[dict[str, int]]:
@@ -36,7 +49,7 @@ def going_on(status: Status) -> bool:
 def paced(store: JobStore, pool: TaskPool, policy: Policy) -> Driver:
     """Give a driver whose pauses take no time."""
     clock = Clock()
-    return Driver(store, pool, policy, clock=clock, sleep=clock.sleep)
+    return driver_of(store, pool, policy, clock=clock, sleep=clock.sleep)
 
 
 class CountingStore(MemoryStore):
@@ -50,7 +63,7 @@ class CountingStore(MemoryStore):
         self.failures: list[tuple[Job, Failure]] = []
         self.not_begun: set[int] = set()
         self.has_begun: set[int] = set()
-        self.told_to_go: set[int] = set()
+        self.preempted: set[int] = set()
         self.taken_over: set[int] = set()
         self.held: dict[tuple[str, int], list[Job]] = {}
 
@@ -69,7 +82,7 @@ class CountingStore(MemoryStore):
         return self.held.pop((host, pid), [])
 
     def forgone(self, jobs: Sequence[Job]) -> bool:
-        return any(job.key["n"] in self.told_to_go for job in jobs)
+        return any(job.key["n"] in self.preempted for job in jobs)
 
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         if job.key["n"] in self.taken_over:
@@ -87,7 +100,7 @@ class CountingStore(MemoryStore):
 
 def test_every_key_is_made_once_and_counted() -> None:
     pool = ScriptedPool(slots=3)
-    summary = Driver(MemoryStore("Square", keys(10)), pool, Policy()).run(going_on)
+    summary = driver_of(MemoryStore("Square", keys(10)), pool, Policy()).run(going_on)
     assert summary.success_count == 10
     assert Counter(job.key["n"] for job in pool.begun) == Counter(range(10))
 
@@ -95,7 +108,7 @@ def test_every_key_is_made_once_and_counted() -> None:
 def test_no_more_in_flight_than_slots_and_no_more_reserved_than_in_flight() -> None:
     pool = ScriptedPool(slots=4, answer=lambda ticket, job: None)
     store = CountingStore(10)
-    driver = Driver(store, pool, Policy())
+    driver = driver_of(store, pool, Policy())
     driver.step()
     driver.step()
     assert store.asked == [4]
@@ -106,7 +119,7 @@ def test_no_more_in_flight_than_slots_and_no_more_reserved_than_in_flight() -> N
 
 def test_slots_that_appear_are_filled() -> None:
     pool = ScriptedPool(slots=1, answer=lambda ticket, job: None)
-    driver = Driver(MemoryStore("Square", keys(10)), pool, Policy())
+    driver = driver_of(MemoryStore("Square", keys(10)), pool, Policy())
     driver.step()
     pool.size = 5
     driver.step()
@@ -115,28 +128,28 @@ def test_slots_that_appear_are_filled() -> None:
 
 def test_tasks_are_named_after_table_and_key() -> None:
     pool = ScriptedPool(slots=1)
-    Driver(MemoryStore("Square", [{"mouse": 7, "day": "mon"}]), pool, Policy(), table="Square").run(going_on)
+    driver_of(MemoryStore("Square", [{"mouse": 7, "day": "mon"}]), pool, Policy()).run(going_on)
     assert pool.names == ["Square (set-up)", "Square(mouse=7, day=mon)"]
 
 
 def test_max_calls_bounds_what_is_made() -> None:
     store = CountingStore(10)
-    policy = Policy(max_calls=np.int64(6), retries=np.int8(0))
-    summary = Driver(store, ScriptedPool(slots=4), policy).run(going_on)
+    policy, recipe = Policy(max_calls=np.int64(6)), Recipe("Square", retries=np.int8(0))
+    summary = driver_of(store, ScriptedPool(slots=4), policy, recipe).run(going_on)
     assert summary.success_count == 6
     assert store.pending() == 4
 
 
 def test_max_calls_of_zero_reserves_nothing() -> None:
     store = CountingStore(3)
-    assert Driver(store, ScriptedPool(slots=4), Policy(max_calls=0)).run(going_on).success_count == 0
+    assert driver_of(store, ScriptedPool(slots=4), Policy(max_calls=0)).run(going_on).success_count == 0
     assert store.asked == []
 
 
 def test_errors_are_recorded_and_the_rest_goes_on_when_suppressed() -> None:
     store = CountingStore(10)
     pool = ScriptedPool(slots=2, answer=lambda t, job: failed(t, job) if job.key["n"] % 2 else made(t, job))
-    summary = Driver(store, pool, Policy(suppress_errors=True)).run(going_on)
+    summary = driver_of(store, pool, Policy(suppress_errors=True)).run(going_on)
     assert summary.success_count == 5
     assert [key["n"] for key, _ in summary.errors] == [1, 3, 5, 7, 9]
     assert [job.key["n"] for job, _ in store.failures] == [1, 3, 5, 7, 9]
@@ -145,7 +158,7 @@ def test_errors_are_recorded_and_the_rest_goes_on_when_suppressed() -> None:
 def test_the_first_error_stops_reserving_and_gives_back_what_has_not_begun() -> None:
     store = CountingStore(10)
     pool = ScriptedPool(slots=4, answer=lambda t, job: failed(t, job) if t == 1 else None)
-    driver = Driver(store, pool, Policy())
+    driver = driver_of(store, pool, Policy())
     pool.cancellable = {4}
     assert driver.step()
     assert [job.key["n"] for job in pool.running.values()] == [1, 2]
@@ -161,7 +174,7 @@ def test_the_first_error_stops_reserving_and_gives_back_what_has_not_begun() -> 
 
 def test_a_lost_key_is_made_again() -> None:
     pool = ScriptedPool(slots=1, answer=lambda t, job: lost(t, job) if t == 1 else made(t, job))
-    summary = Driver(MemoryStore("Square", keys(2)), pool, Policy()).run(going_on)
+    summary = driver_of(MemoryStore("Square", keys(2)), pool, Policy()).run(going_on)
     assert summary.success_count == 2
     assert summary.errors == ()
 
@@ -171,7 +184,7 @@ def test_a_key_that_always_loses_its_worker_becomes_an_error_and_the_rest_is_mad
 ) -> None:
     pool = ScriptedPool(slots=2, answer=lambda t, job: lost(t, job) if job.key["n"] == 1 else made(t, job))
     store = CountingStore(5)
-    summary = Driver(store, pool, Policy(suppress_errors=True, max_worker_losses=3)).run(going_on)
+    summary = driver_of(store, pool, Policy(suppress_errors=True, max_worker_losses=3)).run(going_on)
     assert summary.success_count == 4
     ((key, failure),) = summary.errors
     assert key == {"n": 1}
@@ -219,29 +232,31 @@ def test_a_run_ends_in_which_no_worker_begins_a_key_any_more_and_nothing_is_an_e
 
 def test_a_job_that_an_earlier_worker_had_begun_counts_as_lost() -> None:
     """The cluster ran the task again by itself, which its worker refused."""
-    pool = ScriptedPool(slots=1, answer=lambda t, job: ended(t, job, Ending.DISOWNED))
+    pool = ScriptedPool(slots=1, answer=lambda t, job: ended(t, job, Ending.LEASE_LOST))
     policy = Policy(suppress_errors=True, max_worker_losses=3)
-    ((_, failure),) = Driver(CountingStore(1), pool, policy).run(going_on).errors
+    ((_, failure),) = driver_of(CountingStore(1), pool, policy).run(going_on).errors
     assert "lost 3 times" in failure.message
     assert len(pool.begun) == 3
 
 
 def test_losses_do_not_count_as_calls() -> None:
     pool = ScriptedPool(slots=1, answer=lambda t, job: lost(t, job) if t == 1 else made(t, job))
-    assert Driver(MemoryStore("Square", keys(5)), pool, Policy(max_calls=3)).run(going_on).success_count == 3
+    assert (
+        driver_of(MemoryStore("Square", keys(5)), pool, Policy(max_calls=3)).run(going_on).success_count == 3
+    )
 
 
 @pytest.mark.parametrize("ending", [Ending.INTERRUPTED, Ending.LOST])
 def test_what_is_no_error_of_make_is_not_recorded_as_one(ending: Ending) -> None:
     pool = ScriptedPool(slots=1, answer=lambda t, job: ended(t, job, ending) if t == 1 else made(t, job))
     store = CountingStore(2)
-    summary = Driver(store, pool, Policy()).run(going_on)
+    summary = driver_of(store, pool, Policy()).run(going_on)
     assert (summary.success_count, summary.errors, store.failures) == (2, (), [])
 
 
 def test_a_key_that_is_there_already_is_finished_but_not_counted() -> None:
-    pool = ScriptedPool(slots=1, answer=lambda t, job: ended(t, job, Ending.PRESENT))
-    summary = Driver(MemoryStore("Square", keys(3)), pool, Policy()).run(going_on)
+    pool = ScriptedPool(slots=1, answer=lambda t, job: ended(t, job, Ending.ALREADY_MADE))
+    summary = driver_of(MemoryStore("Square", keys(3)), pool, Policy()).run(going_on)
     assert (summary.success_count, summary.errors) == (0, ())
     assert len(pool.begun) == 3
 
@@ -252,10 +267,10 @@ def test_a_job_taken_over_by_somebody_else_is_left_alone(caplog: pytest.LogCaptu
 
     def taken_over(ticket: int, job: Job) -> Completion:
         store.finish(job)
-        return ended(ticket, job, Ending.DISOWNED)
+        return ended(ticket, job, Ending.LEASE_LOST)
 
     pool = ScriptedPool(slots=1, answer=taken_over)
-    summary = Driver(store, pool, Policy()).run(going_on)
+    summary = driver_of(store, pool, Policy()).run(going_on)
     assert (summary.success_count, summary.errors, store.failures) == (0, (), [])
     assert "not this run's any more" in caplog.text
 
@@ -263,17 +278,17 @@ def test_a_job_taken_over_by_somebody_else_is_left_alone(caplog: pytest.LogCaptu
 def test_an_error_of_a_job_that_is_somebody_elses_now_is_none_of_this_run() -> None:
     store = CountingStore(3)
     store.taken_over = {0}
-    driver = Driver(store, ScriptedPool(slots=1, answer=failed), Policy(suppress_errors=True))
+    driver = driver_of(store, ScriptedPool(slots=1, answer=failed), Policy(suppress_errors=True))
     summary = driver.run(going_on)
     assert [key["n"] for key, _ in summary.errors] == [1, 2]
     assert driver.status().failed == 2
 
 
-def test_workers_that_are_told_to_go_are_no_obstacle() -> None:
+def test_workers_that_are_preempted_count_as_no_failure() -> None:
     store = CountingStore(1)
-    store.told_to_go = {0}
+    store.preempted = {0}
     store.sees_beginnings = True
-    endings = [lost] * (MAX_OBSTACLES + 5) + [made]
+    endings = [lost] * (MAX_SETUP_ERRORS + 5) + [made]
     pool = ScriptedPool(slots=1, answer=lambda ticket, job: endings[ticket - 2](ticket, job))
     summary = paced(store, pool, Policy(max_worker_losses=1)).run(going_on)
     assert summary == Summary(success_count=1)
@@ -283,7 +298,7 @@ def test_what_a_stop_gave_back_is_not_counted_when_its_worker_dies() -> None:
     store = CountingStore(4)
     store.not_begun = {1, 2, 3}
     pool = ScriptedPool(slots=4, answer=lambda t, job: made(t, job) if t == 2 else lost(t, job))
-    driver = Driver(store, pool, Policy(suppress_errors=True))
+    driver = driver_of(store, pool, Policy(suppress_errors=True))
     looks = iter([True, False])
     summary = driver.run(lambda status: next(looks, False))
     assert summary.success_count == 1
@@ -299,7 +314,7 @@ def test_what_is_made_while_a_stop_gives_the_rest_back_is_counted() -> None:
     store = MadeMeanwhile(4)
     store.not_begun = {2, 3}
     pool = ScriptedPool(slots=4, answer=lambda t, job: made(t, job) if store.asked_back else None)
-    assert Driver(store, pool, Policy()).run(lambda status: False).success_count == 2
+    assert driver_of(store, pool, Policy()).run(lambda status: False).success_count == 2
     assert store.pending() == 2
 
 
@@ -319,7 +334,7 @@ def test_what_runs_of_jobs_that_others_took_over_is_ended_and_said_once(
         return made(ticket, job) if len(pool.killed) == 2 else None
 
     pool = ScriptedPool(slots=3, answer=answer)
-    summary = Driver(LostLease(3), pool, Policy(lease_seconds=0.04)).run(going_on)
+    summary = driver_of(LostLease(3), pool, Policy(lease_seconds=0.04)).run(going_on)
     assert [job.key["n"] for job in pool.killed] == [0, 1]
     assert (summary.success_count, summary.errors) == (1, ())
     assert caplog.text.count("not this run's any more") == 1
@@ -364,7 +379,7 @@ def test_a_failed_key_is_tried_again_in_the_same_run_once_its_pause_is_over() ->
     clock = Clock()
     store = PatientStore(1, clock)
     pool = ScriptedPool(slots=1, answer=lambda t, job: failed(t, job) if t <= 3 else made(t, job))
-    driver = Driver(store, pool, Policy(retries=2), clock=clock, sleep=waking(clock))
+    driver = driver_of(store, pool, Policy(), Recipe("Square", retries=2), clock=clock, sleep=waking(clock))
     assert driver.run(going_on) == Summary(1)
     assert len(store.delays) == 2
     assert store.failures == []
@@ -374,8 +389,8 @@ def test_a_key_that_fails_once_too_often_is_an_error() -> None:
     clock = Clock()
     store = PatientStore(1, clock)
     pool = ScriptedPool(slots=1, answer=failed)
-    policy = Policy(retries=2, suppress_errors=True)
-    summary = Driver(store, pool, policy, clock=clock, sleep=waking(clock)).run(going_on)
+    policy, recipe = Policy(suppress_errors=True), Recipe("Square", retries=2)
+    summary = driver_of(store, pool, policy, recipe, clock=clock, sleep=waking(clock)).run(going_on)
     assert [key["n"] for key, _ in summary.errors] == [0]
     assert len(pool.begun) == 3
 
@@ -383,10 +398,10 @@ def test_a_key_that_fails_once_too_often_is_an_error() -> None:
 def test_what_the_database_gave_up_is_tried_again_at_no_cost() -> None:
     clock = Clock()
     pool = ScriptedPool(
-        slots=1, answer=lambda t, job: ended(t, job, Ending.DEFERRED, "lost") if t <= 6 else made(t, job)
+        slots=1, answer=lambda t, job: ended(t, job, Ending.TRANSIENT, "lost") if t <= 6 else made(t, job)
     )
     policy = Policy(max_worker_losses=1, max_calls=1)
-    driver = Driver(PatientStore(1, clock), pool, policy, clock=clock, sleep=waking(clock))
+    driver = driver_of(PatientStore(1, clock), pool, policy, clock=clock, sleep=waking(clock))
     assert driver.run(going_on) == Summary(1)
 
 
@@ -401,8 +416,8 @@ def test_a_make_that_takes_too_long_is_ended_and_becomes_an_error() -> None:
     store = CountingStore(4)
     store.has_begun = {1}
     store.sees_beginnings = True
-    policy = Policy(suppress_errors=True, timeout_seconds=10)
-    summary = Driver(store, pool, policy, clock=clock).run(going_on)
+    policy = Policy(suppress_errors=True)
+    summary = driver_of(store, pool, policy, TEN_SECONDS, clock=clock).run(going_on)
     assert summary.success_count == 3
     ((key, failure),) = summary.errors
     assert (key, failure.message) == ({"n": 1}, "TimeoutError: timed out after 10 seconds")
@@ -432,8 +447,10 @@ def test_tasks_that_take_too_long_are_all_recorded_before_the_first_is_ended() -
     def kill_slowly() -> None:
         store.taken_over = {0, 1}  # what is made meanwhile can't become an error any more
 
-    policy = Policy(suppress_errors=True, timeout_seconds=10)
-    summary = Driver(store, SlowToKill(2, answer, kill_slowly), policy, clock=clock).run(going_on)
+    policy = Policy(suppress_errors=True)
+    summary = driver_of(store, SlowToKill(2, answer, kill_slowly), policy, TEN_SECONDS, clock=clock).run(
+        going_on
+    )
     assert [key["n"] for key, _ in summary.errors] == [0, 1]
 
 
@@ -458,8 +475,10 @@ def test_what_is_made_while_another_task_is_ended_is_counted() -> None:
         renewed = store.renewals
         wait_until(lambda: store.renewals >= renewed + 3, "the lease to miss it")
 
-    policy = Policy(suppress_errors=True, timeout_seconds=10, lease_seconds=0.04)
-    summary = Driver(store, SlowToKill(2, answer, make_the_other), policy, clock=clock).run(going_on)
+    policy = Policy(suppress_errors=True, lease_seconds=0.04)
+    summary = driver_of(store, SlowToKill(2, answer, make_the_other), policy, TEN_SECONDS, clock=clock).run(
+        going_on
+    )
     assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (1, [0])
 
 
@@ -470,9 +489,9 @@ def test_a_worker_that_ended_itself_because_of_the_timeout_is_an_error_and_no_lo
         clock.seconds += 1
         return lost(ticket, job) if clock.seconds >= 12 else None
 
-    policy = Policy(suppress_errors=True, timeout_seconds=10)
+    policy = Policy(suppress_errors=True)
     pool = ScriptedPool(slots=1, answer=answer)
-    summary = Driver(CountingStore(1), pool, policy, clock=clock).run(going_on)
+    summary = driver_of(CountingStore(1), pool, policy, TEN_SECONDS, clock=clock).run(going_on)
     assert [failure.message for _, failure in summary.errors] == ["TimeoutError: timed out after 10 seconds"]
     assert len(pool.begun) == 1
 
@@ -486,7 +505,7 @@ def test_a_stop_ends_what_still_runs_after_the_grace() -> None:
 
     pool = ScriptedPool(slots=2, answer=answer)
     store = CountingStore(4)
-    driver = Driver(store, pool, Policy(grace_seconds=5), clock=clock)
+    driver = driver_of(store, pool, Policy(grace_seconds=5), clock=clock)
     summary = driver.run(lambda status: clock.seconds < 3)
     assert summary == Summary(0)
     assert 5 <= clock.seconds <= 12
@@ -503,7 +522,7 @@ def test_what_runs_at_an_interrupt_may_finish_within_the_grace() -> None:
         return made(ticket, job)
 
     store = CountingStore(5)
-    driver = Driver(store, ScriptedPool(slots=3, answer=answer), Policy())
+    driver = driver_of(store, ScriptedPool(slots=3, answer=answer), Policy())
     with pytest.raises(KeyboardInterrupt):
         driver.run(going_on)
     assert driver.summary().success_count == 3
@@ -513,7 +532,7 @@ def test_what_runs_at_an_interrupt_may_finish_within_the_grace() -> None:
 def test_no_more_errors_are_kept_than_wanted_but_all_are_counted() -> None:
     store = CountingStore(10)
     policy = Policy(suppress_errors=True, max_errors_listed=4)
-    driver = Driver(store, ScriptedPool(slots=2, answer=failed), policy)
+    driver = driver_of(store, ScriptedPool(slots=2, answer=failed), policy)
     summary = driver.run(going_on)
     assert (len(summary.errors), summary.failed) == (4, 10)
     assert driver.status().failed == 10
@@ -525,7 +544,7 @@ def test_workers_that_can_not_work_end_the_run_before_anything_is_touched() -> N
     pool = ScriptedPool(slots=1)
     pool.trial = Report(setup_error="ModuleNotFoundError: No module named 'lab'")
     with pytest.raises(WorkerSetupError, match="No module named 'lab'"):
-        Driver(store, pool, Policy()).run(going_on)
+        driver_of(store, pool, Policy()).run(going_on)
     assert (store.asked, store.refreshed) == ([], 0)
 
 
@@ -537,17 +556,17 @@ def test_exceptions_are_kept_only_for_a_caller_that_gets_them(as_objects: bool, 
 
     store = CountingStore(1)
     policy = Policy(suppress_errors=True, return_exception_objects=as_objects)
-    ((_, failure),) = Driver(store, ScriptedPool(1, answer), policy).run(going_on).errors
+    ((_, failure),) = driver_of(store, ScriptedPool(1, answer), policy).run(going_on).errors
     assert (failure.message, failure.exception) == ("ValueError: no", kept)
     assert store.failures[0][1].traceback == "long"
 
 
 def test_what_is_given_back_is_pending_again() -> None:
     def cut_short(ticket: int, job: Job) -> Completion:
-        return ended(ticket, job, Ending.LEFT)
+        return ended(ticket, job, Ending.NOT_STARTED)
 
     store = MemoryStore("Square", keys(4))
-    driver = Driver(store, ScriptedPool(slots=2, answer=cut_short), Policy(count_pending=True))
+    driver = driver_of(store, ScriptedPool(slots=2, answer=cut_short), Policy(count_pending=True))
     for _ in range(3):
         driver.step()
         status = driver.status()
@@ -567,7 +586,7 @@ class TestSuccessor:
             reported.append(status)
             return True
 
-        return Driver(store, pool, policy).run(watch, lost_driver), reported
+        return driver_of(store, pool, policy).run(watch, lost_driver), reported
 
     def test_it_counts_on_and_keeps_to_max_calls(self) -> None:
         store = CountingStore(10)
@@ -667,7 +686,9 @@ def test_an_interrupt_waits_no_longer_than_the_grace_for_a_database_that_is_away
         store.away = True
         raise KeyboardInterrupt
 
-    driver = Driver(store, ScriptedPool(slots=3, answer=interrupted), Policy(grace_seconds=10), clock=clock)
+    driver = driver_of(
+        store, ScriptedPool(slots=3, answer=interrupted), Policy(grace_seconds=10), clock=clock
+    )
     with pytest.raises(KeyboardInterrupt):
         driver.run(going_on)
     assert store.waited_seconds == 10
@@ -683,7 +704,7 @@ def test_a_run_that_has_waited_for_its_database_in_vain_does_not_wait_again() ->
         return made(ticket, job)
 
     with pytest.raises(DatabaseError):
-        Driver(store, ScriptedPool(slots=1, answer=last), Policy(), clock=clock).run(going_on)
+        driver_of(store, ScriptedPool(slots=1, answer=last), Policy(), clock=clock).run(going_on)
     assert store.waited_seconds == PATIENCE_SECONDS
 
 
@@ -702,7 +723,7 @@ def test_an_interrupt_does_not_wait_for_a_lease_that_waits_for_the_database() ->
         raise KeyboardInterrupt
 
     store = Rescuing(5, Clock())
-    driver = Driver(store, ScriptedPool(slots=1, answer=interrupted), Policy(lease_seconds=0.04))
+    driver = driver_of(store, ScriptedPool(slots=1, answer=interrupted), Policy(lease_seconds=0.04))
     with pytest.raises(KeyboardInterrupt):
         driver.run(going_on)
     assert store.gave_up
@@ -716,7 +737,9 @@ def test_a_stop_is_heard_while_the_database_is_away() -> None:
         store.away = True
         return ended(ticket, job, Ending.INTERRUPTED)
 
-    driver = Driver(store, ScriptedPool(slots=3, answer=interrupted), Policy(grace_seconds=10), clock=clock)
+    driver = driver_of(
+        store, ScriptedPool(slots=3, answer=interrupted), Policy(grace_seconds=10), clock=clock
+    )
     with pytest.raises(DatabaseError):
         driver.run(lambda status: clock.seconds < 30)
     assert store.waited_seconds == 40
@@ -729,14 +752,14 @@ def test_an_interrupt_gives_everything_back_and_goes_on_to_the_caller() -> None:
     store = CountingStore(5)
     pool = ScriptedPool(slots=3, answer=interrupted)
     with pytest.raises(KeyboardInterrupt):
-        Driver(store, pool, Policy()).run(going_on)
+        driver_of(store, pool, Policy()).run(going_on)
     assert store.pending() == 5
     assert pool.closed
 
 
 def test_a_watcher_that_has_enough_stops_the_run() -> None:
     store = CountingStore(10)
-    summary = Driver(store, ScriptedPool(slots=2), Policy()).run(lambda status: status.made < 4)
+    summary = driver_of(store, ScriptedPool(slots=2), Policy()).run(lambda status: status.made < 4)
     assert summary.success_count == 4
     assert store.pending() == 6
 
@@ -745,7 +768,7 @@ def test_a_drained_store_is_asked_again_only_after_a_while() -> None:
     clock = Clock()
     store = CountingStore(1)
     pool = ScriptedPool(slots=3, answer=lambda t, job: None)
-    driver = Driver(store, pool, Policy(), clock=clock)
+    driver = driver_of(store, pool, Policy(), clock=clock)
     driver.step()
     driver.step()
     assert len(store.asked) == 1
@@ -756,7 +779,7 @@ def test_a_drained_store_is_asked_again_only_after_a_while() -> None:
 
 def test_a_run_does_not_end_on_a_short_answer_but_on_an_empty_one() -> None:
     store = CountingStore(3)
-    driver = Driver(store, ScriptedPool(slots=5), Policy())
+    driver = driver_of(store, ScriptedPool(slots=5), Policy())
     assert driver.step()
     assert not driver.step()
     assert store.asked == [5, 5]
@@ -765,7 +788,7 @@ def test_a_run_does_not_end_on_a_short_answer_but_on_an_empty_one() -> None:
 def test_status_counts_what_is_left_only_if_the_policy_asks() -> None:
     pool = ScriptedPool(slots=2, answer=lambda t, job: None)
     for count_pending, pending in ((True, 8), (False, 0)):
-        driver = Driver(MemoryStore("Square", keys(10)), pool, Policy(count_pending=count_pending))
+        driver = driver_of(MemoryStore("Square", keys(10)), pool, Policy(count_pending=count_pending))
         pool.running.clear()
         driver.step()
         assert driver.status() == Status(made=0, failed=0, running=2, pending=pending)
@@ -776,7 +799,7 @@ def test_what_waits_on_the_cluster_is_not_told_as_running() -> None:
         def free_slots(self) -> int:
             return 3 - len(self.running)
 
-    driver = Driver(MemoryStore("Square", keys(10)), Busy(slots=2, answer=lambda t, job: None), Policy())
+    driver = driver_of(MemoryStore("Square", keys(10)), Busy(slots=2, answer=lambda t, job: None), Policy())
     driver.step()
     assert (driver.status().running, driver.status().queued) == (2, 1)
     assert driver.status().counts == "0 made, 0 failed, 2 running, 1 queued, 0 pending"
@@ -785,7 +808,7 @@ def test_what_waits_on_the_cluster_is_not_told_as_running() -> None:
 def test_status_knows_what_was_counted_for_the_dashboard() -> None:
     pool = ScriptedPool(slots=2, answer=lambda t, job: None)
     pool.has_dashboard = True
-    driver = Driver(MemoryStore("Square", keys(10)), pool, Policy())
+    driver = driver_of(MemoryStore("Square", keys(10)), pool, Policy())
     driver.step()
     assert driver.status().pending == 8
 
@@ -804,7 +827,7 @@ def test_a_count_that_takes_long_holds_up_no_key() -> None:
         return True
 
     store = Slow(10)
-    assert Driver(store, ScriptedPool(slots=1), Policy(count_pending=True)).run(watch).success_count == 10
+    assert driver_of(store, ScriptedPool(slots=1), Policy(count_pending=True)).run(watch).success_count == 10
 
 
 def test_the_longer_a_count_takes_the_longer_is_the_pause_before_the_next() -> None:
@@ -851,7 +874,7 @@ def test_the_last_status_knows_what_others_have_made_meanwhile(max_calls: int | 
         return True
 
     policy = Policy(count_pending=True, max_calls=max_calls)
-    Driver(store, ScriptedPool(slots=2, answer=answer), policy).run(watch)
+    driver_of(store, ScriptedPool(slots=2, answer=answer), policy).run(watch)
     assert max(status.pending for status in told) >= 16
     assert (told[-1].made, told[-1].pending) == ((4, 0) if max_calls is None else (4, 5))
 
@@ -870,7 +893,7 @@ def test_a_run_is_starting_until_its_workers_have_been_tried() -> None:
         reported.append(str(status))
         return True
 
-    Driver(MemoryStore("Square", keys(1)), SlowToStart(1), Policy()).run(watch)
+    driver_of(MemoryStore("Square", keys(1)), SlowToStart(1), Policy()).run(watch)
     assert (reported[0], reported[-1]) == ("starting", "1 made, 0 failed, 0 running, 0 pending")
 
 
@@ -884,12 +907,12 @@ def test_what_was_reserved_though_the_answer_was_lost_is_made_in_the_end() -> No
 
     for max_calls, made_then in ((None, 10), (7, 7)):
         store, pool = Forgetful(10), ScriptedPool(slots=3)
-        assert Driver(store, pool, Policy(max_calls=max_calls)).run(going_on).success_count == made_then
+        assert driver_of(store, pool, Policy(max_calls=max_calls)).run(going_on).success_count == made_then
         assert (len(pool.begun), store.pending()) == (made_then, 10 - made_then)
 
 
 def test_an_empty_store_is_an_empty_summary() -> None:
-    summary = Driver(MemoryStore("Square", []), ScriptedPool(slots=2), Policy()).run(going_on)
+    summary = driver_of(MemoryStore("Square", []), ScriptedPool(slots=2), Policy()).run(going_on)
     assert (summary.success_count, summary.errors) == (0, ())
 
 
@@ -919,9 +942,7 @@ def test_memory_stays_flat_over_many_jobs_and_errors() -> None:
 
     held: list[int] = []
     pool = ScriptedPool(slots=32, answer=answer)
-    driver = Driver(
-        Endless("Square", []), pool, Policy(suppress_errors=True, retries=0, max_errors_listed=10)
-    )
+    driver = driver_of(Endless("Square", []), pool, Policy(suppress_errors=True, max_errors_listed=10))
     pool.begun = pool.names = deque(maxlen=1)  # type: ignore[assignment]
     tracemalloc.start()
     try:

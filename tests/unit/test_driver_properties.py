@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from djdist._job import Completion, Ending, Failure, Job, Policy
 from djdist._job_store import JobStore
-from djdist.driver import WAIT_SECONDS, Driver
-from lab.scripted import Clock, ScriptedPool, ended, failed, lost, made
+from djdist.driver import WAIT_SECONDS
+from lab.scripted import Clock, ScriptedPool, driver_of, ended, failed, lost, made
 
 MAX_LOSSES = 3
 
@@ -89,7 +89,7 @@ class DriverMachine(RuleBasedStateMachine):
         self.next_completion: Completion | None = None
         self.pool = ScriptedPool(slots=3, answer=self.answer)
         policy = Policy(suppress_errors=True, max_worker_losses=MAX_LOSSES)
-        self.driver = Driver(self.store, self.pool, policy, clock=self.clock, sleep=self.pass_by)
+        self.driver = driver_of(self.store, self.pool, policy, clock=self.clock, sleep=self.pass_by)
         self.added: dict[int, int] = {}
         self.losses: Counter[int] = Counter()
 
@@ -135,7 +135,7 @@ class DriverMachine(RuleBasedStateMachine):
             "failed": failed(ticket, job),
             "lost": lost(ticket, job),
             "interrupted": ended(ticket, job, Ending.INTERRUPTED),
-            "present": ended(ticket, job, Ending.PRESENT),
+            "present": ended(ticket, job, Ending.ALREADY_MADE),
         }[how]
         self.step()
         self.next_completion = None

@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 
 from djdist._job import (
-    GROUP_SECONDS,
     Breakage,
     BreakageKind,
     Completion,
@@ -15,21 +14,20 @@ from djdist._job import (
     Job,
     Outcome,
     Policy,
+    Recipe,
     Report,
     Status,
 )
 from djdist._task_pool import task_name
 from djdist.driver import Driver
+from djdist.driver.backlog import LOOK_AHEAD, LOOK_SECONDS, Backlog
 from djdist.driver.grouping import (
-    CLOCKS_DIFFER_SECONDS,
     LARGEST,
     SMALLEST_SHARE,
     Grouping,
-    Waiting,
 )
-from djdist.driver.supply import LOOK_AHEAD, LOOK_SECONDS, Supply
 from djdist.job_stores.memory import MemoryStore
-from lab.scripted import Clock, ScriptedPool
+from lab.scripted import SQUARE, Clock, ScriptedPool, driver_of
 
 Answer = Callable[[int, Sequence[Job]], Completion | None]
 
@@ -126,75 +124,43 @@ def test_jobs_that_are_isolated_are_not_compared_with_each_other() -> None:
 class TestLeft:
     def test_it_is_counted_again_when_what_was_seen_is_used_up(self) -> None:
         store = CountingStore(1000)
-        supply = Supply(store, Clock())
+        backlog = Backlog(store, Clock())
         for _ in range(8):
-            assert supply.left(100) == 100
-            supply.reserve(50, idle=False)
+            assert backlog.estimate(100) == 100
+            backlog.reserve(50, idle=False)
         assert store.asked == [100 * LOOK_AHEAD] * 2
 
     def test_the_last_of_it_is_counted_once(self) -> None:
         store = CountingStore(90)
-        supply = Supply(store, Clock())
+        backlog = Backlog(store, Clock())
         for left in (90, 60, 30, 0):
-            assert supply.left(100) == left
-            supply.reserve(30, idle=False)
+            assert backlog.estimate(100) == left
+            backlog.reserve(30, idle=False)
         assert len(store.asked) == 1
 
     def test_what_is_put_back_is_left_again(self) -> None:
-        supply = Supply(CountingStore(90), Clock())
-        assert supply.left(100) == 90
-        supply.refill(5)
-        assert supply.left(100) == 95
+        backlog = Backlog(CountingStore(90), Clock())
+        assert backlog.estimate(100) == 90
+        backlog.returned(5)
+        assert backlog.estimate(100) == 95
 
     def test_what_others_add_is_seen_later(self) -> None:
         clock, store = Clock(), CountingStore(0)
-        supply = Supply(store, clock)
-        assert supply.left(100) == 0
+        backlog = Backlog(store, clock)
+        assert backlog.estimate(100) == 0
         store._pending.extend(jobs(7))
-        assert supply.left(100) == 0
+        assert backlog.estimate(100) == 0
         clock.seconds += LOOK_SECONDS
-        assert supply.left(100) == 7
+        assert backlog.estimate(100) == 7
 
     def test_a_store_that_counts_slowly_is_asked_seldom(self) -> None:
         clock = Clock()
         store = CountingStore(0, clock, seconds=1)
-        supply = Supply(store, clock)
+        backlog = Backlog(store, clock)
         for _ in range(3):
-            supply.left(100)
+            backlog.estimate(100)
             clock.seconds += LOOK_SECONDS
         assert len(store.asked) == 1
-
-
-class TestWaiting:
-    def test_what_is_behind_a_long_key_is_found_when_its_worker_begins_no_more(self) -> None:
-        clock = Clock()
-        waiting, (first, second, third) = Waiting(clock), jobs(3)
-        in_flight = {1: (first, second, third), 2: (Job("Square", {"n": 9}),)}
-        found: dict[int, Sequence[Job]] = {}
-        for clock.seconds in range(16):
-            if not found and (groups := waiting.suspects(in_flight)):
-                found = waiting.behind(groups, {1: second})
-        assert found == {1: (third,)}
-
-    def test_not_before_that(self) -> None:
-        clock = Clock()
-        waiting, group = Waiting(clock), tuple(jobs(2))
-        clock.seconds = 100
-        assert waiting.behind({1: group}, {1: group[0]}) == {}
-        clock.seconds += GROUP_SECONDS + CLOCKS_DIFFER_SECONDS - 0.1
-        assert waiting.behind({1: group}, {1: group[0]}) == {}
-
-    def test_it_suspects_groups_that_stay(self) -> None:
-        clock = Clock()
-        waiting, group = Waiting(clock), tuple(jobs(2))
-        looks: list[tuple[dict[int, Sequence[Job]], dict[int, Sequence[Job]]]] = [
-            ({1: group, 2: group[:1]}, {}),
-            ({1: group, 2: group[:1], 3: group}, {1: group}),
-            ({3: group, 4: group}, {3: group}),
-        ]
-        for in_flight, suspects in looks:
-            clock.seconds += GROUP_SECONDS
-            assert waiting.suspects(in_flight) == suspects
 
 
 class Groups(ScriptedPool):
@@ -279,8 +245,10 @@ class SeeingStore(MemoryStore):
         return waiting
 
 
-def driver_of(store: MemoryStore, pool: ScriptedPool, policy: Policy, clock: Clock) -> Driver:
-    return Driver(store, pool, policy, "Square", clock=clock, sleep=clock.sleep)
+def timed(
+    store: MemoryStore, pool: ScriptedPool, policy: Policy, clock: Clock, recipe: Recipe = SQUARE
+) -> Driver:
+    return driver_of(store, pool, policy, recipe, clock=clock, sleep=clock.sleep)
 
 
 def going_on(status: Status) -> bool:
@@ -291,7 +259,7 @@ class TestDriver:
     @pytest.mark.parametrize("policy", [Policy(), Policy(max_calls=5000)])
     def test_the_last_groups_are_small(self, policy: Policy) -> None:
         pool = Groups(2, all_made)
-        driver_of(SeeingStore(9000), pool, policy, Clock()).run(going_on)
+        timed(SeeingStore(9000), pool, policy, Clock()).run(going_on)
         sizes = [len(group) for group in pool.submitted]
         assert max(sizes) == LARGEST
         assert sum(sizes) == (policy.max_calls or 9000)
@@ -300,7 +268,7 @@ class TestDriver:
 
     def test_tiny_keys_share_tasks_and_each_is_made_once(self) -> None:
         pool = Groups(2, all_made)
-        summary = driver_of(SeeingStore(200), pool, Policy(), Clock()).run(going_on)
+        summary = timed(SeeingStore(200), pool, Policy(), Clock()).run(going_on)
         assert summary.success_count == 200
         assert sorted(n for group in pool.submitted for n in group) == list(range(200))
         assert len(pool.submitted) < 20
@@ -309,9 +277,7 @@ class TestDriver:
 
     def test_max_calls_bounds_what_groups_hold(self) -> None:
         pool = Groups(2, all_made)
-        assert (
-            driver_of(SeeingStore(200), pool, Policy(max_calls=37), Clock()).run(going_on).success_count == 37
-        )
+        assert timed(SeeingStore(200), pool, Policy(max_calls=37), Clock()).run(going_on).success_count == 37
 
     def test_a_lost_worker_charges_the_key_it_was_making_and_no_other(self) -> None:
         store = SeeingStore(60)
@@ -324,7 +290,7 @@ class TestDriver:
             return dies(ticket)
 
         pool = Groups(1, answer)
-        summary = driver_of(store, pool, Policy(suppress_errors=True), Clock()).run(going_on)
+        summary = timed(store, pool, Policy(suppress_errors=True), Clock()).run(going_on)
         ((key, failure),) = summary.errors
         assert (summary.success_count, key) == (59, {"n": 40})
         assert failure.message.startswith("lost 3 times")
@@ -335,17 +301,17 @@ class TestDriver:
 
         store = MemoryStore("Square", ({"n": n} for n in range(60)))
         pool = Groups(1, answer)
-        summary = driver_of(store, pool, Policy(suppress_errors=True), Clock()).run(going_on)
+        summary = timed(store, pool, Policy(suppress_errors=True), Clock()).run(going_on)
         assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (59, [40])
 
     def test_what_a_worker_leaves_is_made_by_another_task(self) -> None:
         def answer(ticket: int, jobs: Sequence[Job]) -> Completion:
-            left = tuple(Outcome(job, Ending.LEFT) for job in jobs[1:])
+            left = tuple(Outcome(job, Ending.NOT_STARTED) for job in jobs[1:])
             first = Outcome(jobs[0], Ending.MADE)
             return Completion(ticket, Report((first, *left), seconds=0.001))
 
         pool = Groups(1, answer)
-        summary = driver_of(SeeingStore(20), pool, Policy(max_calls=20), Clock()).run(going_on)
+        summary = timed(SeeingStore(20), pool, Policy(max_calls=20), Clock()).run(going_on)
         assert summary.success_count == 20
 
     def test_a_group_may_be_left_of_which_a_stop_gave_back_all_that_ended(self) -> None:
@@ -356,10 +322,10 @@ class TestDriver:
                 return all_made(ticket, jobs)
             store.waiting = {jobs[0].key["n"]}
             driver.stop()
-            left = tuple(Outcome(job, Ending.LEFT) for job in jobs[1:])
-            return Completion(ticket, Report((Outcome(jobs[0], Ending.DISOWNED), *left)))
+            left = tuple(Outcome(job, Ending.NOT_STARTED) for job in jobs[1:])
+            return Completion(ticket, Report((Outcome(jobs[0], Ending.LEASE_LOST), *left)))
 
-        driver = driver_of(store, Groups(1, answer), Policy(), Clock())
+        driver = timed(store, Groups(1, answer), Policy(), Clock())
         assert driver.run(going_on).success_count == 1
         assert store.pending() == 59
 
@@ -375,7 +341,7 @@ class TestDriver:
             return None if len(store._reserved) > 1 or clock.seconds < 60 else all_made(ticket, jobs[:1])
 
         pool = Groups(2, answer)
-        driver_of(store, pool, Policy(), clock).run(lambda status: clock.seconds < 60)
+        timed(store, pool, Policy(), clock).run(lambda status: clock.seconds < 60)
         (behind,) = [group[group.index(30) + 1 :] for group in pool.submitted if 30 in group]
         assert behind
         again = [n for group in pool.submitted for n in group if n in behind]
@@ -392,8 +358,8 @@ class TestDriver:
             store.made_in_secret |= set(numbers[: numbers.index(10)])
             return None
 
-        policy = Policy(suppress_errors=True, timeout_seconds=3)
-        summary = driver_of(store, Groups(1, answer), policy, clock).run(going_on)
+        policy, recipe = Policy(suppress_errors=True), Recipe("Square", timeout_seconds=3)
+        summary = timed(store, Groups(1, answer), policy, clock, recipe).run(going_on)
         assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (29, [10])
 
     def test_an_error_in_a_group_is_one_keys_own(self) -> None:
@@ -404,10 +370,10 @@ class TestDriver:
             outcomes += [
                 Outcome(job, Ending.FAILED, Failure("ValueError: no")) for job in jobs[bad : bad + 1]
             ]
-            outcomes += [Outcome(job, Ending.LEFT) for job in jobs[bad + 1 :]]
+            outcomes += [Outcome(job, Ending.NOT_STARTED) for job in jobs[bad + 1 :]]
             return Completion(ticket, Report(tuple(outcomes), seconds=0.001 * len(jobs)))
 
-        summary = driver_of(SeeingStore(100), Groups(2, answer), Policy(suppress_errors=True), Clock()).run(
+        summary = timed(SeeingStore(100), Groups(2, answer), Policy(suppress_errors=True), Clock()).run(
             going_on
         )
         assert summary.success_count == 90

@@ -14,7 +14,7 @@ from djdist._task_pool import TaskPool
 from djdist.driver import Driver, drive
 from djdist.driver.logs import log_here
 from djdist.job_stores.memory import MemoryStore
-from lab.scripted import Clock, ScriptedPool, ended, failed, lost, made
+from lab.scripted import SQUARE, Clock, ScriptedPool, driver_of, ended, failed, lost, made
 
 RUN = RunInfo("1a2b", "Square", "lab", "ada", "laptop", 7, datetime.now(timezone.utc))
 
@@ -38,13 +38,13 @@ class OnePool(Executor):
 
 def run(pool: ScriptedPool, keys: int, policy: Policy) -> Summary:
     store = MemoryStore("Square", ({"n": n} for n in range(keys)))
-    here, work = OnePool(pool), lambda jobs: Report()
-    return drive(here, going_on, None, store=store, work=work, policy=policy, info=RUN)
+    recipes = {"Square": SQUARE}
+    return drive(OnePool(pool), going_on, None, store=store, recipes=recipes, policy=policy, info=RUN)
 
 
-def driver_of(pool: ScriptedPool, keys: int, clock: Clock) -> Driver:
+def timed(pool: ScriptedPool, keys: int, clock: Clock) -> Driver:
     store = MemoryStore("Square", ({"n": n} for n in range(keys)))
-    return Driver(store, pool, Policy(suppress_errors=True), "Square", clock, clock.sleep)
+    return driver_of(store, pool, Policy(suppress_errors=True), clock=clock, sleep=clock.sleep)
 
 
 def test_a_run_is_told_at_its_begin_and_end_and_not_for_each_key(caplog: pytest.LogCaptureFixture) -> None:
@@ -78,7 +78,7 @@ def test_the_first_error_stops_a_run_and_what_ends_it_is_told(caplog: pytest.Log
 def test_slots_are_told_when_their_number_changes(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     pool = ScriptedPool(slots=2, answer=lambda ticket, job: None)
-    driver = driver_of(pool, 20, clock)
+    driver = timed(pool, 20, clock)
     for clock.seconds, pool.size in ((0, 2), (0.5, 3), (2.5, 8), (5, 8), (7.5, 1)):
         driver.step()
     assert caplog.messages == [
@@ -106,7 +106,7 @@ def test_a_wait_for_the_database_is_told_once_however_many_keys_wait(
 
     def answer(ticket: int, job: Job) -> Completion:
         away = clock.seconds < until
-        return ended(ticket, job, Ending.DEFERRED, "OperationalError: gone") if away else made(ticket, job)
+        return ended(ticket, job, Ending.TRANSIENT, "OperationalError: gone") if away else made(ticket, job)
 
     class Patient(MemoryStore):
         """Has what is given back due at once."""
@@ -116,7 +116,7 @@ def test_a_wait_for_the_database_is_told_once_however_many_keys_wait(
             return super().release(jobs)
 
     store = Patient("Square", ({"n": n} for n in range(10)))
-    driver = Driver(store, ScriptedPool(10, answer), Policy(), "Square", clock, clock.sleep)
+    driver = driver_of(store, ScriptedPool(10, answer), clock=clock, sleep=clock.sleep)
     while driver.step():
         pass
     assert driver.summary().success_count == 10
@@ -135,7 +135,7 @@ def test_the_dashboard_is_told_once_a_second_and_at_the_end() -> None:
 
     pool = ScriptedPool(slots=1, answer=answer)
     pool.has_dashboard = True
-    driver_of(pool, 10, clock).run(going_on)
+    timed(pool, 10, clock).run(going_on)
     tables, statuses, seconds = zip(*pool.shown, strict=True)
     assert set(tables) == {"Square"}
     assert [str(status) for status in statuses] == [

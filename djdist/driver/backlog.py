@@ -16,7 +16,7 @@ LOOK_SECONDS = 2.0
 LOOKING_SHARE = 20
 
 
-class Supply:
+class Backlog:
     """Reserves and counts what is pending, and spares the store vain questions.
 
     It counts as empty only if it was so when nothing ran any more, and nothing that the
@@ -26,7 +26,7 @@ class Supply:
     ----------
     empty : bool
         Nothing is left to reserve.
-    pauses : bool
+    ran_short : bool
         The store had less than it was asked for.
     pending : int
         What was left when it was last seen.
@@ -41,20 +41,20 @@ class Supply:
         self._counting = Counting(store.pending, clock)
         self._left, self._looks_at = 0, clock()
         self._due_at = clock()
-        self.refill(0)
+        self.returned(0)
 
-    def refill(self, count: int, pause_seconds: float = 0) -> None:
+    def returned(self, count: int, pause_seconds: float = 0) -> None:
         """Note that the run has put so many jobs back."""
-        self.empty = self.pauses = False
+        self.empty = self.ran_short = False
         self._asked_at = self._clock()
         self.pending += count
         self._left += count
         if pause_seconds:
             self._due_at = max(self._due_at, self._asked_at + pause_seconds + CLOCKS_DIFFER_SECONDS)
 
-    def asks(self, *, idle: bool) -> bool:
-        """Tell whether the store may have more by now."""
-        return not self.pauses or idle or self._clock() - self._asked_at >= WAIT_SECONDS
+    def may_have_more(self, *, idle: bool) -> bool:
+        """Return whether the store may have more by now."""
+        return not self.ran_short or idle or self._clock() - self._asked_at >= WAIT_SECONDS
 
     def reserve(self, limit: int, *, idle: bool) -> list[Job]:
         """Reserve jobs; ``idle`` says that none of the run is in flight.
@@ -65,13 +65,13 @@ class Supply:
         if idle and not jobs:
             jobs = self._store.reserved()[:limit]
         self.empty = idle and not jobs and self._clock() >= self._due_at
-        self.pauses = len(jobs) < limit
+        self.ran_short = len(jobs) < limit
         self._asked_at = self._clock()
-        self.pending = 0 if self.pauses else max(0, self.pending - len(jobs))
+        self.pending = 0 if self.ran_short else max(0, self.pending - len(jobs))
         self._left -= len(jobs)
         return jobs
 
-    def left(self, enough: int) -> int:
+    def estimate(self, enough: int) -> int:
         """Estimate what is left, no further than to what is enough; what others do is seen late."""
         began_at = self._clock()
         if self._left < enough and began_at >= self._looks_at:

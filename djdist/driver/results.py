@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from djdist._job import Ending, Failure, Handover, Job, Key, Outcome, Policy, Status, Summary
-from djdist._job_store import JobStore
-from djdist.driver.attempts import Attempts, Obstacles
-from djdist.driver.supply import Supply
+from djdist._job import Ending, Failure, Handover, Job, Key, Outcome, Status, Summary
+from djdist.driver.backlog import Backlog
+from djdist.driver.context import RunContext
+from djdist.driver.retries import CircuitBreaker, Retries
+from djdist.driver.shutdown import Shutdown
 
 logger = logging.getLogger(__package__)
 
@@ -29,48 +30,44 @@ IDLING = {
 """What ends a session whose make() computes for long between two queries."""
 
 
-class Ledger:
+class Results:
     """Decides by its ending whether a job is done, an error or tried again, and says so to the store.
 
     Parameters
     ----------
+    run : RunContext
+        Where its jobs are kept, and on which terms they are made.
+    backlog : Backlog
+        Is told what is put back.
+    shutdown : Shutdown
+        Tells whether anything is still tried again.
     stop : callable
         Is called at the first error of a run that ends with it.
 
     Attributes
     ----------
-    stopping : bool
-        Nothing is tried again.
-    obstacles : Obstacles
-        What keeps workers from beginning.
+    breaker : CircuitBreaker
+        Whether workers begin what they get.
     """
 
     def __init__(
-        self,
-        store: JobStore,
-        supply: Supply,
-        policy: Policy,
-        table: str,
-        clock: Callable[[], float],
-        stop: Callable[[], None],
+        self, run: RunContext, backlog: Backlog, shutdown: Shutdown, stop: Callable[[], None]
     ) -> None:
-        self._store = store
-        self._supply = supply
-        self._policy = policy
-        self._table = table
+        self._store, self._policy, self._name = run.store, run.policy, run.name
+        self._backlog = backlog
+        self._shutdown = shutdown
         self._stop = stop
-        self._attempts = Attempts(policy)
-        self.obstacles = Obstacles(clock)
+        self._retries = Retries(run.recipes, run.policy)
+        self.breaker = CircuitBreaker(run.clock)
         self._made = self._failed = self._calls = 0
         self._errors: list[tuple[Key, Failure]] = []
-        self.stopping = False
-        self._disowned = self._waits_for_database = False
+        self._lease_lost = self._waits_for_database = False
 
     def status(self, *, running: int, queued: int, pending: int, begun: bool) -> Status:
         """Give the run's counts, and what a successor would have to know."""
         errors = () if self._policy.suppress_errors else tuple(self._errors[:1])
-        losses = tuple(self._attempts.losses.items())
-        handover = Handover(stopping=self.stopping, losses=losses, errors=errors)
+        losses = tuple(self._retries.losses.items())
+        handover = Handover(stopping=self._shutdown.is_stopping, losses=losses, errors=errors)
         return Status(self._made, self._failed, running, queued, pending, handover, begun)
 
     def summary(self) -> Summary:
@@ -80,10 +77,10 @@ class Ledger:
     def inherit(self, lost: Status) -> None:
         """Count on where a driver was lost."""
         self._made, self._failed, self._errors = lost.made, lost.failed, list(lost.handover.errors)
-        self._attempts.losses.update(dict(lost.handover.losses))
+        self._retries.losses.update(dict(lost.handover.losses))
         self._calls = lost.made + lost.failed
 
-    def note_calls(self, count: int) -> None:
+    def count_reserved(self, count: int) -> None:
         """Note that so many jobs were reserved."""
         self._calls += count
 
@@ -105,51 +102,53 @@ class Ledger:
 
     def record(self, outcome: Outcome) -> None:
         """Record how a job ended."""
-        if outcome.ending not in (Ending.LOST, Ending.DEFERRED):
+        if outcome.ending not in (Ending.LOST, Ending.TRANSIENT):
             self._note_progress()
         match outcome.ending:
             case Ending.MADE:
                 self._made += 1
                 self._finish(outcome.job)
-            case Ending.PRESENT:
+            case Ending.ALREADY_MADE:
                 self._finish(outcome.job)
             case Ending.FAILED:
                 self._record_failed(outcome)
-            case Ending.INTERRUPTED | Ending.LEFT:
+            case Ending.INTERRUPTED | Ending.NOT_STARTED:
                 self.give_back([outcome.job])
             case Ending.LOST:
                 self._record_lost(outcome.job, outcome.failure or UNKNOWN)
-            case Ending.DEFERRED:
-                self._record_deferred(outcome)
-            case Ending.DISOWNED:
-                self._record_disowned(outcome.job)
+            case Ending.TRANSIENT:
+                self._record_transient(outcome)
+            case Ending.LEASE_LOST:
+                self._record_lease_lost(outcome.job)
 
     def give_back(self, jobs: Sequence[Job], pause_seconds: float = 0) -> None:
         """Put jobs back to pending, due after a pause."""
         if jobs:
             self._store.release(jobs, delay_seconds=pause_seconds)
             self._calls -= len(jobs)
-            self._supply.refill(len(jobs), pause_seconds)
+            self._backlog.returned(len(jobs), pause_seconds)
 
-    def let_go(self, job: Job) -> None:
+    def drop(self, job: Job) -> None:
         """Leave a job alone that is not the run's any more."""
         self._calls -= 1
-        if not self._disowned and not self.stopping:
+        if not self._lease_lost and not self._shutdown.is_stopping:
             self._log(NOT_OURS, job)
-            self._disowned = True
+            self._lease_lost = True
 
-    def meet_obstacle(self, what: str) -> None:
+    def worker_failed(self, error: str) -> None:
         """Note what kept a worker from beginning."""
-        if self.obstacles.meet(what):
-            logger.warning("A worker could not begin a key of %s: %s", self._table, what)
+        if self.breaker.note(error):
+            logger.warning("A worker could not begin a key of %s: %s", self._name, error)
 
     def _finish(self, job: Job) -> None:
-        self._attempts.forget(job)
+        self._retries.forget(job)
         self._store.finish(job)
 
     def _record_failed(self, outcome: Outcome) -> None:
         failure = outcome.failure or UNKNOWN
-        pause_seconds = None if self.stopping else self._attempts.after_failure(outcome.job, failure)
+        pause_seconds = (
+            None if self._shutdown.is_stopping else self._retries.after_failure(outcome.job, failure)
+        )
         if pause_seconds is not None:
             failure.clear_frames()
             self._log("failed and is tried again in %.1f s: %s", outcome.job, pause_seconds, failure.message)
@@ -158,9 +157,9 @@ class Ledger:
         self._fail(outcome.job, failure, outcome.host, outcome.pid)
 
     def _fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
-        self._attempts.forget(job)
+        self._retries.forget(job)
         if not self._store.fail(job, failure, host, pid):
-            self.let_go(job)
+            self.drop(job)
             return
         self._failed += 1
         kept = self._kept(failure)
@@ -177,21 +176,21 @@ class Ledger:
         return failure if self._policy.return_exception_objects else Failure(failure.message)
 
     def _record_lost(self, job: Job, cause: Failure) -> None:
-        self.obstacles.forget()
-        pause_seconds = self._attempts.after_loss(job)
-        losses = self._attempts.losses[job.identity]
+        self.breaker.reset()
+        pause_seconds = self._retries.after_loss(job)
+        losses = self._retries.losses[job.identity]
         self._log("was lost, %d of %d: %s", job, losses, self._policy.max_worker_losses, cause.message)
         if pause_seconds is not None:
             self.give_back([job], pause_seconds)
             return
         self._fail(job, Failure(f"lost {losses} times, last: {cause.message}", cause.traceback))
 
-    def _record_deferred(self, outcome: Outcome) -> None:
+    def _record_transient(self, outcome: Outcome) -> None:
         failure = outcome.failure or UNKNOWN
         begun = bool(self._store.begun([outcome.job]))
         connection_lost = CONNECTION_LOST in failure.kinds
         hopeless = connection_lost or bool(failure.limit)
-        pause_seconds = self._attempts.after_deferral(
+        pause_seconds = self._retries.after_transient_error(
             outcome.job, begun=begun, hopeless=hopeless, blocked=failure.blocked
         )
         if pause_seconds is None:
@@ -202,24 +201,24 @@ class Ledger:
             return
         if (pause_seconds >= 1 or failure.blocked) and not self._waits_for_database:
             self._waits_for_database = True
-            logger.warning("%s waits for the database: %s", self._table, failure.message)
+            logger.warning("%s waits for the database: %s", self._name, failure.message)
         failure.clear_frames()
         self.give_back([outcome.job], pause_seconds)
 
     def _note_progress(self) -> None:
-        self.obstacles.forget()
+        self.breaker.reset()
         if self._waits_for_database:
             self._waits_for_database = False
-            logger.info("%s waits no more for the database", self._table)
+            logger.info("%s waits no more for the database", self._name)
 
-    def _record_disowned(self, job: Job) -> None:
+    def _record_lease_lost(self, job: Job) -> None:
         if self._store.renew([job]):
             self._record_lost(job, Failure(UNFINISHED))
         else:
-            self.let_go(job)
+            self.drop(job)
 
     def _log(self, message: str, job: Job, *arguments: object) -> None:
-        logger.warning("%s(%s) " + message, self._table, job, *arguments)
+        logger.warning("%s(%s) " + message, job.table, job, *arguments)
 
 
 def _limit_hint(limit: str) -> str:

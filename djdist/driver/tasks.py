@@ -1,0 +1,149 @@
+"""The tasks in flight: submitted, and not ended."""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from dataclasses import dataclass
+
+from djdist._job import Identity, Job
+from djdist._job_store import JobStore
+from djdist._task_pool import TaskPool
+
+MISSES = 2
+"""What is missing for the first time may have been finished just then."""
+
+
+@dataclass(eq=False)
+class Task:
+    """Jobs of one table that were submitted together.
+
+    Attributes
+    ----------
+    running : Job or None
+        What its worker was making when the store was last asked.
+    running_since : float
+        When it was first seen to do so.
+    misses : int
+        How many renewals in a row have found none of its jobs to be the run's.
+    """
+
+    ticket: int
+    jobs: tuple[Job, ...]
+    submitted_at: float
+    running: Job | None = None
+    running_since: float = 0.0
+    misses: int = 0
+
+    @property
+    def table(self) -> str:
+        """Whose keys they are."""
+        return self.jobs[0].table
+
+    @property
+    def blocked(self) -> tuple[Job, ...]:
+        """What waits behind the job that runs."""
+        return self.jobs[self.jobs.index(self.running) + 1 :] if self.running else ()
+
+    def see(self, begun: Set[Identity], now: float) -> None:
+        """Note which job runs: a worker makes them in order, and what it has made is gone."""
+        running = next((job for job in self.jobs if job.identity in begun), None)
+        if running is not self.running:
+            self.running, self.running_since = running, now
+
+    def note_renewal(self, kept: Set[Identity]) -> None:
+        """Note which jobs are still the run's; the lease does so from a thread of its own."""
+        is_kept = any(job.identity in kept for job in self.jobs)
+        self.misses = 0 if is_kept else self.misses + 1
+
+
+class InFlight:
+    """Keeps the tasks of a run.
+
+    Parameters
+    ----------
+    store : JobStore
+        Knows which jobs have begun.
+    pool : TaskPool
+        Runs the tasks.
+    clock : callable
+        Seconds that pass.
+    """
+
+    def __init__(self, store: JobStore, pool: TaskPool, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._pool = pool
+        self._clock = clock
+        self._tasks: dict[int, Task] = {}
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(list(self._tasks.values()))  # the lease looks at them from a thread of its own
+
+    @property
+    def job_count(self) -> int:
+        """How many jobs there are in all tasks."""
+        return sum(len(task.jobs) for task in self)
+
+    def jobs(self) -> list[Job]:
+        """Return all jobs in flight."""
+        return [job for task in self for job in task.jobs]
+
+    def submit(self, groups: Iterable[tuple[Job, ...]]) -> None:
+        """Submit groups as tasks; give back what was not, if that fails."""
+        waiting = deque(groups)
+        try:
+            while waiting:
+                ticket = self._pool.submit(waiting[0][0].table, waiting[0])
+                self._tasks[ticket] = Task(ticket, waiting.popleft(), self._clock())
+        finally:
+            if waiting:
+                self._store.release([job for jobs in waiting for job in jobs])
+
+    def pop(self, ticket: int) -> Task | None:
+        """Forget a task that has ended or is to be ended, and return it."""
+        return self._tasks.pop(ticket, None)
+
+    def clear(self) -> None:
+        """Forget all tasks."""
+        self._tasks.clear()
+
+    def look(self, tasks: Collection[Task]) -> None:
+        """Ask the store which job of each task runs."""
+        begun = {job.identity for job in self._store.begun([job for task in tasks for job in task.jobs])}
+        now = self._clock()
+        for task in tasks:
+            task.see(begun, now)
+
+    def running_in(self, task: Task) -> Job | None:
+        """Return the job of a task that its worker was making, if that is known."""
+        if self._store.sees_beginnings:
+            self.look([task])
+            return task.running
+        return task.jobs[0] if len(task.jobs) == 1 else None
+
+    def lost(self) -> list[Task]:
+        """Return the tasks of which no job is the run's any more."""
+        return [task for task in self if task.misses >= MISSES]
+
+    def withdraw_queued(self) -> None:
+        """Give back what the cluster has not begun."""
+        cancelled = [ticket for ticket in self._tasks if self._pool.cancel(ticket)]
+        self._store.release([job for ticket in cancelled for job in self._tasks.pop(ticket).jobs])
+
+    def withdraw_unstarted(self) -> None:
+        """Give back what waits for others of its group."""
+        self._leave_out(self._store.release_waiting(self.jobs()))
+
+    def pop_blocked(self, tasks: Iterable[Task]) -> list[Job]:
+        """Take out what waits behind a job that runs, and return it."""
+        blocked = [job for task in tasks for job in task.blocked]
+        self._leave_out(blocked)
+        return blocked
+
+    def _leave_out(self, jobs: Collection[Job]) -> None:
+        left_out = {job.identity for job in jobs}
+        for task in self if left_out else ():
+            task.jobs = tuple(job for job in task.jobs if job.identity not in left_out)
+            if not task.jobs:
+                del self._tasks[task.ticket]
