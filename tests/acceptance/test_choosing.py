@@ -44,7 +44,7 @@ def test_an_urgent_job_overtakes_those_that_wait_while_others_run(
     thread.join()
     files = sorted(tmp_path.glob("*-begun-*"), key=lambda file: int(file.name.split("-")[-1]))
     order = [int(file.name.split("-")[0]) for file in files]
-    # two were being made and one more was submitted; where both end at once, two places fill at once
+    # two were being made and one more was submitted; where both end at once, two slots fill at once
     assert 12 in order[2:5]
 
 

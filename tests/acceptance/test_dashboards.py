@@ -64,11 +64,11 @@ def test_ray_exports_the_counts_of_a_table_and_logs_the_run(
     assert {*METRIC.findall(BOARD.read_text())} <= {*METRIC.findall(text_at(address))}
     logs = Path(ray_cluster._private.worker.global_worker.node.get_logs_dir_path())
     lines = [line for file in logs.glob("worker-*.err") for line in file.read_text().splitlines()]
-    begin, places, end = [line for line in lines if "djdist.driver: " in line and "Metered" in line]
+    begin, slots, end = [line for line in lines if "djdist.driver: " in line and "Metered" in line]
     assert "INFO djdist.driver: Run " in begin
     cluster = ray_cluster.get_runtime_context().gcs_address
     assert f" of {metered.database}.Metered begins on RayExecutor({cluster})" in begin
-    assert "Metered has 2 places, 0 before; 10 keys are pending" in places
+    assert "Metered has 2 slots, 0 before; 10 keys are pending" in slots
     assert f"Metered is over: {9 - failed} made, {failed} failed, 0 running, 1 pending" in end
 
 

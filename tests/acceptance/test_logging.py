@@ -19,8 +19,8 @@ def test_a_run_is_told_at_its_begin_and_end(
     caplog.set_level(logging.INFO, "djdist")
     pipelines.fill(lab, subjects=2, sessions=5)
     lab.Fragile.populate(reserve_jobs=True, suppress_errors=True, executor=processes)
-    begin, places, end = [record.message for record in caplog.records if record.name.startswith("djdist")]
+    begin, slots, end = [record.message for record in caplog.records if record.name.startswith("djdist")]
     assert f"of {lab.SCHEMA}.Fragile begins on LocalExecutor(processes=2), called by " in begin
     assert begin.count(f"(pid {os.getpid()})") == 2
-    assert places == "Fragile has 2 places, 0 before; 10 keys are pending"
+    assert slots == "Fragile has 2 slots, 0 before; 10 keys are pending"
     assert end.endswith(f"of {lab.SCHEMA}.Fragile is over: 8 made, 2 failed, 0 running, 0 pending")
