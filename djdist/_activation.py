@@ -23,7 +23,7 @@ _own: dict[str, Any] = {"populate": populate, "jobs": _JobsOfTable()}
 
 
 def enable() -> None:
-    """Give every Computed and Imported table of this process djdist's ``populate`` and ``jobs``.
+    """Put djdist's ``populate`` and ``jobs`` on every Computed and Imported table of this process.
 
     Tables that were imported before are included. Calling it again changes nothing.
 
@@ -37,7 +37,7 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Give the tables DataJoint's own ``populate`` and ``jobs`` back."""
+    """Restore DataJoint's own ``populate`` and ``jobs``."""
     _give(_native)
 
 
@@ -62,7 +62,7 @@ _KNOWN: tuple[tuple[Any, str, str], ...] = (
 
 @cache
 def _check_datajoint() -> None:
-    """See that the names of DataJoint that djdist stands on are what it knows, lest it fail silently."""
+    """Check that the private names of DataJoint that djdist uses are what it expects."""
     unknown = [
         f"{owner.__name__}.{name}" for owner, name, known in _KNOWN if _parameters(owner, name) != known
     ]

@@ -172,7 +172,7 @@ def _serves(pid: int, folder: Path) -> bool:
 
 
 def _forget_dead_users(users: Path) -> None:
-    """Let the server end although a process that was killed never said that it is gone."""
+    """Forget users that were killed, so that the server can end."""
     if users.exists():
         users.write_text(json.dumps([pid for pid in _pids(users.read_text()) if _lives(pid)]))
 

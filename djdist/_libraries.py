@@ -11,7 +11,7 @@ INSTALLED = {"site-packages", "dist-packages"}
 
 
 def explained(error: ImportError | AttributeError, what: str, extra: str) -> MissingLibraryError:
-    """Tell a library that isn't there from one that a file of the user's hides, and one that is broken."""
+    """Return an error that says whether a library is missing, hidden by a file of the user's, or broken."""
     named = error.name if isinstance(error, ImportError) else None
     library = (named or extra).split(".")[0]
     file, install = _file_of(library), f"pip install {_requirements(extra)}"
@@ -39,7 +39,7 @@ def _file_of(library: str) -> Path | None:
 
 
 def _requirements(extra: str) -> str:
-    """Give what an extra stands for, as pip takes it: ``djdist[extra]`` may not be on any index."""
+    """Return what an extra stands for, as pip takes it: ``djdist[extra]`` may not be on any index."""
     try:
         listed = [line.partition(";") for line in requires("djdist") or ()]
     except PackageNotFoundError:  # it runs from a folder

@@ -20,7 +20,7 @@ ExceptionClasses: TypeAlias = str | type[BaseException] | Iterable[str | type[Ba
 
 
 def class_names(given: Any) -> tuple[str, ...]:
-    """Name exception classes; one or several are given, or their names.
+    """Return the names of exception classes; given are one or several, or their names.
 
     Raises
     ------
@@ -80,22 +80,22 @@ class Settings(BaseSettings):
     executor : str or object
         Where ``populate()`` runs when no ``executor=`` is given. Default ``"local"``.
     lease_seconds : int
-        A reservation that was not renewed for so long goes back to pending. Default 60.
+        Seconds after which a reservation that wasn't renewed goes back to pending. Default 60.
     max_worker_losses : int
-        A key that lost so many workers in a run becomes an error. Default 3. Its former name
+        How many workers a key may lose in a run before it becomes an error. Default 3. Its former name
         ``max_losses`` still works in this release, with a warning.
     grace_seconds : float
-        So long may what runs go on after Ctrl-C, SIGTERM or a stop, before it is ended
+        How long what runs may go on after Ctrl-C, SIGTERM or a stop, before it is ended
         and goes back to pending. Default 10.
     timeout_seconds : float or None
         A ``make()`` that takes longer is ended and becomes an error. Default None: no limit.
     retries : int
-        So often a key that failed is tried again in the same call. Default 0.
+        How often a failed key is retried in the same call. Default 0.
     retry_on : tuple of str
-        Names of the exception classes, or of their bases, that are worth another try; may
+        Names of the exception classes, or of their bases, that are worth a retry; may
         be assigned as classes. Default: all.
     retry_pause_seconds : float
-        How long a key that failed waits before it is tried again; the pause doubles with each
+        How long a failed key waits before it is retried; the pause doubles with each
         try, up to 5 minutes. Default 1.
     task_seconds : float
         How long the group of keys should take that a worker is sent at once. Larger spares the
@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     max_errors_listed : int
         How many errors ``populate()`` returns at most; the jobs table holds all. Default 1000.
     database_patience_seconds : float
-        So long a run waits for a database that went away. Default 300.
+        How long a run waits for a database that went away. Default 300.
     ship_credentials : bool
         Send the caller's connection settings to the workers. If False, the workers
         use their own configuration of DataJoint. Default True.

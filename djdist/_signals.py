@@ -35,7 +35,7 @@ class Signals:
             raise
 
     def ends_program(self, number: int) -> bool:
-        """Tell whether such a signal ends what it interrupts; a program's own handler may go on."""
+        """Return whether such a signal ends what it interrupts; a program's own handler may go on."""
         own_handler = callable(self._on_sigint) and self._on_sigint is not signal.default_int_handler
         return number == signal.SIGTERM or not own_handler
 
@@ -55,6 +55,7 @@ def catching(*numbers: signal.Signals) -> Iterator[Signals]:
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
+    # None: a handler that Python doesn't know, such as one of a library in C, couldn't be put back
     heeded = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     handlers = {number: signal.signal(number, signals.interrupt) for number in heeded}
     try:
@@ -65,7 +66,7 @@ def catching(*numbers: signal.Signals) -> Iterator[Signals]:
 
 
 def ends_program(number: int) -> bool:
-    """Tell whether a signal that was just received ends what it interrupts, as far as that is known."""
+    """Return whether a signal that was just received ends what it interrupts, as far as that is known."""
     handler = signal.getsignal(number)
     owner = getattr(handler, "__self__", None)
     return owner.ends_program(number) if isinstance(owner, Signals) else handler is signal.default_int_handler
@@ -79,12 +80,16 @@ def signal_behind(error: BaseException | None) -> BaseException | None:
 
 
 def _handling(numbers: Sequence[signal.Signals]) -> Signals | None:
-    """Give what handles one of these signals already."""
+    """Return what handles one of these signals already."""
     owners = [getattr(signal.getsignal(number), "__self__", None) for number in numbers]
     return next((owner for owner in owners if isinstance(owner, Signals)), None)
 
 
 _forking = threading.local()
+
+
+# SIGTERM is blocked around a fork, because the child inherits Python's handler: a signal that comes before
+# the child has its own would be noted in a process that never looks for it.
 
 
 def _hold_back_sigterm() -> None:
@@ -96,10 +101,10 @@ def _let_sigterm_through() -> None:
 
 
 def _end_by_sigterm() -> None:
-    """Let what make() has forked end as any process does.
+    """Restore the default of SIGTERM in what make() has forked.
 
     Python forgets a signal that meets a child with a handler in its first moment, and a pool of
-    make()'s that is over at once would wait for that child for ever.
+    make()'s that is over at once would wait forever for that child.
     """
     if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Signals):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -14,12 +14,12 @@ from djdist.shipping.packing import is_alive
 
 
 def all_tables(names: Sequence[str]) -> list[Any]:
-    """Give the tables of some names, each once."""
+    """Return the tables of some names, each once."""
     return list(dict.fromkeys(table for name in names for table in tables_named(name)))
 
 
 def one_table(name: str) -> Any:
-    """Give the table of a name.
+    """Return the table of a name.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def one_table(name: str) -> Any:
 
 
 def reconnected(tables: list[Any]) -> list[Any]:
-    """Give tables, with new connections for those that were lost."""
+    """Return tables, with new connections for those that were lost."""
     for table in tables:
         if not is_alive(table.connection):
             connect_anew(table.connection)
@@ -41,18 +41,18 @@ def reconnected(tables: list[Any]) -> list[Any]:
 
 
 def check(table: Any, restrictions: Sequence[str] | None) -> None:
-    """Let the database refuse a restriction of keys before anything is changed."""
+    """Check a restriction of keys with the database, before anything is changed."""
     _tried(lambda: _todo(table, restrictions), restrictions)
 
 
 def jobs_of_keys(table: Any, restrictions: Sequence[str] | None) -> Any:
-    """Give the jobs of the keys that a call of populate() was about."""
+    """Return the jobs of the keys that a call of populate() was about."""
     jobs = table.jobs
     return jobs.restrict(_todo(table, restrictions).proj(), semantic_check=False) if restrictions else jobs
 
 
 def jobs_seen(table: Any, restrictions: Sequence[str] | None) -> Any:
-    """Give jobs to look at; there are none to restrict before the jobs table is declared."""
+    """Return jobs to look at; there are none to restrict before the jobs table is declared."""
     jobs = jobs_to_look_at(table)
     return restricted(jobs, restrictions) if jobs.is_declared else jobs
 

@@ -20,7 +20,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kMGT])(i?))?B?")
 
 
 def executor_of(name: str | None, address: str | None, **needs: Any) -> Any:
-    """Give what ``executor=`` takes; ``needs`` are what one key needs, None where it wasn't said.
+    """Return what ``executor=`` takes; ``needs`` are what one key needs, None where it wasn't said.
 
     Raises
     ------

@@ -16,7 +16,7 @@ class Rates:
         self._looks: dict[str, deque[tuple[float, int]]] = {}
 
     def fill(self, frame: pd.DataFrame, now: float) -> pd.DataFrame:
-        """Give the rate of each table that somebody populates, with the time left."""
+        """Return the rate of each table that somebody populates, with the time left."""
         measured = pd.Series(
             {str(table): self._rate(str(table), row, now) for table, row in frame.iterrows()}
         )

@@ -39,7 +39,7 @@ def start(level: int = logging.WARNING) -> None:
 
 
 def _spell_for_terminal() -> None:
-    """Let no sign that a terminal doesn't know end the command."""
+    """Replace characters that a terminal can't show, instead of failing."""
     codecs.register_error("djdist", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -62,7 +62,7 @@ def _load_datajoint() -> None:
 
 
 def _refusals(error: ValueError) -> str:
-    """Name the settings that pydantic refuses; other errors speak for themselves."""
+    """Return the settings that pydantic refuses; other errors speak for themselves."""
     refused: list[Any] = getattr(error, "errors", list)()
     return "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in refused) or str(
         error

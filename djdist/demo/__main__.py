@@ -106,7 +106,7 @@ def _populate_all(pipeline: Any, executor: Any) -> None:
 
 
 def _repair(pipeline: Any) -> None:
-    """Look at the errors, remove their cause, and put the keys back."""
+    """Show the errors, remove their cause, and retry the keys."""
     errors = pipeline.Statistics.jobs.errors
     _say("Errors", f"{len(errors)} keys failed. Statistics.jobs.errors.to_pandas() shows why:")
     print(errors.to_pandas()[["error_message"]].sort_index().to_string(max_colwidth=100))

@@ -51,7 +51,7 @@ class ReportFigure(Figure):
     """A figure that a notebook shows, although pyplot doesn't know it."""
 
     def png(self) -> bytes:
-        """Give the picture as a file's content."""
+        """Return the picture as a file's content."""
         picture = io.BytesIO()
         self.savefig(picture, format="png", dpi=DOTS_PER_INCH)
         return picture.getvalue()
@@ -94,7 +94,7 @@ def headline(history: History) -> str:
 
 
 def _heights(jobs: pd.DataFrame, timed: pd.DataFrame, causes: pd.DataFrame) -> dict[str, float]:
-    """Give the rows' heights in inches by the names of what is in them."""
+    """Return the rows' heights in inches by the names of what is in them."""
     heights: dict[str, float] = {}
     if len(jobs):
         heights |= {"timeline timeline": _timeline_inches(jobs), "rate rate": 1.3}
@@ -114,7 +114,7 @@ def _colours(tables: Sequence[str]) -> Colours:
 
 
 def _with_lanes(jobs: pd.DataFrame) -> pd.DataFrame:
-    """Give each process a lane of its host, which it may take over from one that had ended.
+    """Assign each process a lane of its host, which it may take over from one that had ended.
 
     Times become numbers, as matplotlib counts them.
     """
@@ -188,7 +188,7 @@ def _reading(made: pd.DataFrame) -> str:
 
 
 def _busy(jobs: pd.DataFrame, lanes: int, left: float, right: float) -> Floats:
-    """Give the busy part of each column of time, for each lane."""
+    """Return the busy part of each column of time, for each lane."""
     lane, scale = jobs["lane"].to_numpy(), BUSY_COLUMNS / (right - left)
     begin, end = ((jobs[edge].to_numpy() - left) * scale for edge in ("left", "right"))
     return _passed(lane, end, lanes) - _passed(lane, begin, lanes)
@@ -336,7 +336,7 @@ def _mark_time(axis: Axes) -> None:
 
 
 def _add_legend(axis: Axes, jobs: pd.DataFrame, colours: Colours) -> None:
-    """Name the colours, but not that of a single table."""
+    """Add a legend of the colours, but not of a single table's."""
     named = [table for table in colours if len(colours) > 1 and colours[table] != OTHER_TABLES]
     length = LONGEST_LEGEND // max(1, len(named))
     handles: list[Any] = [Patch(color=colours[t], label=_shortened(t, length)) for t in named]

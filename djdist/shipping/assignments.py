@@ -55,7 +55,7 @@ HARMLESS_CALLS = {
     *("array", "zeros", "ones", "full", "arange", "linspace", "int8", "int16", "int32", "int64"),
     *("uint8", "uint16", "uint32", "uint64", "float32", "float64"),
 }
-"""What an expression may hold, and the names of what it may call, to be worked out a second time."""
+"""What an expression may hold, and the names of what it may call, to be evaluated a second time."""
 
 FILLED = {dict, list, set}
 """Containers that keep their identity where a module's are given the caller's content."""
@@ -63,14 +63,14 @@ Dumps = Callable[[Any], bytes]
 
 
 def of_instance(table: dj.Table, dumps: Dumps) -> dict[str, Any]:
-    """Give the attributes of an instance, without those that a new one has."""
+    """Return the attributes of an instance, without those that a new one has."""
     attributes = {n: v for n, v in vars(table).items() if not (n.startswith("_") and n in OF_DATAJOINT)}
     new = vars(type(table)()) if attributes else {}
     return {n: v for n, v in attributes.items() if n not in new or _differ(v, new[n], dumps)}
 
 
 def of_classes(kind: type[dj.Table], dumps: Dumps, others: Iterable[type[dj.Table]] = ()) -> list[Assignment]:
-    """Give the data of a table's class, its bases and parts that their modules don't give them.
+    """Return the data of a table's class, its bases and parts that their modules don't give them.
 
     ``others`` are tables that its ``make()`` may use; what can't be pickled of those is passed over.
     """
@@ -87,7 +87,7 @@ def of_classes(kind: type[dj.Table], dumps: Dumps, others: Iterable[type[dj.Tabl
 
 @contextmanager
 def assigned(assignments: list[Assignment]) -> Iterator[None]:
-    """Let classes and modules have the caller's data for a ``with``: another run may have other data."""
+    """Assign the caller's data to classes and modules for a ``with``: another run may have other data."""
     with ExitStack() as undo:
         for owner, name, value in assignments:
             before = vars(owner).get(name, assigned)
@@ -115,7 +115,7 @@ def _swap(one: Any, other: Any) -> None:
 
 
 def _differ(one: Any, other: Any, dumps: Dumps) -> bool:
-    """Tell whether two objects differ; what can't be pickled is left to ``__init__()`` on the worker."""
+    """Return whether two objects differ; what can't be pickled is left to ``__init__()`` on the worker."""
     with suppress(Exception):
         return dumps(one) != dumps(other)
     return False
@@ -149,7 +149,7 @@ def _classes_by_name(kind: type[dj.Table]) -> Iterator[type]:
 
 
 def _is_assigned(owner: type, name: str, value: Any, dumps: Dumps) -> bool:
-    """Tell whether a class has an attribute from elsewhere than its module.
+    """Return whether a class has an attribute from elsewhere than its module.
 
     What the module works out, such as a folder of this machine, every worker works out itself.
     """
@@ -183,7 +183,7 @@ def is_of_other_module(function: Any, owner: Owner) -> bool:
 
 
 def worked_out(expression: ast.expr, owner: Owner) -> Any:
-    """Work out once more what a class's body or a module says, if this does nothing else and takes no time.
+    """Evaluate again what a class's body or a module says, if this does nothing else and takes no time.
 
     Raises
     ------
@@ -237,7 +237,7 @@ def _written_in(source: str, qualname: str) -> Written | None:
 
 
 def _stored(block: ast.Module | ast.ClassDef, name_of: Callable[[ast.AST], str | None]) -> Written:
-    """Give what a block stores by name; what depends on a condition counts as worked out."""
+    """Return what a block stores by name; what depends on a condition counts as worked out."""
     written: Written = {}
     for statement in block.body:
         targets, value = _assignment(statement)
@@ -254,7 +254,7 @@ def _assignment(statement: ast.stmt) -> tuple[list[ast.expr], ast.expr | None]:
 
 
 def _nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Give all that runs with a block, so not what is in its functions and classes."""
+    """Return all that runs with a block, so not what is in its functions and classes."""
     yield node
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
         for child in ast.iter_child_nodes(node):

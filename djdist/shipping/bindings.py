@@ -116,7 +116,7 @@ class LateModule:
     links: Mapping[str, Packed]
 
     def link(self, unpack: Unpack) -> list[Assignment]:
-        """Import what it is linked with, and give what its globals hold at the caller."""
+        """Import what it is linked with, and return what its globals hold at the caller."""
         module = sys.modules[self.name]
         try:
             for name in self.linked:
@@ -175,7 +175,7 @@ class Bindings:
     needed: set[str]
 
     def apply(self, unpack: Unpack) -> list[Assignment]:
-        """Let modules become what they are at the caller, and give what their globals have to hold.
+        """Bind modules as they are at the caller, and return what their globals have to hold.
 
         Raises
         ------
@@ -200,7 +200,7 @@ class Bindings:
 
 
 def bindings(table: type[dj.Table], pickle: Pack) -> Bindings:
-    """Look at all modules that this process has imported."""
+    """Return what the modules that this process has imported have become."""
     bound = [BoundTable(t.__module__, t.__qualname__, t.database) for t in bound_tables()]
     found = [*_schemas({each.module for each in bound})]
     late = dict[str, list[Any]]()
@@ -226,7 +226,7 @@ def bindings(table: type[dj.Table], pickle: Pack) -> Bindings:
 
 
 def register(connection: dj.Connection, schemas: list[str]) -> None:
-    """Let ``self.upstream`` find the schemas that the caller's connection knows."""
+    """Register the schemas that the caller's connection knows, so that ``self.upstream`` finds them."""
     for name in schemas:
         if name not in connection.schemas:
             schema = dj.Schema(connection=connection)
@@ -235,7 +235,7 @@ def register(connection: dj.Connection, schemas: list[str]) -> None:
 
 
 def tables(base: type[dj.Table]) -> Iterator[type[dj.Table]]:
-    """Give all classes of tables below one."""
+    """Return all classes of tables below one."""
     return _subclasses(base)
 
 
@@ -246,7 +246,7 @@ def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
 
 
 def bound_tables(connection: dj.Connection | None = None) -> Iterator[type[dj.Table]]:
-    """Give the tables of modules that belong to a schema, on a connection or on all."""
+    """Return the tables of modules that belong to a schema, on a connection or on all."""
     for table in tables(dj.Table):
         if _is_bound_master(table) and (connection is None or table._connection is connection):
             yield table
@@ -266,7 +266,7 @@ def _modules() -> Iterator[tuple[str, ModuleType]]:
 
 
 def _reached(name: str) -> set[str]:
-    """Name the modules that a module's code can reach, through those that it has imported."""
+    """Return the names of the modules that a module's code can reach."""
     reached, to_see = set[str](), {name}
     while to_see:
         reached |= to_see
@@ -317,7 +317,7 @@ def _at(module: ModuleType | None, path: Path) -> Any:
 
 
 def _linked(schema: Any) -> str:
-    """Name the module whose objects a schema was given, if workers can import it."""
+    """Return the name of the module whose objects a schema was given, if workers can import it."""
     given = ((name, module) for name, module in _modules() if vars(module) is schema.add_objects)
     return next((name for name, module in given if travels_by_name(name, module)), "")
 
@@ -354,7 +354,7 @@ def _codes_within(code: CodeType) -> Iterator[CodeType]:
 
 
 def _set_by_activation(codes: Sequence[CodeType]) -> set[str]:
-    """Name the globals that are set by functions which activate schemas, and by what these call."""
+    """Return the names of globals that functions set which activate schemas, or that these call."""
     activating = [code for code in codes if "activate" in code.co_names]
     called = {name for code in activating for name in code.co_names}
     setting = [*activating, *(code for code in codes if code.co_name in called)]

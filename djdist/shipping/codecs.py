@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 
 
 def codecs_beside_datajoints() -> dict[str, type[dj.Codec]]:
-    """Give the classes of this process's codecs by their names."""
+    """Return the classes of this process's codecs by their names."""
     kinds = {name: type(codec) for name, codec in dj.codecs._codec_registry.items()}
     return {name: kind for name, kind in kinds.items() if kind.__module__.partition(".")[0] != "datajoint"}
 
 
 def codecs_used(table: dj.Table) -> set[str]:
-    """Name the codecs of a table, its parts and all that it is made from."""
+    """Return the names of the codecs of a table, its parts and all that it is made from."""
     used = {*table.ancestors(), *table.parts()}
     return {
         attribute.codec.name

@@ -46,7 +46,7 @@ def _parts_of(table: Any, make_kwargs: dict[str, Any]) -> Iterator[Named]:
 
 
 def _parts(name: str, thing: Any, seen: set[int]) -> Iterator[Named]:
-    """Give what travels with a thing, which is itself if that is neither a function nor a class."""
+    """Return what travels with a thing, which is itself if that is neither a function nor a class."""
     if id(thing) in seen:
         return
     seen.add(id(thing))

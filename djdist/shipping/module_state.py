@@ -1,7 +1,7 @@
 """What modules of a pipeline were given after their import, as ``activate()`` keeps a linking module.
 
-Workers import a pipeline's modules anew. What such a module, a class in it, or an object that ``activate()``
-changes holds otherwise than the source says, they are sent for the time of a run:
+Workers import a pipeline's modules themselves. What such a module, a class in it, or an object that
+``activate()`` changes holds otherwise than the source says, they are sent for the time of a run:
 
 * what functions that activate schemas set, by whatever statement. It has to travel, or the run is refused;
 * what was assigned from outside, as by a script. What can't be pickled or is large stays, with a warning.
@@ -211,7 +211,7 @@ def _is_class_of(value: Any, module: ModuleType) -> bool:
 def _is_object(value: Any) -> bool:
     """Return whether a value is an object of the pipeline's own, whose attributes may be set."""
     kind = type(value)
-    if isinstance(value, type):
+    if isinstance(value, type) or not kind.__dictoffset__:
         return False
     is_own = kind is SimpleNamespace or _is_class_of(kind, sys.modules.get(kind.__module__, sys))
     return is_own and _folder(sys.modules.get(kind.__module__)) is not None

@@ -43,7 +43,7 @@ def shared_settings(connection: dj.Connection, *, ship_credentials: bool = True)
 
 
 def apply_settings(settings: ConnectionSettings, config: Any) -> None:
-    """Give a process's DataJoint configuration the values that it has at the caller."""
+    """Set a process's DataJoint configuration to the caller's values."""
     for name, value in settings.config.items():
         group = getattr(config, name)
         if isinstance(value, dict) and not isinstance(group, dict):
@@ -133,7 +133,7 @@ def unpack(
 
 
 def is_alive(connection: dj.Connection) -> bool:
-    """Tell whether a connection can be used; DataJoint's own answer is a guess on PostgreSQL."""
+    """Return whether a connection can be used; DataJoint's own answer is a guess on PostgreSQL."""
     try:
         connection.query("SELECT 1", reconnect=False)
     except Exception:
@@ -143,7 +143,7 @@ def is_alive(connection: dj.Connection) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Spare the caller's terminal a message for each worker that connects, and of TLS after each error."""
+    """Suppress the messages of each worker that connects, and those on TLS after each error."""
     level = dj.logger.level
     dj.logger.setLevel(logging.WARNING)
     dj.logger.addFilter(_says_more_than_that_there_is_no_tls)
@@ -233,7 +233,7 @@ def _or_own(settings: ConnectionSettings) -> ConnectionSettings:
 
 
 def _own_login() -> Login:
-    """Give the login of this process, which needs no connection for that."""
+    """Return the login of this process, which needs no connection for that."""
     login = _login_of_process()
     if login["user"] is None:
         raise WorkerSetupError(
@@ -262,7 +262,7 @@ def _configured_login(config: Any) -> Login:
 
 
 def _shared_connection(settings: ConnectionSettings) -> dj.Connection:
-    """Give the connection of ``dj.conn()``, or one in its place where DataJoint is in thread-safe mode."""
+    """Return the connection of ``dj.conn()``, or one in its place where DataJoint is in thread-safe mode."""
     if dj.instance._load_thread_safe():
         login = settings.login or _own_login()
         return open_connection(SHARED, dj.Connection, settings.backend, login, dj.instance._global_config, [])
@@ -270,7 +270,7 @@ def _shared_connection(settings: ConnectionSettings) -> dj.Connection:
 
 
 def _leave_other_database(settings: ConnectionSettings) -> None:
-    """Let tables that are imported from now on connect anew; those of another run keep theirs."""
+    """Reset DataJoint's connection if it leads elsewhere; tables of another run keep theirs."""
     connection = dj.instance._singleton_connection
     if connection is None:
         return
@@ -299,6 +299,6 @@ def _connect(connection: dj.Connection, settings: ConnectionSettings) -> None:
 
 
 def _revive(connection: dj.Connection) -> None:
-    """Connect anew where the socket is dead or the one of a forked process's parent."""
+    """Reconnect where the socket is dead, or is a forked process's parent's."""
     if os.getpid() != _IMPORTED_IN_PID or not is_alive(connection):
         connection.connect()

@@ -11,7 +11,7 @@ from uuid import uuid4
 from djdist._job import Job, Report, TaskFunction
 
 LARGE_BYTES = 1_000_000
-"""Less than this travels with each task: to ask for it would take longer."""
+"""Less than this travels with each task: asking for it would take longer."""
 Sendable = Callable[[Sequence[Job]], Report | None]
 """A task function, or what stands for it in a task; None: the process has to be sent the function."""
 
@@ -56,12 +56,12 @@ class SentTask:
 
 
 def fetched(function: TaskFunction, fetch: Callable[[], PickledTask]) -> TaskFunction:
-    """Give what tasks hold where workers can fetch what is large."""
+    """Return what tasks hold where workers can fetch what is large."""
     return FetchedTask(function.name, fetch) if _is_large(function) else function
 
 
 def sent(function: TaskFunction) -> Sendable:
-    """Give what tasks hold where a worker can only be sent again what it lacks."""
+    """Return what tasks hold where a worker can only be sent again what it lacks."""
     return SentTask(function.name) if _is_large(function) else function
 
 
@@ -91,7 +91,7 @@ class _Kept:
         return function
 
     def _make_room(self, size: int) -> None:
-        """Let go of the oldest ones, whose runs are over as a rule; else they are sent again."""
+        """Drop the oldest ones, whose runs are usually over; if not, they are sent again."""
         while self._functions and (
             len(self._functions) >= MOST_KEPT
             or size + sum(s for _, s in self._functions.values()) > MOST_BYTES_KEPT

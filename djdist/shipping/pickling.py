@@ -47,7 +47,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._ship_credentials = ship_credentials
         self._known = [own]
         contexts = [t.__dict__.get("declaration_context") for t in tables(dj.Table)]
-        self._contexts = {id(context): context for context in contexts}  # held, lest others get their ids
+        self._contexts = {id(context): context for context in contexts}  # held, or others could get their ids
 
     @property
     def pickled(self) -> bytes:
@@ -71,7 +71,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             raise self._refusal(self._own)
 
     def persistent_id(self, obj: Any) -> str | None:
-        """Name what the worker has itself."""
+        """Return a name for what the worker has itself."""
         if isinstance(obj, dict):
             return NAMESPACE if "__builtins__" in obj or id(obj) in self._contexts else None
         if obj is self._own:
@@ -146,7 +146,7 @@ class Unpickler(pickle.Unpickler):
         return unpickler.load()
 
     def persistent_load(self, pid: str) -> Any:
-        """Give what this process has itself."""
+        """Return what this process has itself."""
         if pid == NAMESPACE:
             return {}
         if pid == SHARED_SETTINGS:
@@ -159,7 +159,7 @@ class Unpickler(pickle.Unpickler):
 
 
 def login_of(connection: dj.Connection) -> Login:
-    """Tell how a connection was opened."""
+    """Return how a connection was opened."""
     info = connection.conn_info
     return {
         "host": info["host"],

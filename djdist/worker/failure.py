@@ -23,12 +23,12 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def portable(failure: Failure) -> Failure:
-    """Let a failure travel: with its exception pickled, or without it where that can't be."""
+    """Return a failure that can travel: with its exception pickled, or without it where that can't be."""
     return replace(failure, exception=_pickled(failure.exception))
 
 
 def exception_of(failure: Failure) -> BaseException:
-    """Give what ``make()`` raised, with the traceback of where it did."""
+    """Return what ``make()`` raised, with the traceback of where it did."""
     if isinstance(failure.exception, BaseException):
         return failure.exception
     try:

@@ -38,7 +38,7 @@ THREADS = (
 )
 
 COMMIT_PATIENCE_SECONDS = 30.0
-"""So long a worker tries to ask a database that went away at a COMMIT what became of it."""
+"""How long a worker tries to ask a database that went away at a COMMIT what became of it."""
 PAUSE_SECONDS = 0.5
 
 _left_behind: set[int] = set()
@@ -73,7 +73,7 @@ class WorkerContext:
             return make_group(Group(self, jobs))
 
     def watched(self) -> AbstractContextManager[None]:
-        """Notice meanwhile if the server of the table's connection falls silent."""
+        """Notice if the server of the table's connection falls silent, for a ``with``."""
         return watched(self.table.connection, partial(open_dbapi_connection, self.settings))
 
 
@@ -112,14 +112,14 @@ class Group:
         return self._begun[job.identity]
 
     def _bear_mark(self, fence: Fence) -> None:
-        """Let the session of a worker be found and ended where it loses power; the caller's is its own."""
+        """Mark a worker's session, so that it can be found and ended if the worker loses power."""
         if self.context.own_connection:
             session = self.context.table.connection._conn
             with Waiting(session):
                 bear(session, worker_mark(fence.token, platform.node(), os.getpid()))
 
     def holds(self, job: Job) -> bool:
-        """Tell whether a job that was begun is still to be finished."""
+        """Return whether a job that was begun is still to be finished."""
         at = self.context
         return at.fence is not None and at.fence.holds(at.table.connection, self.values(job))
 
@@ -175,7 +175,7 @@ def make_job(group: Group, job: Job, make_session: MakeSession, signals: Signals
 
 
 def _limit_of_idling(connection: Any, seconds: float) -> str:
-    """Name the setting by which the server may have ended a session that made a key for so long."""
+    """Return the setting by which the server may have ended a session that was idle for that time."""
     with suppress(Exception):
         if not is_alive(connection):
             connect_anew(connection)
@@ -257,6 +257,7 @@ def one_at_a_time(await_turn: Callable[[Any], None] = _warn_and_wait) -> Iterato
 
     Where another thread has the lock, ``await_turn`` is given it to acquire it.
     """
+    # tried without waiting first, so that whoever does have to wait can warn, or free a slot of the cluster
     if not _lock.acquire(blocking=False):
         await_turn(_lock)
     try:

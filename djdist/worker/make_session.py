@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _here = local()
 
 WORTH_PREPARING = 10
-"""Of so many keys and more, the server parses and plans the statement that ends a job only once."""
+"""From this many keys on, the server parses and plans the statement that ends a job only once."""
 
 
 def load_early() -> None:
@@ -43,7 +43,7 @@ def load_early() -> None:
 
 
 def is_making() -> bool:
-    """Tell whether this thread is inside a ``make()``, which may populate what it needs itself."""
+    """Return whether this thread is inside a ``make()``, which may populate what it needs itself."""
     return getattr(_here, "depth", 0) > 0
 
 
@@ -62,10 +62,10 @@ class MakeSession:
     version : str
         The code's version, which DataJoint else looks up for every key, with git.
     count : int
-        So many keys will be made. Each has a transaction of its own; where nothing comes
+        How many keys will be made. Each has a transaction of its own; where nothing comes
         between two, the commit of one begins the next, which saves a statement.
     fenced : bool
-        Each transaction ends with a job, which its run keeps changing meanwhile.
+        Each transaction ends with a job, which its run changes at the same time.
 
     Attributes
     ----------
@@ -161,7 +161,7 @@ class MakeSession:
         """
         self._finish, self._missing = finish, key if is_missing else None
         self._committed = self._closed = self.committing = False
-        self._caller = sys._getframe()
+        self._caller = sys._getframe()  # by which the commit of this key is told from all others
         try:
             made = bool(self._table._populate1(key, None, False, False, make_kwargs=self._make_kwargs))
         except Exception as error:
@@ -196,7 +196,7 @@ class MakeSession:
         return import_module("djdist._populate").populate(*arguments, **options)
 
     def _start_transaction(self) -> None:
-        is_begun = self._chained and self._session is self.session  # unless it was connected anew meanwhile
+        is_begun = self._chained and self._session is self.session  # unless it was reconnected since
         self._chained = False
         if is_begun:
             self._table.connection._in_transaction = True
@@ -208,6 +208,8 @@ class MakeSession:
 
         Any other commit is of the code of ``make()``, or ends a key that it populates itself.
         """
+        # what is replaced is the connection's method, which also code of make() and DataJoint's nested
+        # populate() call: only the frames tell that it is DataJoint's own commit of this very key
         committer = sys._getframe(1)
         is_populate1 = committer.f_code is dj.AutoPopulate._populate1.__code__
         if not is_populate1 or committer.f_back is not self._caller:
@@ -239,13 +241,13 @@ _from_camel_case = cache(dj.user_tables.from_camel_case)
 
 
 def _name_known(table: Any) -> property:
-    """Give DataJoint's property with the answer known for one table."""
+    """Return DataJoint's property with the answer known for one table."""
     work_out, kind, name = dj.Table.full_table_name.fget, type(table), table.full_table_name
     return property(lambda other: name if type(other) is kind else work_out(other))
 
 
 def _isolation(adapter: Any) -> Iterator[tuple[Any, str, Any]]:
-    """Let PostgreSQL's transactions be as the fence needs them, whatever the account's default."""
+    """Set the isolation of PostgreSQL's transactions that the fence needs, whatever the account's default."""
     if adapter.backend == "postgresql":
         begin = adapter.start_transaction_sql
         yield adapter, "start_transaction_sql", lambda level=None: begin(level or READ_COMMITTED)
@@ -259,7 +261,7 @@ def _session_kind(connection: dj.Connection, count: int) -> type[Session]:
 
 
 def _does_more_than_its_transaction(table: Any) -> bool:
-    """Tell whether DataJoint works between two transactions: for a make() in three parts, or metadata."""
+    """Return whether DataJoint works between two transactions: for a make() in three parts, or metadata."""
     make = table._make_tuples if hasattr(table, "_make_tuples") else table.make
     return inspect.isgeneratorfunction(make) or table._has_job_metadata_attrs()
 
@@ -280,7 +282,7 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        is_ours = vars(owner).get(name) is value  # but where make() has imported what calls enable()
+        is_ours = vars(owner).get(name) is value  # unless make() has imported what calls enable()
         if is_ours and own is None:
             delattr(owner, name)
         elif is_ours:

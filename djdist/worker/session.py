@@ -1,4 +1,4 @@
-"""What a worker executes beside DataJoint, on the same connection."""
+"""What a worker executes on DataJoint's connection, but not through DataJoint."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def _untranslated(error: Exception, _: str) -> Exception:
 
 
 class Session:
-    """Executes statements without what DataJoint does for each: it looks for warnings, and connects anew.
+    """Executes statements without what DataJoint does for each: look for warnings, and reconnect.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class PreparingSession(Session, ABC):
 
     @abstractmethod
     def _prepare(self, query: str, count: int, name: str) -> str:
-        """Prepare a query with so many ``%s``; give its name, or an empty one if the server refuses."""
+        """Prepare a query with ``count`` arguments; return its name, an empty one if the server refuses."""
 
 
 class PlannedSession(PreparingSession, PostgreSQLSession):
@@ -163,12 +163,12 @@ class MariaDBSession(PreparingSession):
 
 
 def _of_driver(error: Exception) -> tuple[Any, ...]:
-    """Give the number and the message of the driver's error behind DataJoint's."""
+    """Return the number and the message of the driver's error behind DataJoint's."""
     return getattr(error.__cause__, "args", ())
 
 
 def is_mariadb(connection: Any) -> bool:
-    """Tell MariaDB's server from MySQL's, which the same driver connects to."""
+    """Return whether the server is MariaDB's, not MySQL's, which the same driver connects to."""
     return "MariaDB" in connection.get_server_info()
 
 

@@ -110,17 +110,18 @@ class WorkerTask:
 
 
 def give_back_and_exit(*, end_process: bool) -> None:
-    """Give back what this process is making, because it is told to go."""
+    """Give back what this process is making, and exit if it is a worker's own."""
     for group in made_for_others.copy():
         with suppress(Exception), _opened(group.context.settings) as connection:
             group.forgo(connection)
         if end_process:
+            # not sys.exit(): the thread that makes the key would go on until it is done
             os._exit(EXIT_CODE_OF_SIGTERM)
 
 
 @contextmanager
 def _opened(settings: ConnectionSettings) -> Iterator[Session]:
-    """Open a connection beside DataJoint's, which the thread uses that makes keys."""
+    """Open another connection than DataJoint's, which the thread that makes keys is using."""
     connection = open_dbapi_connection(settings)
     yield Session(connection)
     connection.commit()
@@ -138,7 +139,7 @@ def _exit_if_terminated(group: Group, report: Report) -> None:
 
 
 def _allow_children() -> None:
-    """Let make() use multiprocessing in a worker that is a daemon, as Dask's are."""
+    """Allow make() to use multiprocessing in a worker that is a daemon, as Dask's are."""
     process = multiprocessing.current_process()
     if process.daemon:
         process.daemon = False

@@ -15,13 +15,13 @@ CURES = (
     "or pickle it by value: cloudpickle.register_pickle_by_value(module)."
 )
 ENVIRONMENT = (
-    "What its modules need beside code, such as environment variables and files, has to be on every node too "
+    "What its modules need besides code, such as environment variables and files, must be on every node too "
     '(Ray: RayExecutor(runtime_env={"env_vars": {...}}), Dask: start the workers with it).'
 )
 
 
 def trial(table: Any, fence: Fence | None) -> Report:
-    """See whether this worker may do what each job of a table will need."""
+    """Check whether this worker may do what each job of a table will need."""
     lacking = lacking_right(table, fence) if fence else ""
     return Report(setup_error=f"{_place(type(table).__name__)}: {lacking}" if lacking else "")
 

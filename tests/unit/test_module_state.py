@@ -45,6 +45,13 @@ class State:
     calls = []
 
 
+class Slotted:
+    __slots__ = ("a",)
+
+
+slotted = Slotted()
+
+
 def register(function):
     registry[function.__name__] = function
     return function
