@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from types import FunctionType, ModuleType, SimpleNamespace
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType, SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -42,6 +42,8 @@ MAKES = {"make", "make_fetch", "make_compute", "make_insert", "_make_tuples", "k
 MUTATORS = {"add", "append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
 SIMPLE = {bool, bytes, float, int, str, type(None)}
 LARGE_BYTES = 10_000_000
+
+NOT_DATA = (ModuleType, type, MemberDescriptorType, GetSetDescriptorType)
 
 Place = tuple[str, str]
 """A global of a module, and an attribute of it or an empty string."""
@@ -147,9 +149,7 @@ def _differs(owner: Any, written: Written | None, name: str, value: Any, dumps: 
     if isinstance(function, FunctionType | type) and function.__module__ == "__main__":
         return True
     if name not in written:
-        return (
-            None if "*" in written or name.startswith("_") or isinstance(value, ModuleType | type) else True
-        )
+        return None if "*" in written or name.startswith("_") or isinstance(value, NOT_DATA) else True
     expression = written[name]
     if expression is None:
         if isinstance(function, ModuleType | type) or (
