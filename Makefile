@@ -8,7 +8,7 @@ ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-lowest check demo bench soak clean
+.PHONY: help venv test test-fast test-lowest check demo bench soak clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -90,6 +90,9 @@ new-mariadb:  # 11.6.2 and newer isolate snapshots, and Debian 12 has an older o
 test: $(BIN)/all-ready mysql-server real-mysql new-mariadb browser $(if $(findstring --thorough,$(ARGS)),ssh-server slurm)  ## all tests, on servers of their own
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 	$(if $(filter --thorough,$(ARGS)),$(if $(filter-out --thorough,$(ARGS)),,$(MAKE) test-lowest ARGS=))
+
+test-fast: $(BIN)/all-ready  ## units and contracts in under a minute, without databases and clusters
+	$(BIN)/python -m pytest -n 2 --dist worksteal --fast tests/unit tests/contract $(ARGS)
 
 $(LOWEST)/ready: pyproject.toml | $(BIN)/pip-ready
 	$(BIN)/python -m pip install --quiet uv

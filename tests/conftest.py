@@ -5,13 +5,17 @@ import signal
 import sys
 import tempfile
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, cast
+from zlib import crc32
 
 import datajoint as dj
+import hypothesis
 import pytest
 
 import lab as pipelines
@@ -26,6 +30,11 @@ def unavailable(reason: str) -> NoReturn:
     if os.environ.get("DJDIST_TEST_REQUIRE_ALL", "0") not in {"", "0"} or os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--thorough"))
 
 
 @pytest.fixture(scope="session", params=["mysql", "postgresql", "real-mysql", "new-mariadb"])
@@ -71,12 +80,51 @@ def schema_name(new_schema_name: Callable[[], str]) -> str:
     return new_schema_name()
 
 
+@dataclass
+class SharedSchema:
+    """The pipeline's schema of a server, which one test after the other finds empty."""
+
+    server: servers.Server
+    folder: Path
+    name: str = ""
+    tables: set[str] = field(default_factory=set)
+
+    def declared(self) -> ModuleType:
+        if self.name:
+            return pipelines.declared_before(self.name)
+        self.name = f"djdist_{uuid.uuid4().hex[:8]}"
+        lab = pipelines.declare(self.name, self.folder)
+        self.tables = self.server.tables(self.name)
+        return lab
+
+    def empty(self) -> None:
+        name, self.name = self.name, ""  # the next test gets another one, unless this one gets empty
+        try:
+            self.server.empty_schema(name, self.tables)
+            self.name = name
+        except LookupError:
+            self.server.drop_schema(name)
+
+    def drop(self) -> None:
+        if self.name:
+            self.server.drop_schema(self.name)
+        self.name = ""
+
+
+@pytest.fixture(scope="session")
+def shared_schema(server: servers.Server, modules_folder: Path) -> Iterator[SharedSchema]:
+    schema = SharedSchema(server, modules_folder)
+    yield schema
+    schema.drop()
+
+
 @pytest.fixture
-def lab(connection: Any, schema_name: str, modules_folder: Path) -> Iterator[ModuleType]:
-    """The test pipeline, empty, in a schema of its own; all workers can import `lab.Square` and so on."""
-    module = pipelines.declare(schema_name, modules_folder)
+def lab(connection: Any, shared_schema: SharedSchema) -> Iterator[ModuleType]:
+    """The test pipeline, empty; all workers can import `lab.Square` and so on."""
+    module = shared_schema.declared()
     yield module
     pipelines.forget(module)
+    shared_schema.empty()
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +188,10 @@ def dask_client(modules_folder: Path) -> Iterator[Any]:
         yield client
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    examples = 400 if config.getoption("--thorough") else 40
+    hypothesis.settings.register_profile("djdist", max_examples=examples, deadline=None)
+    hypothesis.settings.load_profile("djdist")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     strays.mark_children()
 
@@ -156,14 +207,42 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="each database with each executor in every test")
+    parser.addoption("--fast", action="store_true", help="units and contracts without databases and clusters")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Pair databases and executors off where a test is not about the pair, and leave out the long ones."""
-    wanted = _belongs_to_thorough_run if config.getoption("--thorough") else _belongs_to_short_run
-    left_out = [item for item in items if not wanted(item)]
-    items[:] = [item for item in items if item not in set(left_out)]
-    config.hook.pytest_deselected(items=left_out)
+    """Leave out the long tests, pair databases and executors off, and let most run on one such pair only."""
+    wanted = _belongs_to_short_run
+    if config.getoption("--thorough"):
+        wanted = _belongs_to_thorough_run
+    elif config.getoption("--fast"):
+        wanted = _belongs_to_fast_run
+    chosen = [item for item in items if wanted(item)]
+    if not config.getoption("--thorough"):
+        chosen = _on_one_database(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in {*chosen}])
+    items[:] = sorted(chosen, key=_database)  # a server that is left has to start anew when it is met again
+
+
+def _on_one_database(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Let a test that is not about databases run on one of them; its name decides which."""
+    databases: defaultdict[str, set[str]] = defaultdict(set)
+    for item in items:
+        databases[_test(item)].add(_database(item))
+    chosen = {test: sorted(found)[crc32(test.encode()) % len(found)] for test, found in databases.items()}
+    return [item for item in items if _on_all(item) or _database(item) == chosen[_test(item)]]
+
+
+def _test(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
+
+
+def _database(item: pytest.Item) -> str:
+    return str(_parameters(item).get("server", ""))
+
+
+def _on_all(item: pytest.Item) -> bool:
+    return item.path.parent.name != "acceptance" or item.path.name in ABOUT_DATABASES
 
 
 def _belongs_to_thorough_run(item: pytest.Item) -> bool:
@@ -186,6 +265,13 @@ def _belongs_to_short_run(item: pytest.Item) -> bool:
     return bool(server == PAIRS[executors[0]])
 
 
+def _belongs_to_fast_run(item: pytest.Item) -> bool:
+    if item.path.name == "test_executors.py":
+        executor = _parameters(item).get("case")
+        return executor is not None and not executor.processes
+    return item.path.parent.name in {"unit", "contract"} and "server" not in getattr(item, "fixturenames", ())
+
+
 def _parameters(item: pytest.Item) -> dict[str, Any]:
     return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
@@ -197,6 +283,16 @@ def _executors(item: pytest.Item) -> list[str]:
 
 
 LONG = {"test_failures.py", "test_interrupts.py"}
+ABOUT_DATABASES = {
+    "test_costs.py",
+    "test_lost_answers.py",
+    "test_plans.py",
+    "test_results.py",
+    "test_rights.py",
+    "test_sessions.py",
+}
+"""Tests of these files run on each database."""
+
 FEW_ON = {
     "real-mysql": {
         "test_job_stores.py",

@@ -79,12 +79,12 @@ class Accounts:
 
 
 @pytest.fixture
-def accounts(lab: ModuleType, server: Server, schema_name: str) -> Iterator[Accounts]:
+def accounts(lab: ModuleType, server: Server) -> Iterator[Accounts]:
     """Accounts on a filled pipeline whose jobs tables are declared."""
     pipelines.fill(lab)
     assert len(lab.Stats.jobs) == len(lab.Fragile.jobs) == 0
     with server.connect() as admin:
-        accounts = Accounts(server, schema_name, admin)
+        accounts = Accounts(server, lab.SCHEMA, admin)
         yield accounts
         accounts.drop()
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import datajoint as dj
+
 TEMPLATE = Path(__file__).with_name("template.py.txt")
 FIRST_DATE = datetime.date(2026, 1, 1)
 
@@ -20,8 +22,15 @@ def declare(schema_name: str, folder: Path) -> ModuleType:
     return importlib.import_module(name)
 
 
+def declared_before(schema_name: str) -> ModuleType:
+    """Import the schema's module again, whose tables are there."""
+    with dj.config.override(database__create_tables=False):  # DataJoint would read each heading
+        return importlib.import_module(f"lab_{schema_name}")
+
+
 def forget(lab: ModuleType) -> None:
     sys.modules.pop(lab.__name__, None)
+    Path(str(lab.__file__)).with_suffix(".died").unlink(missing_ok=True)
 
 
 def fill(lab: ModuleType, subjects: int = 2, sessions: int = 3) -> None:

@@ -178,5 +178,5 @@ class DriverMachine(RuleBasedStateMachine):
         assert summary.success_count <= sum(self.store.finished.values())
 
 
-DriverMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+DriverMachine.TestCase.settings = settings(stateful_step_count=40)
 TestDriver = DriverMachine.TestCase
