@@ -155,7 +155,10 @@ class TestFromAShell:
     @pytest.mark.parametrize(
         ("columns", "headings", "longest", "shortest"),
         [
-            ("80", "new pending reserved error ignore runs rate left", "· 20 10 · · 1", "30 · · · · ·"),
+            pytest.param(
+                *("80", "new pending reserved error ignore runs rate left", "· 20 10 · · 1", "30 · · · · ·"),
+                marks=pytest.mark.long,
+            ),
             ("72", "new pending reserved runs rate left", "· 20 10 1", "30 · · ·"),
         ],
     )
@@ -185,6 +188,7 @@ class TestFromAShell:
             assert (status.returncode, output, error.count("\n")) == (2, "", 1), error
             assert setting in error
 
+    @pytest.mark.long
     def test_nobody_is_told_to_write_datajoint_json(self, lab: ModuleType, shell: Shell) -> None:
         status = shell("status", lab.__name__, PYTHONWARNINGS="default")
         _, error = status.communicate(timeout=SECONDS)
@@ -215,6 +219,7 @@ class TestFromAShell:
         assert f"at {server.host}:{server.port} refuses the login of {server.user}" in line
         assert "Set DJ_USER and DJ_PASS" in line
 
+    @pytest.mark.long
     def test_a_terminal_that_knows_ascii_only(self, lab: ModuleType, shell: Shell) -> None:
         pipelines.fill(lab, subjects=1, sessions=5)
         with pytest.raises(ValueError, match="bad n 5"):
@@ -226,7 +231,14 @@ class TestFromAShell:
             assert asked.returncode == 0, error
             assert shown in output
 
-    @pytest.mark.parametrize(("flags", "lines"), [((), 0), (("-v",), 2), (("-q",), 0)])
+    @pytest.mark.parametrize(
+        ("flags", "lines"),
+        [
+            pytest.param((), 0, marks=pytest.mark.long),
+            (("-v",), 2),
+            pytest.param(("-q",), 0, marks=pytest.mark.long),
+        ],
+    )
     def test_what_a_run_does_is_logged_on_request(
         self, lab: ModuleType, shell: Shell, flags: tuple[str, ...], lines: int
     ) -> None:
@@ -274,7 +286,7 @@ def cluster(request: pytest.FixtureRequest) -> tuple[Any, tuple[str, ...]]:
     return client, ("--executor", "dask", "--address", client.scheduler.address)
 
 
-@pytest.mark.long_on("ray")
+@pytest.mark.long
 def test_runs_are_found_stopped_and_waited_for(
     lab: ModuleType,
     shell: Shell,

@@ -35,10 +35,15 @@ def one_thread(modules_folder: Path) -> Iterator[Any]:
 
 WAYS = [
     computing.compute,
-    computing.compute_in_a_worker_client,
-    computing.compute_in_chunks_that_compute,
-    computing.secede_and_wait,
-    computing.wait_for_results,
+    *(
+        pytest.param(do, marks=pytest.mark.long)
+        for do in (
+            computing.compute_in_a_worker_client,
+            computing.compute_in_chunks_that_compute,
+            computing.secede_and_wait,
+            computing.wait_for_results,
+        )
+    ),
 ]
 
 

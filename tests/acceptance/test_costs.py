@@ -19,7 +19,7 @@ OF_MAKE = 4
 """BEGIN, SELECT, INSERT, COMMIT."""
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[pytest.param(1, marks=pytest.mark.long), 2])
 def count_for_a_key(
     lab: ModuleType, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[Any], float]]:

@@ -56,6 +56,7 @@ def found_in(folder: Path, secret: str) -> list[str]:
     return [str(file) for file in files if secret.encode() in file.read_bytes()]
 
 
+@pytest.mark.long
 @pytest.mark.on("ray")
 @pytest.mark.timeout(400)
 def test_on_ray_the_state_api_names_tasks_by_table_and_key_and_shows_no_password(

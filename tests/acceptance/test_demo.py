@@ -107,6 +107,7 @@ def test_it_starts_over_on_a_cluster(
     assert "in 40 segmentations, 0 errors left." in again.stdout
 
 
+@pytest.mark.long
 def test_a_second_run_says_what_is_there(first: subprocess.CompletedProcess[str], place: Place) -> None:
     again = demo(place, "--executor", "local")
     assert again.returncode == 0, again.stderr

@@ -77,6 +77,7 @@ def one_worker(modules_folder: Path, tmp_path: Path) -> Iterator[Any]:
 
 @pytest.mark.on("dask")
 class TestDriverBesideTheKeys:
+    @pytest.mark.long
     def test_a_key_that_kills_it_is_the_only_error(
         self, lab: ModuleType, one_worker: Any, tmp_path: Path
     ) -> None:

@@ -17,6 +17,7 @@ from lab.watching import counts
 
 class TestTimeout:
     @pytest.mark.long_on("dask")
+    @pytest.mark.long_on("ray")
     @pytest.mark.parametrize(
         "do", [doing.never_end_at_the_first, doing.hold_the_interpreter_at_the_first], ids=["sleeps", "holds"]
     )
@@ -55,6 +56,7 @@ class TestTimeout:
         ((_, message),) = summary["error_list"]
         assert message == "TimeoutError: timed out after 1 seconds"
 
+    @pytest.mark.long
     def test_it_is_raised_where_errors_are_not_suppressed(self, lab: ModuleType, tmp_path: Path) -> None:
         pipelines.fill(lab, subjects=1, sessions=1)
         arguments = {"do": doing.never_end_at_the_first, "folder": str(tmp_path)}
@@ -89,6 +91,7 @@ def test_a_long_message_is_shortened_and_read(lab: ModuleType, executor: Any) ->
     assert all(job["error_message"].startswith("ValueError") for job in lab.Scripted.jobs.errors.to_dicts())
 
 
+@pytest.mark.long_on("ray")
 @pytest.mark.parametrize(
     "do", [doing.print_without_end, doing.fork_by_hand, doing.use_processes, doing.spawn_processes]
 )
