@@ -86,7 +86,7 @@ class Failure:
     blocked: bool = False
 
     def clear_frames(self) -> None:
-        """Let go of all that the code still holds that raised in this process: the arrays of a ``make()``.
+        """Drop all that the code still holds that raised in this process: the arrays of a ``make()``.
 
         An error that the caller was handling already is none of ours.
         """

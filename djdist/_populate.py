@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 class Options(TypedDict, total=False):
-    """What :func:`populate` takes beside ``detach``, which decides what it gives."""
+    """What :func:`populate` takes besides ``detach``, which decides what it returns."""
 
     suppress_errors: bool
     return_exception_objects: bool
@@ -113,11 +113,11 @@ def populate(
         Share the keys with other runs and with native workers through the jobs table.
         Default False.
     max_calls : int, optional
-        The most keys to make.
+        Maximum number of keys to make.
     display_progress : bool, optional
         Show a bar. Default False.
     processes : int, optional
-        Processes of the local executor, which is then the default; None for one a
+        Processes of the local executor, which is then the default; None for one per
         processor. Default 1.
     make_kwargs : dict, optional
         Keyword arguments for each ``make()``.
@@ -132,10 +132,10 @@ def populate(
         End a ``make()`` that takes longer, with its process, and record an error. Default:
         the attribute ``timeout_seconds`` of the table's class, else of ``djdist.config``.
     retries : int, optional
-        Try a key that failed so often again, after pauses that double. Default:
+        Retry a failed key up to so many times, after pauses that double. Default:
         ``djdist.config.retries``.
     retry_on : exception class, its name, or several, optional
-        Which errors are worth another try. Default: ``djdist.config.retry_on``.
+        Which errors are worth a retry. Default: ``djdist.config.retry_on``.
     detach : bool, optional
         Return at once and let the run go on without this process, on a Ray or Dask cluster
         that lives longer. Default False.
@@ -270,7 +270,7 @@ def _detach(executor: Executor, loop: Loop, info: RunInfo) -> Run:
 
 
 def _default(processes: int | None) -> Any:
-    """Name the executor of a call that names none, which means processes as DataJoint does."""
+    """Return the executor of a call that names none, which means processes as DataJoint does."""
     return config.executor if processes == 1 and not is_making() else "local"
 
 

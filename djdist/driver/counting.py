@@ -31,7 +31,7 @@ class Counting:
         self._found: int | None = None
 
     def found(self, age_seconds: float) -> int | None:
-        """Give, once, what was found since; begin a new count unless one ended so shortly ago."""
+        """Return, once, what was found since; begin a new count unless one ended so shortly ago."""
         pause_seconds = max(age_seconds, SHARE * self._took_seconds)
         if self._thread is None and self._clock() - self._ended_at >= pause_seconds:
             self._thread = threading.Thread(target=self._keep, name="djdist-count", daemon=True)

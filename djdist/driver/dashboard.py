@@ -15,7 +15,7 @@ SHOWN_RECOUNT_SECONDS = 15.0
 
 
 class Dashboard:
-    """Lets the log know when the number of slots changes, and the cluster's dashboard the counts."""
+    """Tells the log when the number of slots changes, and the cluster's dashboard the counts."""
 
     def __init__(self, run: RunContext, backlog: Backlog, status: Callable[[], Status]) -> None:
         self._pool, self._name, self._clock = run.pool, run.name, run.clock
@@ -31,7 +31,7 @@ class Dashboard:
             self._make_seconds.append(make_seconds)
 
     def tell(self) -> None:
-        """Let both know, unless they were told so shortly ago."""
+        """Tell both, unless they were told so shortly ago."""
         if self._clock() - self._told_at < TELL_SECONDS:
             return
         self._told_at = self._clock()
@@ -41,7 +41,7 @@ class Dashboard:
         self.show()
 
     def show(self) -> None:
-        """Let the cluster's dashboard show how the run stands."""
+        """Show on the cluster's dashboard how the run stands."""
         self._pool.show(self._name, self._status(), tuple(self._make_seconds))
         self._make_seconds.clear()
 

@@ -7,7 +7,7 @@ from djdist._job import Identity, Job
 LARGEST = 500
 GROWTH = 8
 SHARES = 2
-"""Near the end, a place is to get its fair share of what is left in so many groups."""
+"""Near the end, a slot is to get its fair share of what is left in so many groups."""
 SMALLEST_SHARE = 8
 """But a whole group is never divided by more than this."""
 
@@ -47,12 +47,12 @@ class Grouping:
             self.size = max(1, min(fitting, GROWTH * before))
 
     def isolate(self, jobs: Sequence[Job]) -> None:
-        """Give each of these a task of its own, because one of them may have killed their worker."""
+        """Make each of these in a task of its own next, because one of them may have killed their worker."""
         if len(jobs) > 1:
             self._alone |= {job.identity for job in jobs}
 
     def size_of_shares(self, left: Callable[[int], int], slots: int) -> int:
-        """Give the size, smaller where little is left, so that all slots end about together [2]_.
+        """Return the size, smaller where little is left, so that all slots end about together [2]_.
 
         Parameters
         ----------
@@ -66,10 +66,12 @@ class Grouping:
         return max(share, self.size // SMALLEST_SHARE, 1)
 
     def split(self, jobs: Sequence[Job], size: int, slots: int) -> Iterator[tuple[Job, ...]]:
-        """Divide jobs into groups of a size, or into so many groups if there are fewer jobs."""
+        """Divide jobs into groups of one table and of a size, or into so many if there are fewer jobs."""
         alone = [job for job in jobs if job.identity in self._alone]
         others = [job for job in jobs if job.identity not in self._alone] if alone else jobs
         self._alone -= {job.identity for job in alone}
         yield from ((job,) for job in alone)
         size = max(1, min(size, -(-len(others) // slots)))
-        yield from (tuple(others[first : first + size]) for first in range(0, len(others), size))
+        for table in dict.fromkeys(job.table for job in others):
+            mine = [job for job in others if job.table == table]
+            yield from (tuple(mine[first : first + size]) for first in range(0, len(mine), size))

@@ -153,7 +153,7 @@ class Driver:
 
     @contextmanager
     def _finishing_what_runs(self, watch: Watch) -> Iterator[None]:
-        """Let what runs finish, within the grace, where the run is interrupted."""
+        """Finish what runs, within the grace, where the run is interrupted."""
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
@@ -169,7 +169,10 @@ class Driver:
         return not self._shutdown.is_cut
 
     def _wanted_by(self, watch: Watch) -> Callable[[], bool]:
-        """Let the store ask, while it waits for its database, whether somebody has stopped the run."""
+        """Return what the store asks, while it waits for its database: whether the run is still wanted.
+
+        The run's own thread shows its status meanwhile; others wait until the run is over.
+        """
         me = threading.current_thread()
 
         def is_wanted() -> bool:
@@ -184,7 +187,7 @@ class Driver:
 
     @contextmanager
     def _without_database(self) -> Iterator[None]:
-        """Let a run end although its database is away, as its lease does then."""
+        """End a run although its database is away: its lease ends by itself then."""
         try:
             yield
         except DatabaseError as error:

@@ -64,14 +64,14 @@ class Results:
         self._lease_lost = self._waits_for_database = False
 
     def status(self, *, running: int, queued: int, pending: int, begun: bool) -> Status:
-        """Give the run's counts, and what a successor would have to know."""
+        """Return the run's counts, and what a successor would have to know."""
         errors = () if self._policy.suppress_errors else tuple(self._errors[:1])
         losses = tuple(self._retries.losses.items())
         handover = Handover(stopping=self._shutdown.is_stopping, losses=losses, errors=errors)
         return Status(self._made, self._failed, running, queued, pending, handover, begun)
 
     def summary(self) -> Summary:
-        """Give the run's result so far."""
+        """Return the run's result so far."""
         return Summary(self._made, tuple(self._errors), self._failed)
 
     def inherit(self, lost: Status) -> None:
@@ -85,13 +85,13 @@ class Results:
         self._calls += count
 
     def free_calls(self, wanted: int) -> int:
-        """Tell how many of so many jobs the run may still reserve."""
+        """Return how many of so many jobs the run may still reserve."""
         if self._policy.max_calls is None:
             return wanted
         return min(wanted, self._policy.max_calls - self._calls)
 
     def record_until(self, jobs: Sequence[Job], outcome: Outcome) -> Sequence[Job]:
-        """Record how a job ended with its worker, and that those before it are made; give those after it."""
+        """Record how a job ended with its worker, and those before it as made; return those after it."""
         if outcome.job not in jobs:  # a stop has given it back
             return jobs
         position = jobs.index(outcome.job)

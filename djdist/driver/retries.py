@@ -110,7 +110,7 @@ class CircuitBreaker:
         return self._waves > MAX_SETUP_ERRORS
 
     def note(self, error: str) -> bool:
-        """Note one more; tell whether it begins a new wave."""
+        """Note one more; return whether it begins a new wave."""
         self.last = error
         if self.retry_after_seconds:
             return False

@@ -27,7 +27,7 @@ class Shutdown:
         self.over = threading.Event()
 
     def stop(self, grace_seconds: float | None = None) -> bool:
-        """Let nothing more begin, and what runs go on within the grace; return whether it was not so yet."""
+        """Begin nothing more, and end what runs after the grace; return whether this is new."""
         if grace_seconds is not None:
             self._cut_at = min(self._cut_at, self._clock() + grace_seconds)
         is_new, self.is_stopping = not self.is_stopping, True
@@ -44,7 +44,7 @@ class Shutdown:
         return self.seconds_left <= 0
 
     def end_patience(self, grace_seconds: float) -> None:
-        """Let a database that is away be waited for no longer than the grace."""
+        """Wait for a database that is away no longer than the grace."""
         self._patient_until = min(self._patient_until, self._clock() + grace_seconds)
 
     @property

@@ -26,11 +26,12 @@ from djdist._job import (
 )
 from djdist._job_store import JobStore
 from djdist._task_pool import TaskPool
-from djdist.driver import WAIT_SECONDS, Driver
+from djdist.driver import WAIT_SECONDS, Driver, RunContext
 from djdist.driver.counting import SHARE, Counting
 from djdist.driver.retries import MAX_SETUP_ERRORS
 from djdist.errors import DatabaseError, WorkerSetupError
 from djdist.job_stores.memory import MemoryStore
+from djdist.job_stores.pipeline import PipelineStore
 from lab.scripted import Clock, ScriptedPool, driver_of, ended, failed, lost, made
 from lab.watching import wait_until
 
@@ -130,6 +131,14 @@ def test_tasks_are_named_after_table_and_key() -> None:
     pool = ScriptedPool(slots=1)
     driver_of(MemoryStore("Square", [{"mouse": 7, "day": "mon"}]), pool, Policy()).run(going_on)
     assert pool.names == ["Square (set-up)", "Square(mouse=7, day=mon)"]
+
+
+def test_a_run_may_have_two_tables() -> None:
+    store = PipelineStore({name: MemoryStore(name, keys(2)) for name in ("Root", "Square")})
+    pool, recipes = ScriptedPool(slots=1), {name: Recipe(name) for name in store.stores}
+    assert Driver(RunContext(store, pool, recipes, Policy(), "lab")).run(going_on).success_count == 4
+    assert pool.names[:2] == ["Root (set-up)", "Square (set-up)"]
+    assert pool.names[2:] == ["Square(n=0)", "Square(n=1)", "Root(n=0)", "Root(n=1)"]
 
 
 def test_max_calls_bounds_what_is_made() -> None:

@@ -86,6 +86,11 @@ class TestSplit:
         assert sizes(grown(0.001, 8), 10, slots=4) == [3, 3, 3, 1]
         assert sizes(grown(0.001, 8), 3, slots=4) == [1, 1, 1]
 
+    def test_no_group_mixes_tables(self) -> None:
+        mixed = [Job(table, {"n": n}) for n in range(3) for table in ("Root", "Square")]
+        groups = [[job.table for job in group] for group in grown(0.001, 8).split(mixed, 8, 1)]
+        assert groups == [["Root"] * 3, ["Square"] * 3]
+
     def test_suspects_go_alone_once(self) -> None:
         grouping = grown(0.001, 8)
         grouping.isolate(jobs(2))
