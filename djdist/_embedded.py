@@ -128,7 +128,7 @@ def _tidy(wheel: Any, folder: Path) -> None:
 
 
 def _tidy_at_exit(wheel: Any, folder: Path) -> None:
-    with suppress(OSError, DatabaseError):  # the folder was deleted meanwhile
+    with suppress(OSError, DatabaseError):  # the folder has been deleted
         _tidy(wheel, folder)
 
 

@@ -80,11 +80,11 @@ class Executor(ABC):
         """Join the cluster, or start one, with a clear error where that fails."""
 
     def drive(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
-        """Let the loop run where a driver belongs, here or on the cluster, and follow it to its end."""
+        """Run the loop where a driver belongs, here or on the cluster, and follow it to its end."""
         return loop(self, watch, None)
 
     def check_detaches(self) -> None:
-        """See that runs here can go on without their caller.
+        """Check that runs here can go on without their caller.
 
         Raises
         ------
@@ -105,7 +105,7 @@ class Executor(ABC):
         return []
 
     def disconnect(self) -> None:
-        """Close what ``connect`` started; leave what it found."""
+        """Close what ``connect`` started, and leave what it found open."""
 
     def attach(self) -> None:
         """Take what only an actor's own thread can have; called before the run's thread begins."""

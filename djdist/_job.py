@@ -21,7 +21,7 @@ Identity = tuple[str, tuple[tuple[str, Any], ...]]
 LONGEST_SECONDS = 1e9
 
 GROUP_SECONDS = 5.0
-"""A worker that has been busy with a group for so long begins no more keys of it."""
+"""A worker that has been busy with a group for this time begins no more keys of it."""
 
 
 @dataclass(frozen=True)

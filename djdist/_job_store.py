@@ -22,7 +22,7 @@ class JobStore(ABC):
 
     @abstractmethod
     def refresh(self) -> dict[str, int]:
-        """Let new keys enter as pending and vanished ones leave; count the changes."""
+        """Add new keys as pending, remove vanished ones, and return the numbers of both."""
 
     @abstractmethod
     def reserve(self, limit: int) -> list[Job]:
@@ -30,7 +30,7 @@ class JobStore(ABC):
 
     @abstractmethod
     def reserved(self) -> list[Job]:
-        """Give all that the run has reserved, also what it was never told of."""
+        """Return all that the run has reserved, also what it was never told of."""
 
     @abstractmethod
     def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
@@ -62,15 +62,15 @@ class JobStore(ABC):
 
     @abstractmethod
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
-        """Tell which reserved jobs a worker has begun, as far as that is known."""
+        """Return which reserved jobs a worker has begun, as far as that is known."""
 
     @abstractmethod
     def forgone(self, jobs: Sequence[Job]) -> bool:
-        """Tell whether a worker that was told to go has left some of these reserved jobs to others."""
+        """Return whether a worker that was told to go has left some of these reserved jobs to others."""
 
     @abstractmethod
     def begun_by(self, host: str, pid: int) -> list[Job]:
-        """Tell which of all the run's reserved jobs one process has begun."""
+        """Return which of all the run's reserved jobs one process has begun."""
 
     def end_sessions(self, jobs: Sequence[Job]) -> None:
         """End the sessions of dead workers that had begun these jobs, and no others of the run."""

@@ -19,7 +19,7 @@ def window(slots: int) -> int:
 
 
 def task_name(table: str, jobs: Sequence[Job]) -> str:
-    """Name a task for the dashboards."""
+    """Return the name of a task for the dashboards."""
     return f"{table}({what_is_made(jobs)})" if jobs else f"{table} ({what_is_made(jobs)})"
 
 
@@ -82,7 +82,7 @@ class TaskPool(ABC):
         """End the process that runs a task; where its executor ``can_kill``, the task completes as broken."""
 
     def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
-        """Let the dashboard show how a table's run stands; called about once per second and at the end.
+        """Show on the dashboard how a table's run stands; called about once per second and at the end.
 
         The first call says where counting begins. ``make_seconds`` holds, of each task that has ended
         since the last call, how long it took for a key.

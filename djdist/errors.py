@@ -49,7 +49,7 @@ class DriverLostError(ClusterError):
 
 
 class LeaseLostError(DjdistError):
-    """The job was rescued meanwhile and belongs to somebody else."""
+    """The job was rescued and belongs to somebody else now."""
 
 
 class MakeError(DjdistError):

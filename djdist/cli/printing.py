@@ -175,7 +175,7 @@ def _run_record(run: Run) -> dict[str, Any]:
     }
     try:
         status = run.status()
-    except DriverLostError:  # it has ended meanwhile
+    except DriverLostError:  # it has ended
         return record | dict.fromkeys(COUNTS)
     counts = {name: getattr(status, name) for name in COUNTS}
     return record | counts

@@ -58,19 +58,19 @@ NO_LIMITS = ("user request", "could not obtain lock")
 
 
 def is_lost(error: BaseException) -> bool:
-    """Tell whether the connection is gone, of which PostgreSQL's driver gives no code."""
+    """Return whether the connection is gone, of which PostgreSQL's driver gives no code."""
     if not is_infrastructure(error):
         return False
     return _is_of_datajoint(error, "LostConnectionError") or _code(error) in LOST
 
 
 def is_lock_wait(error: BaseException) -> bool:
-    """Tell whether MySQL has waited for a lock for as long as it does."""
+    """Return whether MySQL has waited for a lock for as long as it does."""
     return _code(error) == LOCK_WAIT
 
 
 def limit_of(error: BaseException | None) -> str:
-    """Name the server's setting by which a statement or its session was ended, if it was one.
+    """Return the server's setting by which a statement or its session was ended, if it was one.
 
     Where the session was ended, what DataJoint met afterwards may stand before it.
     """
@@ -83,14 +83,14 @@ def limit_of(error: BaseException | None) -> str:
 
 
 def _code(error: BaseException) -> object:
-    """Give the server's number or code, if the error is one of its driver."""
+    """Return the server's number or code, if the error is one of its driver."""
     if _library(error) == "pymysql":
         return next(iter(error.args), None)
     return getattr(error, "pgcode", None)
 
 
 def is_infrastructure(error: BaseException) -> bool:
-    """Tell a lost connection, a deadlock or a full server from an error of ``make()``."""
+    """Return whether an error is a lost connection, a deadlock or a full server, not one of ``make()``."""
     if _is_of_datajoint(error, "LostConnectionError"):
         return bool(error.args)  # DataJoint's own say what happened, only one that make() raised may not
     pgcode = getattr(error, "pgcode", None)
@@ -110,18 +110,18 @@ def _is_deadlock_or_lost(code: object = None, message: object = "") -> bool:
 
 
 def is_full(error: BaseException) -> bool:
-    """Tell whether the server is there, but takes no more connections now."""
+    """Return whether the server is there, but takes no more connections now."""
     return any(phrase in str(error) for phrase in FULL)
 
 
 def is_refused_login(error: BaseException) -> bool:
-    """Tell whether the server is there, but doesn't let the user in."""
+    """Return whether the server is there, but doesn't let the user in."""
     text = str(error)
     return any(phrase in text for phrase in REFUSED_LOGIN) or bool(UNKNOWN_ROLE.search(text))
 
 
 def is_denial(error: BaseException) -> bool:
-    """Tell whether the account lacks a right."""
+    """Return whether the account lacks a right."""
     said = {getattr(error, "pgcode", None), *error.args[:1]}
     return _is_of_datajoint(error, "AccessError") or not DENIED.isdisjoint(said)
 

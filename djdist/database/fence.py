@@ -26,7 +26,7 @@ class Statement:
     names: tuple[str, ...]
 
     def arguments(self, values: Values) -> list[Any]:
-        """Give what belongs into the SQL."""
+        """Return what belongs in the SQL."""
         return [values[name] for name in self.names]
 
 
@@ -78,11 +78,11 @@ class Fence:
         return [bool(self._execute(connection, self.held, [job])) for job in jobs]
 
     def any_made(self, connection: Connection, jobs: Sequence[Values]) -> bool:
-        """Tell whether the key of any of these jobs, which this worker has begun, is in the table."""
+        """Return whether the key of any of these jobs, which this worker has begun, is in the table."""
         return bool(self._execute(connection, self.made, jobs))
 
     def holds(self, connection: Connection, job: Values) -> bool:
-        """Tell whether a job that this worker has begun is still to be finished.
+        """Return whether a job that this worker has begun is still to be finished.
 
         It waits for a transaction that is finishing the job, be it one whose connection is gone.
         """
@@ -123,7 +123,7 @@ class Fence:
 
 
 def are_searched_as_list(keys: Sequence[Sequence[Any]]) -> bool:
-    """Tell whether jobs are found by a list of their keys, not by each for itself.
+    """Return whether jobs are found by a list of their keys, not by each for itself.
 
     MariaDB scans the whole table for a list of one tuple.
     """
@@ -131,10 +131,10 @@ def are_searched_as_list(keys: Sequence[Sequence[Any]]) -> bool:
 
 
 def _is_other_in_list(value: object) -> bool:
-    """Tell what PostgreSQL rounds in a list, or MariaDB does not find by it in a latin1 column."""
+    """Return whether PostgreSQL rounds a value in a list, or MariaDB doesn't find it in a latin1 column."""
     return isinstance(value, float) or (isinstance(value, str) and not value.isascii())
 
 
 def key_name(attribute: str) -> str:
-    """Name the parameter of a key's attribute, apart from the other parameters."""
+    """Return the name of a key attribute's parameter, which no other parameter has."""
     return f"key_{attribute}"

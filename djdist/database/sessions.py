@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 READ_COMMITTED = "READ COMMITTED"
-"""PostgreSQL's own default; in a stricter one no job could be finished whose lease was renewed meanwhile."""
+"""PostgreSQL's own default; in a stricter one no job could be finished whose lease was renewed since."""
 
 SNAPSHOT_OFF = "/*M!110602 SET STATEMENT innodb_snapshot_isolation = OFF FOR */"
 """Lets MariaDB 11.6.2 and newer lock a row that has changed since the transaction began, such as a job
@@ -55,7 +55,7 @@ def server_now(connection: Any) -> datetime:
 
 
 def server_time(backend: str, time_zone: str | None = None) -> str:
-    """Give SQL for the server's local time, in sessions that may have another time zone."""
+    """Return SQL for the server's local time, in sessions that may have another time zone."""
     if backend == "mysql":
         return f"CONVERT_TZ(UTC_TIMESTAMP(3), '+00:00', {TIME_ZONE['mysql']})"
     zone = f"'{time_zone}'" if time_zone else TIME_ZONE["postgresql"]

@@ -1,7 +1,7 @@
 """Tells a database that has fallen silent from one that is slow, by asking it on a second connection.
 
 A machine that is gone acknowledges nothing, which the kernel notices. A relay or a load balancer
-that has forgotten a connection acknowledges all, and its client waits for ever.
+that has forgotten a connection acknowledges all, and its client waits forever.
 """
 
 import logging
@@ -22,9 +22,9 @@ from djdist.database.marks import BEARERS, END, MARK, UNMARK
 logger = logging.getLogger(__name__)
 
 DOUBT_SECONDS = 20.0
-"""After so long without an answer the server is asked what became of it."""
+"""After this time without an answer the server is asked what became of it."""
 CERTAIN_SECONDS = 25.0
-"""For so long nothing that it says must change, and no byte must come or go."""
+"""During this time nothing that it says may change, and no byte may come or go."""
 ASK_SECONDS = 5.0
 
 BYTES_ACKED_AND_RECEIVED = slice(120, 136)
@@ -114,9 +114,7 @@ class Line:
             if evidence is None or evidence != last:
                 since = time.monotonic()
             elif time.monotonic() - since >= CERTAIN_SECONDS and waits():
-                logger.warning(
-                    "The database fell silent: its server is %s, so this connects anew", evidence[0]
-                )
+                logger.warning("The database fell silent: its server is %s, so this reconnects", evidence[0])
                 session = session_id(self.connection)
                 shut(self.connection)
                 self._end_session(session)
@@ -187,7 +185,7 @@ def server_name(connection: Any) -> str:
 
 
 def bear(connection: Any, mark: int) -> None:
-    """Let a session bear a mark, and no earlier one, unless the server refuses."""
+    """Mark a session, in place of an earlier mark, unless the server refuses."""
     earlier = _marks.get(connection)
     if earlier == mark:
         return

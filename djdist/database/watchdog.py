@@ -27,7 +27,7 @@ TICK_SECONDS = 1.0
 SIGNAL_SECONDS = 2
 """So long may take what is asked of the server when a signal has come, or to connect."""
 ENDING_SECONDS = 15.0
-"""What begins so long after a signal belongs to the program's end."""
+"""What begins this long after a signal belongs to the program's end."""
 
 _waiting: dict[int, "Waiting"] = {}
 _known: "WeakKeyDictionary[Any, tuple[Callable[[], Any], str]]" = WeakKeyDictionary()
@@ -78,13 +78,13 @@ def _note_blocker(waiting: Waiting, blocker: str) -> None:
 
 @contextmanager
 def watched(connection: Any, reopen: Callable[[], Any]) -> Iterator[None]:
-    """Watch a DataJoint connection for a while, and hear of signals meanwhile."""
+    """Watch a DataJoint connection, and hear of signals, for a ``with``."""
     with watch(connection, reopen), _watchdog().hearing():
         yield
 
 
 def watch(connection: Any, reopen: Callable[[], Any]) -> ExitStack:
-    """Watch a DataJoint connection, also when it connects anew, until what is returned is closed.
+    """Watch a DataJoint connection, also when it reconnects, until what is returned is closed.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ class DriverActor:
     executor : Executor
         Where its tasks go.
     patience_seconds : float
-        The run stops when its caller hasn't asked for its result for so long, and so is gone.
+        The run stops when its caller hasn't asked for its result for this time, and so is gone.
         Time in which this process itself was frozen doesn't count: nobody could ask then.
     predecessor : Status or None
         Where a driver that was lost had got to, if this one goes on with its run.
@@ -68,7 +68,7 @@ class DriverActor:
         self._thread.start()
 
     def status(self) -> Status:
-        """Tell how far the run is.
+        """Return the run's progress.
 
         That it stops for want of a caller is no wish of a caller that is back and goes on with it.
         """
@@ -80,7 +80,7 @@ class DriverActor:
         return replace(status, handover=replace(status.handover, stopping=False))
 
     def stop(self) -> None:
-        """Let the run reserve no more jobs."""
+        """Stop the run: it reserves no more jobs."""
         self._stopping.set()
 
     def cut(self) -> None:
@@ -88,7 +88,7 @@ class DriverActor:
         self._cut.set()
 
     def result(self) -> Summary | DjdistError | None:
-        """Give the run's summary, or what ended it; None while it goes on."""
+        """Return the run's summary, or what ended it; None while it goes on."""
         self._asked_at = self._clock()
         return self._result
 
@@ -115,7 +115,7 @@ class DriverActor:
         return not self._stopping.is_set()
 
     def _await_report(self) -> None:
-        """Let the caller know what a successor has charged to keys before one of them ends it too."""
+        """Tell the caller what a successor has charged to keys, before one of them ends it too."""
         self._reported.wait(self._patience_seconds)
         self._reported.set()
 
@@ -204,7 +204,7 @@ def follow(call: ActorCall, watch: Watch) -> Summary:
         summary = await_summary(call, watch)
         watch(call("status"))
     except (KeyboardInterrupt, SystemExit):
-        with suppress(Exception):  # a driver that is lost meanwhile must not hide the signal
+        with suppress(Exception):  # a driver that is lost now must not hide the signal
             _stop(call)
         raise
     return summary
@@ -225,7 +225,7 @@ def await_summary(call: ActorCall, watch: Watch) -> Summary:
 
 
 def _stop(call: ActorCall) -> None:
-    """Stop a run, at once where the user asks for it again meanwhile."""
+    """Stop a run, at once where the user asks again."""
     call("stop")
     try:
         _wait_for_end(call)

@@ -7,12 +7,12 @@ from djdist._job_store import JobStore
 from djdist.driver.counting import Counting
 
 WAIT_SECONDS = 0.5
-"""After so long a run looks again for what has ended, and asks a store again that had less than it wanted."""
+"""After this time a run looks again for what has ended, and asks a store again that had too little."""
 CLOCKS_DIFFER_SECONDS = 0.1
 LOOK_AHEAD = 4
-"""To look so many times further than is asked for spares a store most questions."""
+"""Looking this many times further than asked for spares a store most questions."""
 LOOK_SECONDS = 2.0
-"""After so long there may be more than when the last of it was seen, unless the store takes long to tell."""
+"""After this time there may be more than what was seen last, unless the store takes long to tell."""
 LOOKING_SHARE = 20
 
 
@@ -44,7 +44,7 @@ class Backlog:
         self.returned(0)
 
     def returned(self, count: int, pause_seconds: float = 0) -> None:
-        """Note that the run has put so many jobs back."""
+        """Count the jobs that the run has put back."""
         self.empty = self.ran_short = False
         self._asked_at = self._clock()
         self.pending += count

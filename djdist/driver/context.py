@@ -22,7 +22,7 @@ class RunContext:
     clock : callable
         Seconds that pass.
     sleep : callable
-        Lets so many seconds pass, where there is nothing to do but to wait.
+        Lets seconds pass, where there is nothing to do but wait.
     """
 
     store: JobStore

@@ -1,4 +1,4 @@
-"""How much is left, counted beside the loop."""
+"""How much is left, counted in a thread of its own."""
 
 import logging
 import threading
@@ -9,7 +9,7 @@ logger = logging.getLogger(__package__)
 SHORT_SECONDS = 0.02
 """Most counts take less, and the loop waits no longer for one."""
 SHARE = 40
-"""Between two counts passes so many times what one takes, which keeps the database's own load low, too."""
+"""Between two counts passes this many times what one takes, so that the database's load stays low."""
 
 
 class Counting:

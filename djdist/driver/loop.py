@@ -310,7 +310,7 @@ class Driver:
 
     @contextmanager
     def _giving_back_all(self) -> Iterator[None]:
-        """End what runs, only then give it back: nobody else shall make it meanwhile."""
+        """End what runs, only then give it back: or somebody else could make it at the same time."""
         try:
             yield
         except DatabaseError:

@@ -81,7 +81,7 @@ class Results:
         self._calls = lost.made + lost.failed
 
     def count_reserved(self, count: int) -> None:
-        """Note that so many jobs were reserved."""
+        """Count the jobs that were reserved."""
         self._calls += count
 
     def free_calls(self, wanted: int) -> int:

@@ -13,9 +13,9 @@ FIRST_RETRY_SECONDS = 0.1
 LONGEST_RETRY_SECONDS = 30.0
 MAX_TRANSIENT_ERRORS = 20
 MAX_WAITS = 1000
-"""So often a key may meet a worker that gets no connection, such as when the server is full."""
+"""How often a key may meet a worker that gets no connection, such as when the server is full."""
 MAX_LOST_CONNECTIONS = 5
-"""So often a key may lose its connection while it is made, or meet a limit of the server."""
+"""How often a key may lose its connection while it is made, or meet a limit of the server."""
 MAX_SETUP_ERRORS = 20
 LONGEST_BREAK_SECONDS = 30.0
 

@@ -48,7 +48,7 @@ TASK_ID = r"[0-9a-f]{8}-[0-9a-f]{4,8}-\d+"
 SLOTS_AGE_SECONDS = 1.0
 RESTART_SECONDS = 30
 SILENCE_SECONDS = 10.0
-"""A worker that the scheduler has not heard of for so long may answer no question."""
+"""A worker that the scheduler has not heard of for this time may answer no question."""
 
 LOST = (
     OSError,
@@ -197,7 +197,7 @@ class DaskExecutor(Executor):
             return getattr(actor.result(), method)().result()
 
     def _withdraw_taken(self) -> None:
-        """Let the scheduler forget the runs whose result somebody has had for long."""
+        """Make the scheduler forget runs whose result was fetched long ago."""
         told: dict[str, dict[str, Any]] = self._client.get_metadata(["djdist"], {})
         long_ago = time.time() - self.taken_result_kept_seconds
         for run in [run for run, place in told.items() if place.get("taken", long_ago) < long_ago]:
@@ -327,7 +327,7 @@ class _Pool(TaskPool):
         tasks = {future.key: future for future, running in self._tickets.items() if running == ticket}
         workers = set(self._workers.running(tasks.__contains__)) - {self._own_worker}
         if workers:
-            self._client.cancel(list(tasks.values()))  # or Dask would begin it anew elsewhere
+            self._client.cancel(list(tasks.values()))  # or Dask would begin it again elsewhere
             self._workers.restart(workers)
 
     def close(self) -> None:
@@ -376,7 +376,7 @@ class _Workers:
         return len(self._fit())
 
     def explaining(self, watch: Watch) -> Watch:
-        """Let the user know while a run is watched why none of its tasks begins."""
+        """Tell the user, while a run is watched, why none of its tasks begins."""
 
         def told(status: Status) -> bool:
             self._explain_absence()
@@ -433,7 +433,7 @@ class _Workers:
         if not addresses:
             return
         try:
-            with suppress(KeyError):  # one has gone by itself meanwhile
+            with suppress(KeyError):  # one has gone by itself
                 self.client.restart_workers(addresses, timeout=RESTART_SECONDS, raise_for_error=False)
         except ValueError as error:
             logger.warning(
@@ -466,7 +466,7 @@ class _RunMailbox:
         self._write("stop", True)
 
     def begin(self, status: Status) -> None:
-        """Let the next driver know that there was one."""
+        """Leave a note for the next driver that there was one."""
         self._write("status", status)
 
     def watch(self, status: Status) -> bool:
@@ -508,7 +508,7 @@ _counts: dict[str, str] = {}
 
 
 def _counts_here(worker: distributed.Worker) -> str:
-    """Tell how the runs stand whose drivers are in this process."""
+    """Return how the runs stand whose drivers are in this process."""
     return "; ".join(list(_counts.values()))
 
 
@@ -554,7 +554,7 @@ class _Slot:
     """The slot of this thread's task, which others get if its make() waits for what it has submitted itself.
 
     ``compute()`` and ``worker_client()`` give the slot up. ``future.result()`` doesn't, which works where
-    make() runs beside the cluster, and on it waits for ever once all slots are taken by such tasks.
+    make() runs outside the cluster, and on it waits forever once all slots are taken by such tasks.
     """
 
     def __init__(self, worker: distributed.Worker) -> None:
@@ -595,7 +595,7 @@ class _Slot:
 
 
 def _awaits_results(worker: distributed.Worker) -> bool:
-    """Tell whether tasks have not ended that were submitted in this process, but for those of runs."""
+    """Return whether tasks have not ended that were submitted in this process, but for those of runs."""
     futures = dict(worker._client.futures) if worker._client else {}
     return any(state.status == "pending" and not _is_of_run(key) for key, state in futures.items())
 
@@ -614,7 +614,7 @@ def _has_task(key: Any, dask_scheduler: distributed.Scheduler) -> bool:
 
 
 def _drive_as_task(loop: Loop, executor: _OnDriver) -> None:
-    """Do a detached run as a task, which Dask begins anew if its worker dies, be it after its end."""
+    """Do a detached run as a task, which Dask begins again if its worker dies, even after its end."""
     distributed.secede()
     executor.attach()
     mailbox = _RunMailbox(executor.client, executor.run)
@@ -636,7 +636,7 @@ def _place(run: str) -> list[str]:
 
 
 def _withdraw(client: distributed.Client, run: str) -> None:
-    """Let the scheduler forget a run."""
+    """Make the scheduler forget a run."""
     with suppress(*LOST):
         client.unpublish_dataset(_published(run))
         client.set_metadata(_place(run), {})
@@ -659,7 +659,7 @@ _clients: dict[str, distributed.Client] = {}
 
 
 def _client_at(address: str) -> distributed.Client:
-    """Give this process's client of a scheduler, which is kept for handles of runs and for later calls."""
+    """Return this process's client of a scheduler, which is kept for handles of runs and for later calls."""
     if address not in _clients or _clients[address].status != "running":
         _clients[address] = distributed.Client(address, set_as_default=False)
     return _clients[address]
@@ -701,8 +701,8 @@ def _written(resources: dict[str, float]) -> str:
 def _tasks_by_worker(
     dask_scheduler: distributed.Scheduler,
 ) -> dict[str, tuple[list[Any], list[Any], list[Any]]]:
-    """Tell which tasks each worker has, which of them were running when it was last heard of, and which have
-    seceded, such as a make() that waits for what it computes on the cluster.
+    """Return which tasks each worker has, which of them were running when it was last heard of, and which
+    have seceded, such as a make() that waits for what it computes on the cluster.
     """
     return {
         worker.address: (
@@ -734,7 +734,7 @@ def _blocking(client: distributed.Client) -> distributed.Client:
 
 
 def _default_client() -> distributed.Client | None:
-    """Give the client of this process or, in a task, that of the cluster that runs it."""
+    """Return the client of this process or, in a task, that of the cluster that runs it."""
     for find in (distributed.default_client, _client_of_task):
         with suppress(ValueError):
             found: distributed.Client = find()

@@ -120,7 +120,7 @@ async def _process(
 
 
 def _environment() -> dict[str, str]:
-    """Let a Python find from its beginning what this one finds, in the same order."""
+    """Return the environment in which a new Python finds what this one finds, in the same order."""
     path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
     settings_travel = "ignore:No datajoint.json found"
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONWARNINGS": settings_travel}

@@ -119,7 +119,7 @@ def _completed(ticket: int, work: TaskFunction, jobs: Sequence[Job]) -> Completi
 class _InProcesses(TaskPool):
     """Processes for one run, each in a pool of one: one that dies takes no other with it.
 
-    What is idle at the end is left to the runs that follow, and to those that go on meanwhile.
+    What is idle at the end is left to the runs that follow, and to those that go on.
     """
 
     def __init__(
@@ -226,13 +226,13 @@ def _kill(pools: Sequence[loky.ProcessPoolExecutor]) -> None:
 
 
 def _begin(parent: int, start_method: str | None) -> None:
-    """Let ``make()`` start processes as at the caller: one that loky started can't by another method."""
+    """Allow ``make()`` to start processes as at the caller: in a process of loky only one method works."""
     multiprocessing.set_start_method(start_method, force=True)
     _end_with_parent(parent)
 
 
 def _end_with_parent(parent: int) -> None:
-    """Let no process go on whose caller was killed before it could close its pool.
+    """End this process when its caller was killed before it could close its pool.
 
     A Ctrl-C at the terminal reaches it too, but it is the caller who then gives it its grace.
     """

@@ -149,7 +149,7 @@ class RayExecutor(Executor):
         _connections[:] = [_Joined(self._address, self._sent_along, _job())]
 
     def _check_connection(self) -> None:
-        """See that the connection that this process has is the one that was asked for."""
+        """Check that this process is connected to the cluster that was asked for."""
         joined = _joined_here()
         if self._address not in (None, "auto", joined and joined.address) and not _leads_here(self._address):
             raise OptionError(
@@ -301,7 +301,7 @@ class _Pool(TaskPool):
         return self._submitted
 
     def _wait_for_imports(self) -> None:
-        """Give the first task to the worker that is about to be ready, lest Ray start another one."""
+        """Send the first task to the worker that is about to be ready, or Ray would start another one."""
         ray.wait(self._imports, timeout=IMPORTS_SECONDS, fetch_local=False)
         self._imports = []
 
@@ -587,7 +587,7 @@ def _is_sent_along(part: str, value: Any) -> bool:
 
 
 def _knock(address: str) -> None:
-    """See that something listens there: Ray itself tries for a minute and a half, and fills the log."""
+    """Check that something listens there: Ray itself tries for a minute and a half, and fills the log."""
     if found := _host_and_port(address):
         socket.create_connection(found, timeout=PORT_SECONDS).close()
 
@@ -601,7 +601,7 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
 
 
 def _ask_for_token(address: str | None) -> None:
-    """Let a cluster that starts here ask for a token, which Ray does by itself from 2.59 on.
+    """Make a cluster that starts here ask for a token, as Ray does by itself from 2.59 on.
 
     Without a token each account of the machine could run code in it.
     """
@@ -630,7 +630,7 @@ def _init(address: str | None, **options: Any) -> None:
 
 
 def _hide_token() -> None:
-    """Let nobody else read the token, which Ray writes as the umask has it."""
+    """Make the token unreadable for others: Ray writes it as the umask has it."""
     with suppress(OSError):
         (Path.home() / ".ray" / "auth_token").chmod(0o600)
 
@@ -709,7 +709,7 @@ class DriverHost:
         self._drivers.pop(run, None)
 
     def infos(self) -> list[RunInfo]:
-        """Tell which runs are here for callers of their own."""
+        """Return which runs are here for callers of their own."""
         return [info for info, _ in self._drivers.values() if not info.detached]
 
 
@@ -735,19 +735,19 @@ class DetachedRun:
         return getattr(self, method)()
 
     def status(self) -> Status:
-        """Tell how far the run is."""
+        """Return the run's progress."""
         return self._status
 
     def stop(self) -> None:
-        """Let the run reserve no more jobs."""
+        """Stop the run: it reserves no more jobs."""
         self._stopping = True
 
     def result(self) -> Summary | DjdistError | None:
-        """Give the run's summary, or what ended it; None while it goes on."""
+        """Return the run's summary, or what ended it; None while it goes on."""
         return self._result
 
     def infos(self) -> list[RunInfo]:
-        """Tell which run it is."""
+        """Return which run it is."""
         return [self._info]
 
     def forget(self, run: str) -> None:
@@ -796,18 +796,18 @@ def _runs_of(actor: str) -> list[tuple[RunInfo, ActorCall]]:
     try:
         host = ray.get_actor(actor, NAMESPACE)
         return [(info, _proxy(host, info)) for info in ray.get(host.infos.remote(), timeout=LOOK_SECONDS)]
-    except (RayError, ValueError):  # it ended meanwhile, or hangs
+    except (RayError, ValueError):  # it has ended, or hangs
         return []
 
 
 def _get_ready() -> None:
-    """Let a worker import while the driver does, which else tries it first and waits for that."""
+    """Import in a worker while the driver does, so that its first task needn't wait for that."""
     _spare_imports()
     import_module("djdist.worker")
 
 
 def _spare_imports() -> None:
-    """Let what is imported next not be held up by searches for garbage in all of Ray, half of its time."""
+    """Exempt what is loaded from garbage collection, which would take half of the time of further imports."""
     gc.freeze()
 
 

@@ -48,7 +48,7 @@ class MemoryStore(JobStore):
         return len(released)
 
     def release_waiting(self, jobs: Sequence[Job]) -> list[Job]:
-        """Give none: nobody notes here what has begun."""
+        """Return none: nobody notes here what has begun."""
         return []
 
     def release_all(self) -> None:

@@ -38,7 +38,7 @@ class RunSeen:
 
     @property
     def is_dead(self) -> bool:
-        """Tell whether the lease ran out."""
+        """Return whether the lease ran out."""
         return self.lease is not None and self.silent_for > self.lease
 
 
@@ -88,7 +88,7 @@ class History:
 
 
 def glance(jobs: dj.Job) -> Glance:
-    """Look at a table's jobs with three queries, which stay quick with many jobs."""
+    """Return what is known of a table's jobs, by three queries that stay quick with many jobs."""
     errors = jobs.errors.proj("error_message", ended="completed_time")
     last = _fetch(errors, order_by="ended DESC", limit=LAST_ERRORS)
     return Glance(counts_of(jobs), by_cause(last), tuple(runs_seen(jobs)))
@@ -120,7 +120,7 @@ def by_cause(errors: pd.DataFrame) -> pd.DataFrame:
 
 
 def cause_of_each(errors: pd.DataFrame) -> pd.Series:
-    """Name the cause of each error: the first line of its message, without the numbers that vary."""
+    """Return the cause of each error: the first line of its message, without the numbers that vary."""
     lines = errors["error_message"].astype("str").str.strip().str.split("\n").str[0]
     patterns = lines.str.replace(NUMBER, "…", regex=True)
     varies = lines.groupby(patterns).transform("nunique") > 1
@@ -129,7 +129,7 @@ def cause_of_each(errors: pd.DataFrame) -> pd.Series:
 
 
 def pace(jobs: dj.Job) -> float:
-    """Give how many keys a second were made of late; NaN where made jobs are not kept."""
+    """Return how many keys per second were made lately; NaN where made jobs are not kept."""
     now = server_now(jobs.connection)
     recent = jobs.completed & f"completed_time > '{now - timedelta(seconds=PACE_SECONDS)}'"
     seen = dj.U().aggr(recent, made="count(*)", first="min(completed_time)").fetch1()
@@ -156,7 +156,7 @@ def last_errors(jobs: dj.Job) -> pd.DataFrame:
 
 
 def names_of(all_jobs: Sequence[dj.Job]) -> list[str]:
-    """Name the tables of some jobs, with their schemas where the names alone are not enough."""
+    """Return the names of some jobs' tables, with schemas where the names alone are ambiguous."""
     short = [type(jobs.target).__name__ for jobs in all_jobs]
     long = [f"{jobs.database}.{name}" for jobs, name in zip(all_jobs, short, strict=True)]
     return long if len(set(short)) < len(short) else short
@@ -197,7 +197,7 @@ def _named(causes: pd.DataFrame, table: str) -> pd.DataFrame:
 
 
 def _read(jobs: dj.Job, name: str) -> tuple[dict[str, int], pd.DataFrame, list[str]]:
-    """Give a table's counts, its jobs that ended, and what is not known of them."""
+    """Return a table's counts, its jobs that ended, and what is not known of them."""
     is_declared = jobs.is_declared
     key = jobs.primary_key if is_declared else jobs.target.primary_key
     counts = counts_of(jobs) if is_declared else dict.fromkeys(STATUSES, 0)
@@ -253,7 +253,7 @@ def _texts(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
 
 
 def _columns(table: Any) -> list[str]:
-    """Name all columns of a table, the hidden ones too, which its heading knows once it is read."""
+    """Return the names of all columns of a table, also of the hidden ones."""
     return list(table.heading._attributes) if table.heading.names else []
 
 

@@ -151,7 +151,7 @@ class Jobs(dj.Job):
     def ignore_where(self, *restrictions: Any) -> int:
         """Leave pending jobs and errors out of all runs, in one statement.
 
-        Unlike ``ignore(key)``, it spares jobs that somebody has reserved meanwhile, and adds none.
+        Unlike ``ignore(key)``, it leaves alone jobs that somebody has reserved, and adds none.
 
         Parameters
         ----------
@@ -202,7 +202,7 @@ def refreshing(
 
 
 def jobs_of(table: Any) -> Jobs:
-    """Give a table's jobs, with the jobs table declared if it isn't yet.
+    """Return a table's jobs, with the jobs table declared if it isn't yet.
 
     One object serves all uses of a class, restricted or not, because making one asks the database much.
     """
@@ -214,7 +214,7 @@ def jobs_of(table: Any) -> Jobs:
 
 
 def jobs_to_look_at(table: Any) -> dj.Job:
-    """Give a table's jobs without declaring the jobs table; a part of some jobs is given as it is.
+    """Return a table's jobs without declaring the jobs table; a part of some jobs is given as it is.
 
     Raises
     ------

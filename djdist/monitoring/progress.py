@@ -12,7 +12,7 @@ from djdist.pipeline.tables import tables_of
 
 
 def progress(*modules_or_tables: Any) -> pd.DataFrame:
-    """Tell how far auto-populated tables are.
+    """Return the progress of auto-populated tables.
 
     Nothing is written to the database, and the jobs tables are not refreshed.
 

@@ -17,7 +17,7 @@ class ProgressBar:
     name : str
         The table's name.
     max_calls : int, optional
-        The most keys that the run makes.
+        Maximum number of keys that the run makes.
     shown : bool
         False keeps it silent.
     """

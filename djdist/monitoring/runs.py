@@ -47,7 +47,7 @@ class Run:
         return f"ended by {type(result).__name__}: {result}" if isinstance(result, DjdistError) else ""
 
     def status(self) -> Status:
-        """Tell how many keys are made, failed, running, queued on the cluster and pending.
+        """Return how many keys are made, failed, running, queued on the cluster and pending.
 
         Raises
         ------
@@ -58,7 +58,7 @@ class Run:
         return status
 
     def stop(self) -> None:
-        """Let the run reserve no more; what runs gets ``djdist.config.grace_seconds`` of its caller."""
+        """Stop the run: it reserves no more, and what runs gets its caller's ``config.grace_seconds``."""
         self._call("stop")
 
     def wait(self, timeout_seconds: float | None = None, *, display_progress: bool = False) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def runs(executor: Any = None) -> list[Run]:
 
 
 def result_of(summary: Summary, info: RunInfo) -> dict[str, Any]:
-    """Give a run's result as ``populate()`` returns it, or raise what it raises."""
+    """Return a run's result as ``populate()`` returns it, or raise what it raises."""
     if summary.errors and not info.suppress_errors:
         raise exception_of(summary.errors[0][1])
     errors = [

@@ -29,7 +29,7 @@ def check_key_is_seen(table: Any, query: Any) -> None:
 
 
 def lacking_right(table: Any, fence: Fence) -> str:
-    """Try in vain what each job of a table will need, and say what the account may not do."""
+    """Try what each job of a table will need, on no rows, and return what the account may not do."""
     for place, sql, nothing in _trials(table, fence):
         if refusal := _refusal(table.connection, sql, nothing):
             user = table.connection.get_user()
@@ -38,7 +38,7 @@ def lacking_right(table: Any, fence: Fence) -> str:
 
 
 def _trials(table: Any, fence: Fence) -> Iterator[tuple[str, str, list[None]]]:
-    """Give what hits no row: a key of nothing, no rows to insert."""
+    """Return what hits no row: a key of nothing, no rows to insert."""
     for statement in fence.statements:
         yield "its jobs table", statement.sql, [None] * len(statement.names)
     members = [getattr(type(table), name) for name in dir(table) if name[0].isupper()]

@@ -76,7 +76,7 @@ def _is_asynchronous(part: Any) -> bool:
 
 
 def has_make(table: Any) -> bool:
-    """Tell whether a table's class says how to make a key."""
+    """Return whether a table's class says how to make a key."""
     return (
         hasattr(table, "_make_tuples")
         or type(table).make is not dj.AutoPopulate.make
@@ -137,7 +137,7 @@ def _outer_join(todo: QueryExpression, table: QueryExpression, alias: str) -> st
 
 
 def _as_expression(sql: str, like: QueryExpression) -> QueryExpression:
-    """Let DataJoint read the rows of a query as those of one of its own."""
+    """Return a query's rows as DataJoint reads those of its own queries."""
     expression = QueryExpression()
     expression._connection, expression._support = like.connection, [f"({sql}) AS djdist_keys"]
     expression._heading = like.heading.make_subquery_heading()
@@ -184,7 +184,7 @@ def _time_zone(connection: dj.Connection) -> str | None:
 
 
 def plain_sql(query: QueryExpression) -> str:
-    """Give a query as the server should read it.
+    """Return a query as the server should read it.
 
     DataJoint doubles the percent signs of literals for a driver that formats.
     """
@@ -192,12 +192,12 @@ def plain_sql(query: QueryExpression) -> str:
 
 
 def condition_sql(query: QueryExpression) -> str:
-    """Give a restricted table's condition as the server should read it."""
+    """Return a restricted table's condition as the server should read it."""
     return str(query.where_clause()).replace("%%", "%").removeprefix(" WHERE ")
 
 
 def job_columns(key: Key, settings: ConnectionSettings) -> dict[str, Any]:
-    """Give a key's values as the database's driver takes them."""
+    """Return a key's values as the database's driver takes them."""
     binary = settings.backend == "mysql"
     return {k: v.bytes if binary and isinstance(v, UUID) else v for k, v in key.items()}
 
@@ -213,12 +213,12 @@ def declared_type(table: dj.Table, attribute: Any) -> str | None:
 
 
 def user_of(table: dj.Table) -> str:
-    """Name the connection's user, as the jobs table records it."""
+    """Return the connection's user, as the jobs table records it."""
     return str(table.connection.get_user())
 
 
 def code_version(table: dj.Table) -> str:
-    """Give the git commit of the code that makes a table's keys, if the settings ask for it.
+    """Return the git commit of the code that makes a table's keys, if the settings ask for it.
 
     It is looked up where the table's module lies, or in the working folder for one
     that was typed into a notebook.
@@ -235,7 +235,7 @@ def code_version(table: dj.Table) -> str:
 
 
 def end_session(connection: dj.Connection) -> None:
-    """Let go of what a session holds: a transaction, locks, or a socket that is dead."""
+    """Release what a session holds: a transaction, locks, or a socket that is dead."""
     with suppress(Exception):
         connection.close()
 
@@ -249,12 +249,12 @@ def connect_anew(connection: dj.Connection) -> None:
 
 
 def is_duplicate(error: BaseException) -> bool:
-    """Tell whether somebody else has inserted the same row."""
+    """Return whether somebody else has inserted the same row."""
     return isinstance(error, dj.errors.DuplicateError)
 
 
 def is_made(table: Any, key: Key) -> bool:
-    """Tell whether a key is in the table."""
+    """Return whether a key is in the table."""
     return bool(key in table)
 
 

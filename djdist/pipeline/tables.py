@@ -13,7 +13,7 @@ from djdist.errors import DatabaseError, OptionError
 
 
 def tables_of(module: ModuleType) -> list[Any]:
-    """Give a module's auto-populated tables, in the order of their definition.
+    """Return a module's auto-populated tables, in the order of their definition.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def tables_of(module: ModuleType) -> list[Any]:
 
 
 def tables_named(name: str) -> list[Any]:
-    """Give what ``my_pipeline:Table`` names, or all auto-populated tables of ``my_pipeline``.
+    """Return what ``my_pipeline:Table`` names, or all auto-populated tables of ``my_pipeline``.
 
     Raises
     ------

@@ -110,7 +110,7 @@ def batches(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
 
 @contextmanager
 def lenient(connection: sa.Connection, backend: str) -> Iterator[None]:
-    """Let MySQL work out a key source in a change as in a SELECT, where a division by zero gives NULL.
+    """Make MySQL evaluate a key source in a change as in a SELECT, where a division by zero gives NULL.
 
     In its strict mode, which keeps what is written right, the same division is an error there.
     """

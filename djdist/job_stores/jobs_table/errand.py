@@ -20,7 +20,7 @@ class Errand(Generic[Result]):
         self._outcome: Callable[[], Result]
 
     def wait(self, seconds: float) -> bool:
-        """Wait for its end, at most for so long; tell whether it has come."""
+        """Wait for its end, at most this long, and return whether it has come."""
         return self._done.wait(seconds)
 
     @property
@@ -57,7 +57,7 @@ class Hand:
         return errand
 
     def let_go(self) -> None:
-        """Let its thread end after what it does now."""
+        """End its thread after what it does now."""
         self._errands.put(None)
 
     def _do_all(self) -> None:

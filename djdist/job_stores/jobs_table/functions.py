@@ -46,7 +46,7 @@ def _shifted_in_postgresql(element: shifted, compiler: SQLCompiler, **kw: Any) -
 
 
 def in_seconds(seconds: Any) -> sa.ColumnElement[Any]:
-    """Return the moment that is so many seconds from now, by the database's clock."""
+    """Return the moment that is some seconds from now, by the database's clock."""
     return shifted(NOW, seconds if isinstance(seconds, sa.ColumnElement) else sa.literal(seconds))
 
 

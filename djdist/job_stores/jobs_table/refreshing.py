@@ -28,7 +28,7 @@ class Refreshing:
 def refresh(
     where: Conditions, changes: Changes, transactions: Transactions, options: Refreshing
 ) -> dict[str, int]:
-    """Let new keys enter, vanished ones leave, and what native workers left behind go back; count them."""
+    """Add new keys, remove vanished ones, release what native workers left behind, and count all three."""
     steps = _Steps(where, changes, transactions)
     return {
         "orphaned": steps.free_orphans(options.orphan_seconds),
@@ -62,7 +62,7 @@ class _Steps:
         return self._insert_missing([*self._source.key, "status", "priority", "scheduled_time"], rows)
 
     def _insert_missing(self, names: list[str], rows: sa.Select[Any]) -> int:
-        """Insert all at once, and leave alone what another refresh has added meanwhile.
+        """Insert all at once, and leave alone what another refresh has added.
 
         PostgreSQL is first asked to insert without looking for that, in two thirds of the time.
         """

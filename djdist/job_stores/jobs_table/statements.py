@@ -60,7 +60,7 @@ def _ended(where: Conditions) -> sa.Update | sa.Delete:
 
 
 def _unhindered(finish: Statement, source: JobsTableSource) -> Statement:
-    """Let the last statement of ``make()``'s transaction change a job that was renewed meanwhile."""
+    """Allow ``make()``'s transaction to change in its last statement a job that was renewed since."""
     if source.settings.backend == "postgresql":
         return finish  # the transaction itself allows it
     return replace(finish, sql=f"{SNAPSHOT_OFF} {finish.sql}")

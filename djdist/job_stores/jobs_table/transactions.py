@@ -187,7 +187,7 @@ def _note_server(connection: Any, record: sa.pool.ConnectionPoolEntry) -> None:
 
 
 def _marked(connection: Any) -> Any:
-    """Let what is left of a connection that falls silent be found, and ended with its locks."""
+    """Mark a connection's session, so that what is left of it can be found and ended if it falls silent."""
     bear(connection, number_of(uuid4().hex))
     return connection
 
