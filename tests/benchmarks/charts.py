@@ -1,4 +1,4 @@
-"""The benchmarks' chart, which the README shows."""
+"""The benchmarks' chart, which docs/explanation/performance.md shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps what the benchmarks find in `results.json`, draws it for the README, and sets it beside the goals."""
+"""Keeps what the benchmarks find in `results.json`, draws it for the docs, and sets it beside the goals."""
 
 from __future__ import annotations
 
