@@ -30,14 +30,11 @@ from djdist.job_stores.pipeline import PipelineStore
 from djdist.jobs.table import jobs_of, refreshing
 from djdist.monitoring.progress_bar import ProgressBar
 from djdist.monitoring.runs import Run, result_of
-from djdist.pipeline.table import (
-    check_populates,
-    code_version,
-    jobs_table_source,
-    keys_to_make,
-    reachable,
-    user_of,
-)
+from djdist.pipeline.checks import check_populates
+from djdist.pipeline.connection import reachable
+from djdist.pipeline.jobs_table import jobs_table_spec
+from djdist.pipeline.keys import keys_to_make
+from djdist.pipeline.provenance import code_version, user_of
 from djdist.shipping.large_parts import warn_if_large
 from djdist.shipping.packing import pack, settings_of, shared_settings
 from djdist.shipping.pickled_task import PickledTask
@@ -215,13 +212,13 @@ def _jobs_table(
     table: Any, restrictions: Sequence[Any], priority: int | None, refresh: bool | None, version: str
 ) -> tuple[JobStore, Fence]:
     settings = table.connection._config.jobs
-    source = jobs_table_source(jobs_of(table), restrictions, ship_credentials=config.ship_credentials)
+    spec = jobs_table_spec(jobs_of(table), restrictions, ship_credentials=config.ship_credentials)
     owner = Owner(new_token(config.lease_seconds), user_of(table), version)
     refreshes = settings.auto_refresh if refresh is None else refresh
     options = refreshing(table, priority=priority)
     max_priority = None if priority is None else int(priority)  # it may be numpy's
     store = JobsTable(
-        source, owner, max_priority, options if refreshes else None, config.database_patience_seconds
+        spec, owner, max_priority, options if refreshes else None, config.database_patience_seconds
     )
     return store, store.fence()
 

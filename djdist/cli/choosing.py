@@ -8,7 +8,7 @@ import datajoint as dj
 from djdist.database.errors import is_infrastructure
 from djdist.errors import OptionError
 from djdist.jobs.table import jobs_to_look_at
-from djdist.pipeline.table import connect_anew
+from djdist.pipeline.connection import reconnect
 from djdist.pipeline.tables import tables_named
 from djdist.shipping.packing import is_alive
 
@@ -36,7 +36,7 @@ def reconnected(tables: list[Any]) -> list[Any]:
     """Return tables, with new connections for those that were lost."""
     for table in tables:
         if not is_alive(table.connection):
-            connect_anew(table.connection)
+            reconnect(table.connection)
     return tables
 
 

@@ -109,6 +109,11 @@ def _is_deadlock_or_lost(code: object = None, message: object = "") -> bool:
     return code in DEADLOCK_OR_LOST or (code == READ_ONLY_OPTION and "read-only" in str(message))
 
 
+def is_duplicate(error: BaseException) -> bool:
+    """Return whether somebody else has inserted the same row, as DataJoint says it."""
+    return _is_of_datajoint(error, "DuplicateError")
+
+
 def is_full(error: BaseException) -> bool:
     """Return whether the server is there, but takes no more connections now."""
     return any(phrase in str(error) for phrase in FULL)

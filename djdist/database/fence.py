@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
+from uuid import UUID
 
 from djdist.errors import LeaseLostError
 
@@ -133,6 +134,12 @@ def are_searched_as_list(keys: Sequence[Sequence[Any]]) -> bool:
 def _is_other_in_list(value: object) -> bool:
     """Return whether PostgreSQL rounds a value in a list, or MariaDB doesn't find it in a latin1 column."""
     return isinstance(value, float) or (isinstance(value, str) and not value.isascii())
+
+
+def key_values(key: Mapping[str, Any], backend: str) -> dict[str, Any]:
+    """Return a key's values as the database's driver takes them, by the names of their parameters."""
+    binary = backend == "mysql"
+    return {key_name(k): v.bytes if binary and isinstance(v, UUID) else v for k, v in key.items()}
 
 
 def key_name(attribute: str) -> str:

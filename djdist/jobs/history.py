@@ -10,36 +10,33 @@ import datajoint as dj
 import pandas as pd
 
 from djdist.database.sessions import server_now
-from djdist.job_stores.jobs_table.lease import LEASE_RANGE, SMALLEST_TOKEN
-from djdist.pipeline.table import missing_keys
+from djdist.job_stores.jobs_table.lease import is_of_run, is_over
+from djdist.pipeline.keys import new_keys
 
 LAST_ERRORS = 1000
 PACE_SECONDS = 600
 IN_FULL = {"completed_time": "ended", "error_stack": "traceback"}
 ENDED = ("status", "completed_time", "duration", "host", "pid", "error_message")
-STATUSES = ("pending", "reserved", "success", "error", "ignore")
+NO_JOBS = dict.fromkeys(("pending", "reserved", "success", "error", "ignore"), 0)
 NUMBER = r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?"
 KEEP = "To keep it from now on, set dj.config.jobs.keep_completed = True where you call populate()."
 
 
 @dataclass(frozen=True)
 class RunSeen:
-    """A run as its reservations show it; ``silent_for`` is the time since it last renewed them.
+    """A run as its reservations show it.
 
-    ``lease`` is None for a worker of plain DataJoint, which renews nothing.
+    ``is_dead`` says that its lease is over, ``is_native`` that it is a worker of plain DataJoint, which
+    has none and renews nothing.
     """
 
     user: str
     jobs: int
     begun: int
     hosts: int
-    silent_for: timedelta
-    lease: timedelta | None
-
-    @property
-    def is_dead(self) -> bool:
-        """Return whether the lease ran out."""
-        return self.lease is not None and self.silent_for > self.lease
+    since_renewal: timedelta
+    is_native: bool
+    is_dead: bool
 
 
 @dataclass(frozen=True)
@@ -165,14 +162,13 @@ def names_of(all_jobs: Sequence[dj.Job]) -> list[str]:
 def counts_of(jobs: dj.Job) -> dict[str, int]:
     """Count jobs by status."""
     counted = dj.U("status").aggr(jobs, number="count(*)").to_dicts()
-    return dict.fromkeys(STATUSES, 0) | {row["status"]: int(row["number"]) for row in counted}
+    return NO_JOBS | {row["status"]: int(row["number"]) for row in counted}
 
 
-def new_keys(jobs: dj.Job) -> int:
+def count_new(jobs: dj.Job) -> int:
     """Count the keys that are still to be made and have no job yet, or one whose result is gone."""
     waiting = dj.FreeTable(jobs.connection, jobs.full_table_name) & "status <> 'success'"
-    new = missing_keys(jobs.target._jobs_to_do(()), jobs.target, waiting)
-    return len(dj.U(*jobs.primary_key) & new)
+    return len(new_keys(jobs.target._jobs_to_do(()), jobs, known=waiting))
 
 
 def runs_seen(jobs: dj.Job) -> Iterator[RunSeen]:
@@ -183,12 +179,15 @@ def runs_seen(jobs: dj.Job) -> Iterator[RunSeen]:
         jobs="count(*)",
         begun="count(nullif(pid, 0))",
         hosts="count(distinct host)",
-        renewed="max(reserved_time)",
+        renewed_at="max(reserved_time)",
     )
     for row in reservations.to_dicts(order_by="jobs DESC"):
-        token, renewed = row.pop("connection_id"), row.pop("renewed")
-        lease = timedelta(seconds=token % LEASE_RANGE) if token >= SMALLEST_TOKEN else None
-        yield RunSeen(**row, silent_for=now - renewed, lease=lease)
+        token, renewed_at = row.pop("connection_id"), row.pop("renewed_at")
+        is_native = not is_of_run(token)
+        is_dead = not is_native and is_over(
+            token, renewed_at, lambda seconds: now + timedelta(seconds=seconds)
+        )
+        yield RunSeen(**row, since_renewal=now - renewed_at, is_native=is_native, is_dead=is_dead)
 
 
 def _named(causes: pd.DataFrame, table: str) -> pd.DataFrame:
@@ -200,7 +199,7 @@ def _read(jobs: dj.Job, name: str) -> tuple[dict[str, int], pd.DataFrame, list[s
     """Return a table's counts, its jobs that ended, and what is not known of them."""
     is_declared = jobs.is_declared
     key = jobs.primary_key if is_declared else jobs.target.primary_key
-    counts = counts_of(jobs) if is_declared else dict.fromkeys(STATUSES, 0)
+    counts = counts_of(jobs) if is_declared else {**NO_JOBS}
     rows = _from_jobs_table(jobs) if is_declared else pd.DataFrame(columns=[*key, *ENDED])
     ended = _frame(name, key, rows)
     timed = counts.pop("success")

@@ -104,8 +104,8 @@ def _runs(runs: tuple[RunSeen, ...]) -> str:
 
 def _state(run: RunSeen) -> str:
     hosts = f"{run.begun:,} of them begun, on {run.hosts:,} host{'s' * (run.hosts != 1)}"
-    ago = f"{format_duration(max(0, run.silent_for.total_seconds()))} ago"
-    if run.lease is None:
+    ago = f"{format_duration(max(0, run.since_renewal.total_seconds()))} ago"
+    if run.is_native:
         return f"{hosts}; plain DataJoint, last reserved {ago}"
     if run.is_dead:
         return f"⚠ dead: last heard of {ago}; its jobs go back with the next refresh() or run"

@@ -13,14 +13,9 @@ from djdist.job_stores.jobs_table.refreshing import Refreshing
 from djdist.job_stores.jobs_table.store import JobsTable
 from djdist.jobs.history import glance
 from djdist.jobs.html import jobs_html, notice_html, rows_html
+from djdist.pipeline.checks import check_has_schema, check_priority
+from djdist.pipeline.jobs_table import condition_sql, declared_type, jobs_table_spec
 from djdist.pipeline.rights import check_key_is_seen
-from djdist.pipeline.table import (
-    check_has_schema,
-    check_priority,
-    condition_sql,
-    declared_type,
-    jobs_table_source,
-)
 
 
 class Jobs(dj.Job):
@@ -102,7 +97,7 @@ class Jobs(dj.Job):
             self, priority=priority, delay=delay, stale_timeout=stale_timeout, orphan_timeout=orphan_timeout
         )
         declare(self)
-        with closing(JobsTable(jobs_table_source(self, restrictions), refreshing=options)) as store:
+        with closing(JobsTable(jobs_table_spec(self, restrictions), refreshing=options)) as store:
             return store.refresh()
 
     def rescue(self) -> int:
@@ -122,7 +117,7 @@ class Jobs(dj.Job):
         """
         if not self.is_declared:
             return 0
-        with closing(JobsTable(jobs_table_source(self))) as store:
+        with closing(JobsTable(jobs_table_spec(self))) as store:
             return store.rescue()
 
     def retry(self, *restrictions: Any) -> int:
@@ -145,7 +140,7 @@ class Jobs(dj.Job):
         """
         if not self.is_declared:
             return 0
-        with closing(JobsTable(jobs_table_source(self))) as store:
+        with closing(JobsTable(jobs_table_spec(self))) as store:
             return store.retry(self._condition(restrictions))
 
     def ignore_where(self, *restrictions: Any) -> int:
@@ -174,7 +169,7 @@ class Jobs(dj.Job):
             raise OptionError('ignore_where() needs a restriction: jobs.ignore_where("subject_id = 3")')
         if not self.is_declared:
             return 0
-        with closing(JobsTable(jobs_table_source(self))) as store:
+        with closing(JobsTable(jobs_table_spec(self))) as store:
             return store.ignore(self._condition(restrictions))
 
     def _condition(self, restrictions: tuple[Any, ...]) -> str:

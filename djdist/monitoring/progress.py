@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from djdist.errors import OptionError
-from djdist.jobs.history import counts_of, names_of, new_keys, pace, runs_seen
+from djdist.jobs.history import NO_JOBS, count_new, counts_of, names_of, pace, runs_seen
 from djdist.jobs.table import jobs_to_look_at
 from djdist.pipeline.tables import tables_of
 
@@ -61,9 +61,9 @@ def _tables(given: Any) -> list[Any]:
 
 def _row(jobs: Any) -> dict[str, Any]:
     is_declared = jobs.is_declared
-    counts = counts_of(jobs) if is_declared else {}
+    counts = counts_of(jobs) if is_declared else NO_JOBS
     remaining, total = jobs.target.progress()
     row = dict.fromkeys(COLUMNS, 0) | counts | {"done": total - remaining, "total": total}
-    row |= {"new": new_keys(jobs) if is_declared else remaining, "keys_per_second": float("nan")}
+    row |= {"new": count_new(jobs) if is_declared else remaining, "keys_per_second": float("nan")}
     alive = sum(not run.is_dead for run in runs_seen(jobs)) if is_declared else 0
     return row | ({"runs": alive, "keys_per_second": pace(jobs)} if alive else {})

@@ -16,14 +16,14 @@ from typing import Any
 from djdist._job import GROUP_SECONDS, Ending, Identity, Job, Outcome, Report
 from djdist._signals import Signals, catching, signal_behind
 from djdist.database.dbapi import ConnectionSettings
-from djdist.database.errors import is_infrastructure, is_lost, limit_of
-from djdist.database.fence import Connection, Fence, key_name
+from djdist.database.errors import is_duplicate, is_infrastructure, is_lost, limit_of
+from djdist.database.fence import Connection, Fence, key_values
 from djdist.database.marks import worker_mark
 from djdist.database.sessions import IDLE_LIMITS
 from djdist.database.silence import bear
 from djdist.database.watchdog import Waiting, blocker_of, watched
 from djdist.errors import LeaseLostError, Terminated
-from djdist.pipeline.table import connect_anew, end_session, is_duplicate, is_made, job_columns
+from djdist.pipeline.connection import close, reconnect
 from djdist.shipping.packing import is_alive, open_dbapi_connection
 from djdist.worker.failure import failure_of
 from djdist.worker.make_session import MakeSession
@@ -88,8 +88,9 @@ class Group:
     all_missing: bool = False
 
     def __post_init__(self) -> None:
+        backend = self.context.settings.backend
         worker = {"worker_host": platform.node(), "worker_pid": os.getpid()}
-        self._values = {job.identity: worker | _key_values(self.context, job) for job in self.jobs}
+        self._values = {job.identity: worker | key_values(job.key, backend) for job in self.jobs}
 
     def make_session(self) -> MakeSession:
         at = self.context
@@ -178,7 +179,7 @@ def _limit_of_idling(connection: Any, seconds: float) -> str:
     """Return the setting by which the server may have ended a session that was idle for that time."""
     with suppress(Exception):
         if not is_alive(connection):
-            connect_anew(connection)
+            reconnect(connection)
         for setting, longest in connection.query(IDLE_LIMITS[connection.adapter.backend]).fetchall():
             if seconds >= longest:
                 return str(setting)
@@ -188,11 +189,7 @@ def _limit_of_idling(connection: Any, seconds: float) -> str:
 def _leave_behind(context: WorkerContext) -> None:
     _left_behind.add(id(context.table.connection))
     if context.own_connection:
-        end_session(context.table.connection)
-
-
-def _key_values(context: WorkerContext, job: Job) -> dict[str, Any]:
-    return {key_name(k): v for k, v in job_columns(job.key, context.settings).items()}
+        close(context.table.connection)
 
 
 def _attempt(group: Group, job: Job, make_session: MakeSession) -> Ending:
@@ -200,10 +197,10 @@ def _attempt(group: Group, job: Job, make_session: MakeSession) -> Ending:
     table, fence = context.table, context.fence
     if id(table.connection) in _left_behind:
         if context.own_connection or not is_alive(table.connection):
-            connect_anew(table.connection)
+            reconnect(table.connection)
         _left_behind.discard(id(table.connection))
     if not group.begins(job):
-        return Ending.MADE if is_made(table, job.key) else Ending.LEASE_LOST  # a cluster may run a task again
+        return Ending.MADE if job.key in table else Ending.LEASE_LOST  # a cluster may run a task again
     started = time.monotonic()
 
     def finish(connection: Connection) -> None:
@@ -218,7 +215,7 @@ def _attempt(group: Group, job: Job, make_session: MakeSession) -> Ending:
     except Exception as error:
         if make_session.committing and is_infrastructure(error) and _was_committed(group, job):
             return Ending.MADE
-        if not (missing and is_duplicate(error) and is_made(table, job.key)):
+        if not (missing and is_duplicate(error) and job.key in table):
             raise
     finish(make_session.session)
     return Ending.ALREADY_MADE
@@ -232,8 +229,8 @@ def _was_committed(group: Group, job: Job) -> bool:
     while True:
         try:
             if context.own_connection or not is_alive(connection):
-                connect_anew(connection)
-            return not group.holds(job) and is_made(context.table, job.key)
+                reconnect(connection)
+            return not group.holds(job) and job.key in context.table
         except Exception:
             if time.monotonic() > give_up_at:
                 return False

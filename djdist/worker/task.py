@@ -16,7 +16,7 @@ from djdist.database.errors import is_full, is_infrastructure
 from djdist.database.fence import Fence
 from djdist.database.watchdog import watch
 from djdist.errors import Terminated
-from djdist.pipeline.table import connect_anew
+from djdist.pipeline.connection import reconnect
 from djdist.shipping.assignments import Assignment, assigned
 from djdist.shipping.packing import open_dbapi_connection, unpack
 from djdist.worker.failure import failure_of, portable
@@ -133,7 +133,7 @@ def _exit_if_terminated(group: Group, report: Report) -> None:
         return
     connection = group.context.table.connection
     with suppress(Exception):
-        connect_anew(connection)
+        reconnect(connection)
         group.forgo(connection)
     signal.raise_signal(signal.SIGTERM)
 

@@ -14,13 +14,13 @@ import sqlalchemy as sa
 
 import lab as pipelines
 from djdist._job import Failure, Job
-from djdist.database.fence import key_name
+from djdist.database.fence import key_values
 from djdist.database.sessions import SNAPSHOT_OFF
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.jobs.table import Jobs, jobs_of, refreshing
+from djdist.pipeline.jobs_table import jobs_table_spec
 from djdist.pipeline.rights import lacking_right
-from djdist.pipeline.table import job_columns, jobs_table_source
 
 SUBJECTS, SESSIONS = 10_000, 10
 MANY = 600
@@ -55,7 +55,7 @@ def jobs(lab: ModuleType, connection: Any) -> Jobs:
 
 @pytest.fixture
 def store(jobs: Jobs) -> Iterator[JobsTable]:
-    store = JobsTable(jobs_table_source(jobs), Owner(new_token(60)), refreshing=refreshing(jobs))
+    store = JobsTable(jobs_table_spec(jobs), Owner(new_token(60)), refreshing=refreshing(jobs))
     yield store
     store.close()
 
@@ -121,7 +121,7 @@ def use(store: JobsTable, jobs: Jobs, connection: Explaining) -> None:
 
 
 def worker_values(store: JobsTable, job: Job) -> dict[str, Any]:
-    key = {key_name(k): v for k, v in job_columns(job.key, store.source.settings).items()}
+    key = key_values(job.key, store.spec.settings.backend)
     return {"worker_host": "a worker", "worker_pid": 7, "seconds": 1.5, **key}
 
 

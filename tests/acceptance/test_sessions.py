@@ -19,7 +19,7 @@ import lab as pipelines
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.jobs.history import pace, runs_seen
-from djdist.pipeline.table import jobs_table_source
+from djdist.pipeline.jobs_table import jobs_table_spec
 from djdist.worker.session import is_mariadb
 from lab import doing
 from lab.watching import counts
@@ -94,7 +94,7 @@ def test_no_time_zone_of_a_client_hides_or_frees_jobs(
     options = {"reserve_jobs": True, "refresh": False, "make_kwargs": {"do": doing.nothing}}
     with (
         server.connect() as native,
-        closing(JobsTable(jobs_table_source(lab.Scripted.jobs), Owner(new_token(60)))) as other_run,
+        closing(JobsTable(jobs_table_spec(lab.Scripted.jobs), Owner(new_token(60)))) as other_run,
         dj.config.override(jobs__keep_completed=True),
     ):
         assert len(other_run.reserve(1)) == 1

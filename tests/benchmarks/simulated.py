@@ -31,8 +31,8 @@ from djdist.database.fence import Fence, Statement, key_name
 from djdist.job_stores.jobs_table.refreshing import Refreshing
 from djdist.job_stores.jobs_table.store import JobsTable
 from djdist.jobs.table import jobs_of
-from djdist.pipeline.jobs_table_source import JobsTableSource
-from djdist.pipeline.table import jobs_table_source
+from djdist.pipeline.jobs_table import jobs_table_spec
+from djdist.pipeline.jobs_table_spec import JobsTableSpec
 from djdist.shipping.packing import open_dbapi_connection
 from djdist.worker.session import Session
 
@@ -50,12 +50,12 @@ BATCH = 500
 WORKER = {"worker_host": "simulated", "worker_pid": 1}
 
 
-def fill(lab: ModuleType, keys: int) -> JobsTableSource:
+def fill(lab: ModuleType, keys: int) -> JobsTableSpec:
     """Let so many jobs wait."""
     add_numbers(lab, keys)
-    source = jobs_table_source(jobs_of(lab.Doubled()))
-    JobsTable(source, refreshing=Refreshing(priority=5)).refresh()
-    return source
+    spec = jobs_table_spec(jobs_of(lab.Doubled()))
+    JobsTable(spec, refreshing=Refreshing(priority=5)).refresh()
+    return spec
 
 
 @dataclass(frozen=True)

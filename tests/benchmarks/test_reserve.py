@@ -20,7 +20,7 @@ from benchmarks.many_keys import (
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.jobs.table import jobs_of
-from djdist.pipeline.table import jobs_table_source
+from djdist.pipeline.jobs_table import jobs_table_spec
 from servers import Server
 
 pytestmark = pytest.mark.timeout(1800)
@@ -46,7 +46,7 @@ def test_reserve(server: Server, lab: ModuleType, record: Record) -> None:
 
 
 def _milliseconds(lab: ModuleType) -> dict[str, float]:
-    store = JobsTable(jobs_table_source(jobs_of(lab.Doubled())), Owner(new_token(60)))
+    store = JobsTable(jobs_table_spec(jobs_of(lab.Doubled())), Owner(new_token(60)))
     acts = {"bare": lambda: bare_reserve(lab, LIMIT), "djdist": lambda: store.reserve(LIMIT)}
     times: dict[str, list[float]] = {name: [] for name in acts}
     for _ in range(ROUNDS):

@@ -19,7 +19,7 @@ from benchmarks.simulated import Cluster, EagerPool, SimulatedPool, fill
 from djdist._job import Policy, Recipe
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
-from djdist.pipeline.jobs_table_source import JobsTableSource
+from djdist.pipeline.jobs_table_spec import JobsTableSpec
 from lab.scripted import driver_of
 from servers import Server
 
@@ -44,9 +44,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_simulated_cluster(case: str, server: Server, lab: ModuleType, record: Record) -> None:
     drivers, cluster = CASES[case]
-    source = fill(lab, drivers * cluster.keys)
+    spec = fill(lab, drivers * cluster.keys)
     with ProcessPoolExecutor(drivers, multiprocessing.get_context("spawn")) as processes:
-        figures = [*processes.map(drive, [source] * drivers, [cluster] * drivers)]
+        figures = [*processes.map(drive, [spec] * drivers, [cluster] * drivers)]
     assert all(each["busy_share"] > 0.5 for each in figures)
     record(SIMULATED, f"{server.backend}, {case}", figures)
     print(server.backend, case, *figures, sep="\n  ")
@@ -57,9 +57,9 @@ def test_simulated_cluster(case: str, server: Server, lab: ModuleType, record: R
 def test_saturated_drivers(
     drivers: int, places: int, server: Server, lab: ModuleType, record: Record
 ) -> None:
-    source = fill(lab, KEYS_TO_SATURATE)
+    spec = fill(lab, KEYS_TO_SATURATE)
     with ProcessPoolExecutor(drivers, multiprocessing.get_context("spawn")) as processes:
-        spans = [*processes.map(saturate, [source] * drivers, [places] * drivers, [drivers] * drivers)]
+        spans = [*processes.map(saturate, [spec] * drivers, [places] * drivers, [drivers] * drivers)]
     began_at, ended_at, cpu_seconds = zip(*spans, strict=True)
     rate = KEYS_TO_SATURATE / (max(ended_at) - min(began_at))
     figures = {
@@ -70,28 +70,28 @@ def test_saturated_drivers(
     print(server.backend, drivers, places, figures)
 
 
-def saturate(source: JobsTableSource, places: int, drivers: int) -> tuple[float, float, float]:
+def saturate(spec: JobsTableSpec, places: int, drivers: int) -> tuple[float, float, float]:
     """Give a driver no pause; tell from when to when it ran and how much of its thread's time that took."""
     pool = EagerPool(places)
     policy = Policy(max_calls=KEYS_TO_SATURATE // drivers)
     cpu = time.thread_time()
-    driver_of(JobsTable(source, Owner(new_token(60))), pool, policy, Recipe(source.table)).run(
+    driver_of(JobsTable(spec, Owner(new_token(60))), pool, policy, Recipe(spec.table)).run(
         lambda status: True
     )
     return pool.began_at, pool.ended_at, time.thread_time() - cpu
 
 
-def drive(source: JobsTableSource, cluster: Cluster) -> dict[str, Any]:
+def drive(spec: JobsTableSpec, cluster: Cluster) -> dict[str, Any]:
     """Do one driver's run in a process of its own."""
-    store = JobsTable(source, Owner(new_token(60)))
-    pool = SimulatedPool(cluster, store.fence(), source.settings)
+    store = JobsTable(spec, Owner(new_token(60)))
+    pool = SimulatedPool(cluster, store.fence(), spec.settings)
     statements: Counter[str] = Counter()
     sa.event.listen(
         sa.Engine, "before_cursor_execute", lambda *_: statements.update([threading.current_thread().name])
     )
     began, cpu = time.monotonic(), time.thread_time()
     policy = Policy(max_calls=cluster.keys, suppress_errors=True, grace_seconds=0)
-    driver_of(store, pool, policy, Recipe(source.table)).run(lambda status: status.made < cluster.steady_keys)
+    driver_of(store, pool, policy, Recipe(spec.table)).run(lambda status: status.made < cluster.steady_keys)
     wall = time.monotonic() - began
     return {
         "driver's CPU share": round((time.thread_time() - cpu) / wall, 2),

@@ -26,7 +26,7 @@ from djdist import populate
 from djdist._job import Failure, Job
 from djdist._job_store import JobStore
 from djdist.database import dbapi, silence
-from djdist.database.fence import key_name
+from djdist.database.fence import key_values
 from djdist.database.marks import worker_mark
 from djdist.errors import DatabaseError, LeaseLostError
 from djdist.job_stores.jobs_table.advisory_lock import LONGEST_WAIT_SECONDS, advisory_lock
@@ -35,7 +35,7 @@ from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.pipeline import PipelineStore
 from djdist.jobs.table import Jobs, jobs_of, refreshing
-from djdist.pipeline.table import job_columns, jobs_table_source
+from djdist.pipeline.jobs_table import jobs_table_spec
 from djdist.shipping.packing import is_alive
 from djdist.worker import make_session
 from djdist.worker.group import WorkerContext
@@ -206,7 +206,7 @@ class TestPipelineStore(JobStoreContract):
 
 def keeping(store: JobsTable) -> JobsTable:
     """Give a run's store as it is where completed jobs are kept."""
-    return replace(store, source=replace(store.source, keep_completed=True))
+    return replace(store, spec=replace(store.spec, keep_completed=True))
 
 
 @pytest.fixture
@@ -223,9 +223,9 @@ def open_store() -> Iterator[OpenStore]:
         **options: Any,
     ) -> JobsTable:
         jobs = jobs_of(table())
-        source = jobs_table_source(jobs, restrictions)
+        spec = jobs_table_spec(jobs, restrictions)
         owner = Owner(new_token(lease_seconds), "me", "v1")
-        store = JobsTable(source, owner, max_priority, refreshing(jobs, **options) if refreshes else None)
+        store = JobsTable(spec, owner, max_priority, refreshing(jobs, **options) if refreshes else None)
         stores.append(store)
         return store
 
@@ -299,7 +299,7 @@ def statuses(jobs: dj.Job) -> dict[str, int]:
 
 
 def fence_values(store: JobsTable, job: Job) -> dict[str, Any]:
-    key = {key_name(k): v for k, v in job_columns(job.key, store.source.settings).items()}
+    key = key_values(job.key, store.spec.settings.backend)
     return {"worker_host": "a worker", "worker_pid": 77, "seconds": 1.5, **key}
 
 
@@ -446,9 +446,9 @@ class TestReserving:
     ) -> None:
         caplog.set_level(logging.INFO)
         with relayed(server.host, server.port) as relay:
-            login = {**(store.source.settings.login or {}), "port": relay.port}
-            source = replace(store.source, settings=replace(store.source.settings, login=login))
-            far = JobsTable(source, store.owner, patience_seconds=3600)
+            login = {**(store.spec.settings.login or {}), "port": relay.port}
+            spec = replace(store.spec, settings=replace(store.spec.settings, login=login))
+            far = JobsTable(spec, store.owner, patience_seconds=3600)
             assert far.pending() == 6
             relay.go_out()
 
@@ -506,9 +506,9 @@ class TestReserving:
     def far(self, store: JobsTable, server: Any) -> Iterator[tuple[JobsTable, Relay]]:
         """The same jobs over a relay, with a connection that is open."""
         with relayed(server.host, server.port) as relay:
-            login = {**(store.source.settings.login or {}), "port": relay.port}
-            source = replace(store.source, settings=replace(store.source.settings, login=login))
-            with closing(JobsTable(source, store.owner, patience_seconds=3600)) as far:
+            login = {**(store.spec.settings.login or {}), "port": relay.port}
+            spec = replace(store.spec, settings=replace(store.spec.settings, login=login))
+            with closing(JobsTable(spec, store.owner, patience_seconds=3600)) as far:
                 assert far.pending() == 6
                 yield far, relay
                 relay.speak_again()
@@ -822,7 +822,7 @@ class TestLease:
 def endings_of_a_group(store: JobsTable, table: Any) -> list[str]:
     """Let a worker make three keys as one group, and tell how each ended."""
     store.refresh()
-    context = WorkerContext(table, {}, store.source.settings, "", store.fence(), own_connection=True)
+    context = WorkerContext(table, {}, store.spec.settings, "", store.fence(), own_connection=True)
     report = context(store.reserve(3))
     table.connection.connect()
     return [outcome.ending.name for outcome in report.outcomes]
@@ -945,7 +945,7 @@ class TestFence:
         fence, session = store.fence(), open_session(MariaDBSession, connection)
         assert fence.begins(connection, [fence_values(store, job)]) == [True]
         connection.query(
-            f"CREATE TRIGGER `{store.source.schema}`.refuse BEFORE DELETE ON {jobs.full_table_name} "
+            f"CREATE TRIGGER `{store.spec.schema}`.refuse BEFORE DELETE ON {jobs.full_table_name} "
             "FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'the lab keeps its jobs'"
         )
         with pytest.raises(Exception, match="the lab keeps its jobs"):
@@ -1008,7 +1008,7 @@ class TestFence:
 
 
 def locked(store: JobsTable, connection: sa.Connection) -> AbstractContextManager[None]:
-    return advisory_lock(connection, store.source.settings.backend, str(store._where.table))
+    return advisory_lock(connection, store.spec.settings.backend, str(store._where.table))
 
 
 @contextmanager
@@ -1452,7 +1452,7 @@ class TestHostileValues:
         lab.AnyKey.insert([{**lab.AnyKey.rows[0], "word": HOSTILE}, lab.AnyKey.rows[1]])
         jobs = jobs_of(lab.FromAnyKey())
         owner = Owner(new_token(60), user=WORSE, version=HOSTILE)
-        store = JobsTable(jobs_table_source(jobs), owner, refreshing=refreshing(jobs))
+        store = JobsTable(jobs_table_spec(jobs), owner, refreshing=refreshing(jobs))
         yield store
         store.close()
 
@@ -1554,4 +1554,4 @@ class TestPickles:
     def test_the_password_does_not_show(self, store: JobsTable, server: Any) -> None:
         store.pending()
         copy = replace(store)
-        assert server.password not in f"{store!r} {store} {store.source!r} {copy!r} {vars(store)}"
+        assert server.password not in f"{store!r} {store} {store.spec!r} {copy!r} {vars(store)}"

@@ -9,9 +9,9 @@ import datajoint as dj
 import pytest
 
 import lab as pipelines
-from djdist.jobs.history import new_keys
+from djdist.jobs.history import count_new
 from djdist.jobs.table import jobs_of
-from djdist.pipeline.table import keys_to_make, missing_keys
+from djdist.pipeline.keys import keys_to_make, missing_keys
 
 SUBJECTS, SESSIONS = 200, 10
 RESTRICTIONS: dict[str, tuple[Any, ...]] = {
@@ -108,7 +108,7 @@ class Choice(dj.Manual):
     """
 
 
-def test_a_key_source_may_be_finer_than_the_table(lab: ModuleType, schema: dj.Schema) -> None:
+def test_several_keys_may_fall_on_one_job(lab: ModuleType, schema: dj.Schema) -> None:
     class Finer(dj.Computed):
         definition = """
         -> Session
@@ -128,7 +128,7 @@ def test_a_key_source_may_be_finer_than_the_table(lab: ModuleType, schema: dj.Sc
     make(Finer, lab.Session.keys()[0], choice=2)
     assert agree(Finer())
     assert agree(Finer(), "choice = 1")
-    assert (len(keys_to_make(Finer(), (), None)), new_keys(jobs_of(Finer()))) == (6, 3)
+    assert (len(keys_to_make(Finer(), (), None)), count_new(jobs_of(Finer()))) == (6, 3)
 
 
 def test_what_is_null_in_a_key_is_treated_as_datajoint_treats_it(schema: dj.Schema) -> None:

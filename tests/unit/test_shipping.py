@@ -15,7 +15,7 @@ from djdist.database.dbapi import ConnectionSettings
 from djdist.database.fence import Fence, Statement
 from djdist.errors import WorkerSetupError
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
-from djdist.pipeline.jobs_table_source import JobsTableSource
+from djdist.pipeline.jobs_table_spec import JobsTableSpec
 from djdist.shipping import packing as shipping
 from djdist.shipping.packing import apply_settings, pack, settings_of, unpack
 from djdist.shipping.pickled_task import PickledTask
@@ -142,10 +142,10 @@ class TestSecrets:
         task = WorkerTask("Table", settings, PASSWORD.encode(), "v", fence, shared=settings)
         names = "Table", "schema", "~~table", "__table"
         key, sql = ("id",), "SELECT 1"
-        source = JobsTableSource(settings, *names, key, frozenset(), False, key, sql, None, sql)
-        table = JobsTable(source, Owner(1))
+        spec = JobsTableSpec(settings, *names, key, frozenset(), False, key, sql, None, sql)
+        table = JobsTable(spec, Owner(1))
         loop = functools.partial(print, store=table, work=PickledTask(pickle.dumps(task)))
-        return [settings, task, source, table, loop]
+        return [settings, task, spec, table, loop]
 
     def test_no_repr_shows_one(self, shipped: list[Any]) -> None:
         for thing in [*shipped, *pickle.loads(pickle.dumps(shipped))]:
@@ -159,8 +159,8 @@ class TestSecrets:
         subprocess.run([sys.executable, "-c", DRIVERS_PROCESS], input=pickle.dumps(loop), check=True)
 
     def test_all_of_it_travels(self, shipped: list[Any]) -> None:
-        settings, task, source, *_ = pickle.loads(pickle.dumps(shipped))
-        assert [settings, task, source] == shipped[:3]
+        settings, task, spec, *_ = pickle.loads(pickle.dumps(shipped))
+        assert [settings, task, spec] == shipped[:3]
         assert settings.login["password"] == PASSWORD
 
 

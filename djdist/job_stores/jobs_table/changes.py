@@ -55,7 +55,7 @@ class Changes:
 
     def jobs_in(self, rows: sa.CursorResult[Any]) -> list[Job]:
         """Return the jobs whose keys are the rows of an answer."""
-        table = self._where.source.table
+        table = self._where.spec.table
         names = tuple(map(str, rows.keys()))  # plain ones, or each worker would import SQLAlchemy for them
         return [Job(table, dict(zip(names, row, strict=True))) for row in rows]
 
@@ -95,7 +95,7 @@ class Changes:
         still = condition(without_index(status))
 
         def change_batch(connection: sa.Connection, batch: Sequence[Job]) -> int:
-            with lenient(connection, self._where.source.settings.backend):
+            with lenient(connection, self._where.spec.settings.backend):
                 statement = change.where(self._where.among(batch), *still)
                 return int(connection.execute(statement).rowcount)
 

@@ -17,7 +17,7 @@ from djdist.job_stores.jobs_table.functions import (
     verbatim,
     without_index,
 )
-from djdist.pipeline.jobs_table_source import JobsTableSource
+from djdist.pipeline.jobs_table_spec import JobsTableSpec
 
 COLUMNS = (
     "status", "priority", "created_time", "scheduled_time", "reserved_time", "completed_time", "duration",
@@ -32,7 +32,7 @@ class Conditions:
 
     Parameters
     ----------
-    source : JobsTableSource
+    spec : JobsTableSpec
         Where the table is and which keys it should hold.
     token : int
         The run's.
@@ -47,13 +47,13 @@ class Conditions:
         Those of its primary key.
     """
 
-    def __init__(self, source: JobsTableSource, token: int) -> None:
-        columns: list[sa.Column[Any]] = [_key_column(name, source) for name in source.key]
+    def __init__(self, spec: JobsTableSpec, token: int) -> None:
+        columns: list[sa.Column[Any]] = [_key_column(name, spec) for name in spec.key]
         columns += [sa.Column(name) for name in COLUMNS]
-        self.source = source
-        self.table = sa.Table(source.jobs_table, sa.MetaData(), *columns, schema=source.schema)
+        self.spec = spec
+        self.table = sa.Table(spec.jobs_table, sa.MetaData(), *columns, schema=spec.schema)
         self.columns = self.table.c
-        self.key = [self.columns[name] for name in source.key]
+        self.key = [self.columns[name] for name in spec.key]
         self._token = token
 
     def keys(self, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
@@ -62,7 +62,7 @@ class Conditions:
 
     def among(self, jobs: Sequence[Job]) -> sa.ColumnElement[bool]:
         """Find jobs by their key, if possible in a form that is compiled once however many they are."""
-        values = [tuple(job.key[name] for name in self.source.key) for job in jobs]
+        values = [tuple(job.key[name] for name in self.spec.key) for job in jobs]
         if not are_searched_as_list(values):
             return sa.or_(*[sa.and_(*map(operator.eq, self.key, value)) for value in values])
         if len(self.key) == 1:
@@ -87,8 +87,8 @@ class Conditions:
         due = [self.columns.status == "pending", self.columns.scheduled_time <= NOW]
         if max_priority is not None:
             due.append(self.columns.priority <= max_priority)
-        if self.source.restricted_sql is not None:
-            due.append(self.has_key_in(self.source.restricted_sql))
+        if self.spec.restricted_sql is not None:
+            due.append(self.has_key_in(self.spec.restricted_sql))
         return due
 
     def expired(self, status: sa.ColumnElement[Any]) -> Where:
@@ -99,18 +99,18 @@ class Conditions:
 
     def has_key_in(self, query: str) -> sa.ColumnElement[bool]:
         """The key is one of a query's."""
-        names = dict.fromkeys(self.source.key + self.source.target_key)
+        names = dict.fromkeys(self.spec.key + self.spec.target_key)
         keys = verbatim(query).columns(*[sa.column(name) for name in names]).subquery("keys_to_make")
-        return sa.exists().where(same_key(keys, self.table, self.source.key))
+        return sa.exists().where(same_key(keys, self.table, self.spec.key))
 
     @property
     def is_made(self) -> sa.ColumnElement[bool]:
         """The key is in the table that the jobs are of."""
-        names = [name for name in self.source.target_key if name in self.columns]
+        names = [name for name in self.spec.target_key if name in self.columns]
         columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in names]
-        target = sa.table(self.source.target_table, *columns, schema=self.source.schema)
+        target = sa.table(self.spec.target_table, *columns, schema=self.spec.schema)
         return sa.exists().select_from(target).where(same_key(target, self.table, names))
 
 
-def _key_column(name: str, source: JobsTableSource) -> sa.Column[Any]:
-    return sa.Column(name, BinaryUuid() if name in source.uuids else sa.types.NullType())
+def _key_column(name: str, spec: JobsTableSpec) -> sa.Column[Any]:
+    return sa.Column(name, BinaryUuid() if name in spec.uuids else sa.types.NullType())

@@ -45,7 +45,7 @@ class DeadWorkers:
 
     def end(self, worker: Any) -> None:
         """End the sessions that bear a worker's mark."""
-        backend, mark = self._where.source.settings.backend, worker_mark(*worker)
+        backend, mark = self._where.spec.settings.backend, worker_mark(*worker)
 
         def end_sessions(connection: sa.Connection) -> None:
             for (session,) in connection.exec_driver_sql(BEARERS[backend].format(mark)).fetchall():

@@ -41,7 +41,7 @@ def refresh(
 class _Steps:
     def __init__(self, where: Conditions, changes: Changes, transactions: Transactions) -> None:
         self._where = where
-        self._source = where.source
+        self._spec = where.spec
         self._changes = changes
         self._transactions = transactions
 
@@ -56,10 +56,10 @@ class _Steps:
         )
 
     def add(self, priority: int, delay_seconds: float) -> int:
-        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self._source.key]
-        keys = verbatim(self._source.new_keys_sql).columns(*columns).subquery("new_keys")
+        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self._spec.key]
+        keys = verbatim(self._spec.new_keys_sql).columns(*columns).subquery("new_keys")
         rows = sa.select(*keys.c, sa.literal("pending"), sa.literal(priority), in_seconds(delay_seconds))
-        return self._insert_missing([*self._source.key, "status", "priority", "scheduled_time"], rows)
+        return self._insert_missing([*self._spec.key, "status", "priority", "scheduled_time"], rows)
 
     def _insert_missing(self, names: list[str], rows: sa.Select[Any]) -> int:
         """Insert all at once, and leave alone what another refresh has added.
@@ -67,7 +67,7 @@ class _Steps:
         PostgreSQL is first asked to insert without looking for that, in two thirds of the time.
         """
         jobs, key = self._where.table, self._where.key[0]
-        if self._source.settings.backend == "mysql":
+        if self._spec.settings.backend == "mysql":
             insert = mysql.insert(jobs).from_select(names, rows)
             return self._add_all(insert.on_duplicate_key_update({key.name: key}))
         try:
@@ -79,7 +79,7 @@ class _Steps:
 
     def _add_all(self, insert: sa.Executable) -> int:
         """Add jobs without reading the jobs table, empty as it may have been, again for every key."""
-        backend, name = self._source.settings.backend, str(self._where.table)
+        backend, name = self._spec.settings.backend, str(self._where.table)
 
         def add(connection: sa.Connection) -> int:
             discourage(connection, backend, "nestloop")
@@ -89,9 +89,9 @@ class _Steps:
         return self._transactions.run(add)
 
     def repend_completed(self, priority: int) -> int:
-        if not self._source.keep_completed:
+        if not self._spec.keep_completed:
             return 0
-        wanted = self._where.has_key_in(self._source.restricted_sql or self._source.key_source_sql)
+        wanted = self._where.has_key_in(self._spec.restricted_sql or self._spec.key_source_sql)
         return self._changes.change_all(
             lambda status: [status == "success", wanted, ~self._where.is_made],
             sa.update(self._where.table).values(FRESH | {"priority": priority}),
@@ -114,4 +114,4 @@ class _Steps:
 
     @property
     def _unwanted(self) -> sa.ColumnElement[bool]:
-        return ~self._where.has_key_in(self._source.key_source_sql)
+        return ~self._where.has_key_in(self._spec.key_source_sql)

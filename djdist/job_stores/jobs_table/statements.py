@@ -11,14 +11,14 @@ from djdist.database.fence import Fence, Statement, key_name
 from djdist.database.sessions import SNAPSHOT_OFF, server_time
 from djdist.job_stores.jobs_table.conditions import Conditions
 from djdist.job_stores.jobs_table.functions import without_index
-from djdist.pipeline.jobs_table_source import JobsTableSource
+from djdist.pipeline.jobs_table_spec import JobsTableSpec
 
 DIALECTS = {"mysql": mysql.dialect, "postgresql": postgresql.dialect}
 
 
 def fence_of(where: Conditions, token: int) -> Fence:
     """Return what the workers of a run do to its jobs."""
-    jobs, source = where.columns, where.source
+    jobs, spec = where.columns, where.spec
     key = sa.and_(*[column == sa.bindparam(key_name(column.name)) for column in where.key])
     mine = [
         without_index(jobs.status) == sa.literal_column("'reserved'"),
@@ -32,7 +32,7 @@ def fence_of(where: Conditions, token: int) -> Fence:
     held: sa.Select[Any] = sa.select(sa.literal_column("1")).where(*begun_here)
 
     def compiled(statement: sa.ClauseElement) -> Statement:
-        return _compiled(statement, source.settings.backend)
+        return _compiled(statement, spec.settings.backend)
 
     return Fence(
         token=token,
@@ -42,15 +42,15 @@ def fence_of(where: Conditions, token: int) -> Fence:
         held=compiled(held),
         made=compiled(held.where(where.is_made)),
         forgo=compiled(change.where(*begun_here).values(nobody)),
-        finish=_unhindered(compiled(_ended(where).where(*begun_here, key)), source),
+        finish=_unhindered(compiled(_ended(where).where(*begun_here, key)), spec),
     )
 
 
 def _ended(where: Conditions) -> sa.Update | sa.Delete:
     """End a job in ``make()``'s transaction, whose session may have another time zone than the server."""
-    if not where.source.keep_completed:
+    if not where.spec.keep_completed:
         return sa.delete(where.table)
-    now = server_time(where.source.settings.backend, where.source.time_zone)
+    now = server_time(where.spec.settings.backend, where.spec.time_zone)
     success: dict[str, Any] = {
         "status": sa.literal_column("'success'"),
         "completed_time": sa.literal_column(now),
@@ -59,9 +59,9 @@ def _ended(where: Conditions) -> sa.Update | sa.Delete:
     return sa.update(where.table).values(success)
 
 
-def _unhindered(finish: Statement, source: JobsTableSource) -> Statement:
+def _unhindered(finish: Statement, spec: JobsTableSpec) -> Statement:
     """Allow ``make()``'s transaction to change in its last statement a job that was renewed since."""
-    if source.settings.backend == "postgresql":
+    if spec.settings.backend == "postgresql":
         return finish  # the transaction itself allows it
     return replace(finish, sql=f"{SNAPSHOT_OFF} {finish.sql}")
 

@@ -22,7 +22,7 @@ from djdist.job_stores.jobs_table.lease import SMALLEST_TOKEN
 from djdist.job_stores.jobs_table.refreshing import Refreshing, refresh
 from djdist.job_stores.jobs_table.statements import fence_of
 from djdist.job_stores.jobs_table.transactions import Transactions
-from djdist.pipeline.jobs_table_source import JobsTableSource
+from djdist.pipeline.jobs_table_spec import JobsTableSpec
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class JobsTable(JobStore):
 
     Parameters
     ----------
-    source : JobsTableSource
+    spec : JobsTableSpec
         Where the table is and which keys it should hold.
     owner : Owner
         The run that reserves.
@@ -57,21 +57,21 @@ class JobsTable(JobStore):
         How long to wait for a database that goes away after it was there.
     """
 
-    source: JobsTableSource
+    spec: JobsTableSpec
     owner: Owner = field(default_factory=lambda: Owner(SMALLEST_TOKEN))
     max_priority: int | None = None
     refreshing: Refreshing | None = None
     patience_seconds: float = 2.0
 
     def __post_init__(self) -> None:
-        place = f"{self.source.schema}.{self.source.jobs_table}"
-        self._where = Conditions(self.source, self.owner.token)
-        self._transactions = Transactions(self.source.settings, place, self.patience_seconds)
+        place = f"{self.spec.schema}.{self.spec.jobs_table}"
+        self._where = Conditions(self.spec, self.owner.token)
+        self._transactions = Transactions(self.spec.settings, place, self.patience_seconds)
         self._changes = Changes(self._where, self._transactions)
         self._workers = DeadWorkers(self._where, self._transactions)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return JobsTable, (self.source, self.owner, self.max_priority, self.refreshing, self.patience_seconds)
+        return JobsTable, (self.spec, self.owner, self.max_priority, self.refreshing, self.patience_seconds)
 
     def refresh(self) -> dict[str, int]:
         """Bring the jobs up to date with the key source and the target, if the run wants that.
@@ -100,8 +100,8 @@ class JobsTable(JobStore):
 
     def reserve(self, limit: int) -> list[Job]:
         def reserve(connection: sa.Connection) -> list[Job]:
-            if self.source.restricted_sql is None:
-                discourage(connection, self.source.settings.backend, "sort")
+            if self.spec.restricted_sql is None:
+                discourage(connection, self.spec.settings.backend, "sort")
             found = self._changes.jobs_in(connection.execute(self._most_urgent, {"limit": limit}))
             changes = [self._reservation.where(self._where.among(batch)) for batch in batches(found)]
             self._check_hits(sum(connection.execute(change).rowcount for change in changes), found)
@@ -160,7 +160,7 @@ class JobsTable(JobStore):
         rescued = self._changes.change_unlocked(found, still, self._free)
         if rescued:
             self._workers.end_unless_alive(workers)
-            logger.warning("Rescued %d jobs of %s from a run that died", len(rescued), self.source)
+            logger.warning("Rescued %d jobs of %s from a run that died", len(rescued), self.spec)
         return len(rescued)
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
@@ -235,16 +235,16 @@ class JobsTable(JobStore):
 
     def _finish_those_made(self, jobs: Sequence[Job], conditions: Where) -> None:
         """Finish jobs whose key somebody has made without them."""
-        if self.source.finer_source:  # some of a job's keys may be missing
+        if self.spec.several_keys_per_job:  # some of a job's keys may be missing
             return
         success = self._update.values(status="success", completed_time=NOW)
-        end = success if self.source.keep_completed else sa.delete(self._where.table)
+        end = success if self.spec.keep_completed else sa.delete(self._where.table)
         self._changes.change_unlocked(jobs, [*conditions, self._where.is_made], end)
 
     def _check_hits(self, hits: int, jobs: Sequence[Job]) -> None:
         if hits != len(jobs):
             raise DatabaseError(
-                f"{len(jobs) - hits} jobs of {self.source} can't be found by their key, such as "
+                f"{len(jobs) - hits} jobs of {self.spec} can't be found by their key, such as "
                 f"{jobs[0]}: a float is not equal to what it was stored as. Make the key of decimals."
             )
 

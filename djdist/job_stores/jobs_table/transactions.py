@@ -3,12 +3,14 @@
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
 
+from djdist._backoff import backoff_seconds
 from djdist.database import silence
 from djdist.database.dbapi import ConnectionSettings, connect, shut
 from djdist.database.errors import RIGHTS, is_denial, is_full, is_infrastructure, limit_of
@@ -81,7 +83,8 @@ class Transactions:
             The database can't be reached, refuses it, or the run ends before it answers.
         """
         began_at, told = time.monotonic(), False
-        for pause_seconds in _pauses():
+        for tries in count(1):
+            pause_seconds = backoff_seconds(tries, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
             try:
                 result = self._in_time(act)
             except sa.exc.DBAPIError as error:
@@ -173,13 +176,6 @@ class Transactions:
         trouble = f"The jobs table {self._place} can't be reached or changed from {platform.node()}: {cause}"
         denied = error.orig is not None and is_denial(error.orig)
         return DatabaseError(f"{trouble}\n{DRIVERS_RIGHTS}" if denied else trouble)
-
-
-def _pauses() -> Iterator[float]:
-    seconds = FIRST_PAUSE_SECONDS
-    while True:
-        yield min(seconds, LONGEST_PAUSE_SECONDS)
-        seconds *= 2
 
 
 def _note_server(connection: Any, record: sa.pool.ConnectionPoolEntry) -> None:

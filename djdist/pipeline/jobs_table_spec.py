@@ -6,11 +6,11 @@ from djdist.database.dbapi import ConnectionSettings
 
 
 @dataclass(frozen=True)
-class JobsTableSource:
+class JobsTableSpec:
     """Where a jobs table is and the queries that say which keys it should hold.
 
     ``restricted_sql`` is None where a call has no restrictions; ``new_keys_sql`` finds the keys
-    without row and job; ``finer_source`` tells that several keys of the key source may fall on
+    without row and job; ``several_keys_per_job`` tells that several keys of the key source may fall on
     one job, ``keep_completed`` that jobs stay as successes; ``time_zone`` is the server's, where
     PostgreSQL has to be told it.
     """
@@ -22,7 +22,7 @@ class JobsTableSource:
     target_table: str
     key: tuple[str, ...]
     uuids: frozenset[str]
-    finer_source: bool
+    several_keys_per_job: bool
     target_key: tuple[str, ...]
     key_source_sql: str
     restricted_sql: str | None
