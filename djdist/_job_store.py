@@ -34,11 +34,11 @@ class JobStore(ABC):
 
     @abstractmethod
     def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
-        """Put reserved jobs back to pending, not due before a delay is over; count them."""
+        """Put reserved jobs back to pending, not due before a delay is over; return how many."""
 
     @abstractmethod
     def release_waiting(self, jobs: Sequence[Job]) -> list[Job]:
-        """Put reserved jobs back to pending that are known not to have begun; give them."""
+        """Put reserved jobs back to pending that are known not to have begun; return them."""
 
     @abstractmethod
     def release_all(self) -> None:
@@ -49,12 +49,12 @@ class JobStore(ABC):
         """Record the error of a reserved job; False if it is not the run's any more."""
 
     @abstractmethod
-    def finish(self, job: Job) -> None:
+    def forget(self, job: Job) -> None:
         """Drop what is kept here of a job whose worker has finished it with its result."""
 
     @abstractmethod
     def renew(self, jobs: Sequence[Job]) -> list[Job]:
-        """Renew the lease of reserved jobs; tell which are still the run's."""
+        """Renew the lease of reserved jobs; return which are still the run's."""
 
     @abstractmethod
     def rescue(self) -> int:
@@ -65,8 +65,8 @@ class JobStore(ABC):
         """Return which reserved jobs a worker has begun, as far as that is known."""
 
     @abstractmethod
-    def forgone(self, jobs: Sequence[Job]) -> bool:
-        """Return whether a worker that was told to go has left some of these reserved jobs to others."""
+    def handed_back(self, jobs: Sequence[Job]) -> bool:
+        """Return whether a worker that was preempted has handed some of these reserved jobs back."""
 
     @abstractmethod
     def begun_by(self, host: str, pid: int) -> list[Job]:
@@ -77,7 +77,7 @@ class JobStore(ABC):
 
     @abstractmethod
     def pending(self, most: int | None = None) -> int:
-        """Count the due jobs that the run may still reserve, no further than to ``most``."""
+        """Return the number of due jobs that the run may still reserve, counted no further than ``most``."""
 
     def assume_reached(self) -> None:
         """Take a database that can't be reached for one that is away for a while."""

@@ -20,7 +20,7 @@ from djdist._job import Policy, Recipe, RunInfo, TaskFunction
 from djdist._job_store import JobStore
 from djdist._settings import ExceptionClasses, class_names, config
 from djdist._signals import catching
-from djdist.database.fence import Fence
+from djdist.database.job_statements import JobStatements
 from djdist.driver import drive
 from djdist.executors import Choice
 from djdist.job_stores.jobs_table.lease import new_token
@@ -179,7 +179,7 @@ def populate(
         chosen.check_detaches()
     with reachable(table.connection):
         version = code_version(table)
-        store, fence = (
+        store, statements = (
             _jobs_table(table, restrictions, priority, refresh, version)
             if reserve_jobs
             else (MemoryStore(recipe.table, keys_to_make(table, restrictions, policy.max_calls)), None)
@@ -187,9 +187,9 @@ def populate(
         info = _info(table, policy, detached=detach, return_exception_objects=return_exception_objects)
     make_kwargs = make_kwargs or {}
     task: TaskFunction = (
-        WorkerContext(table, make_kwargs, settings_of(table.connection), version, fence)
+        WorkerContext(table, make_kwargs, settings_of(table.connection), version, statements)
         if chosen.runs_in_caller
-        else _worker_task(table, make_kwargs, version, fence, recipe.timeout_seconds)
+        else _worker_task(table, make_kwargs, version, statements, recipe.timeout_seconds)
     )
     if isinstance(task, PickledTask):
         warn_if_large(len(task.pickled), table, make_kwargs)
@@ -210,7 +210,7 @@ def populate(
 
 def _jobs_table(
     table: Any, restrictions: Sequence[Any], priority: int | None, refresh: bool | None, version: str
-) -> tuple[JobStore, Fence]:
+) -> tuple[JobStore, JobStatements]:
     settings = table.connection._config.jobs
     spec = jobs_table_spec(jobs_of(table), restrictions, ship_credentials=config.ship_credentials)
     owner = Owner(new_token(config.lease_seconds), user_of(table), version)
@@ -220,7 +220,7 @@ def _jobs_table(
     store = JobsTable(
         spec, owner, max_priority, options if refreshes else None, config.database_patience_seconds
     )
-    return store, store.fence()
+    return store, store.job_statements()
 
 
 def _info(table: Any, policy: Policy, *, detached: bool, return_exception_objects: bool) -> RunInfo:
@@ -242,7 +242,7 @@ def _worker_task(
     table: Any,
     make_kwargs: dict[str, Any],
     version: str,
-    fence: Fence | None,
+    statements: JobStatements | None,
     timeout_seconds: float | None,
 ) -> PickledTask:
     ships = config.ship_credentials
@@ -251,7 +251,7 @@ def _worker_task(
         settings=settings_of(table.connection, ship_credentials=ships),
         pickled=pack(table, make_kwargs, ship_credentials=ships),
         version=version,
-        fence=fence,
+        statements=statements,
         preload=config.preload,
         timeout_seconds=timeout_seconds,
         shared=shared_settings(table.connection, ship_credentials=ships),

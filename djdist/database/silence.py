@@ -133,7 +133,7 @@ class Line:
                 cursor.execute(END[backend].format(session))
 
     def _blockers(self, other: Any) -> list[str]:
-        """Say whose lock this connection waits for, if it does and the account may see that."""
+        """Return whose lock this connection waits for, if it does and the account may see that."""
         cursor = other.cursor()
         cursor.execute(BLOCKERS[_flavor(other)], [session_id(self.connection)])
         end = END[_backend(other)]

@@ -67,7 +67,7 @@ class Waiting:
 
 
 def blocker_of(connection: Any) -> str:
-    """Say who has held up the connection's latest statement, if that is known."""
+    """Return who has held up the connection's latest statement, if that is known."""
     return _blockers.pop(connection, "")
 
 

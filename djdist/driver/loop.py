@@ -287,7 +287,7 @@ class Driver:
 
     def _record_unbegun(self, jobs: Sequence[Job], error: str) -> None:
         """Give back what a worker left that was preempted, or that was unable to begin it."""
-        left, preempted = self._store.renew(jobs), self._store.forgone(jobs)
+        left, preempted = self._store.renew(jobs), self._store.handed_back(jobs)
         for job in [job for job in jobs if job not in left]:
             self._results.drop(job)
         self._results.give_back(left)

@@ -142,7 +142,7 @@ class Results:
 
     def _finish(self, job: Job) -> None:
         self._retries.forget(job)
-        self._store.finish(job)
+        self._store.forget(job)
 
     def _record_failed(self, outcome: Outcome) -> None:
         failure = outcome.failure or UNKNOWN

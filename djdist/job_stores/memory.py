@@ -57,7 +57,7 @@ class MemoryStore(JobStore):
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         return self._reserved.pop(job.identity, None) is not None
 
-    def finish(self, job: Job) -> None:
+    def forget(self, job: Job) -> None:
         self._reserved.pop(job.identity, None)
 
     def renew(self, jobs: Sequence[Job]) -> list[Job]:
@@ -69,7 +69,7 @@ class MemoryStore(JobStore):
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
         return []
 
-    def forgone(self, jobs: Sequence[Job]) -> bool:
+    def handed_back(self, jobs: Sequence[Job]) -> bool:
         return False
 
     def begun_by(self, host: str, pid: int) -> list[Job]:

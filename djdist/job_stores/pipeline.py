@@ -52,8 +52,8 @@ class PipelineStore(JobStore):
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         return self.stores[job.table].fail(job, failure, host, pid)
 
-    def finish(self, job: Job) -> None:
-        self.stores[job.table].finish(job)
+    def forget(self, job: Job) -> None:
+        self.stores[job.table].forget(job)
 
     def renew(self, jobs: Sequence[Job]) -> list[Job]:
         return [job for store, mine in self._parted(jobs) for job in store.renew(mine)]
@@ -64,8 +64,8 @@ class PipelineStore(JobStore):
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
         return [job for store, mine in self._parted(jobs) for job in store.begun(mine)]
 
-    def forgone(self, jobs: Sequence[Job]) -> bool:
-        return any(store.forgone(mine) for store, mine in self._parted(jobs))
+    def handed_back(self, jobs: Sequence[Job]) -> bool:
+        return any(store.handed_back(mine) for store, mine in self._parted(jobs))
 
     def begun_by(self, host: str, pid: int) -> list[Job]:
         return [job for store in self.stores.values() for job in store.begun_by(host, pid)]

@@ -14,7 +14,7 @@ from djdist.job_stores.jobs_table.lease import is_of_run, is_over
 from djdist.pipeline.keys import new_keys
 
 LAST_ERRORS = 1000
-PACE_SECONDS = 600
+RATE_SECONDS = 600
 IN_FULL = {"completed_time": "ended", "error_stack": "traceback"}
 ENDED = ("status", "completed_time", "duration", "host", "pid", "error_message")
 NO_JOBS = dict.fromkeys(("pending", "reserved", "success", "error", "ignore"), 0)
@@ -40,7 +40,7 @@ class RunSeen:
 
 
 @dataclass(frozen=True)
-class Glance:
+class Snapshot:
     """A table's jobs at one moment; ``causes`` are those of its last errors."""
 
     counts: dict[str, int]
@@ -84,11 +84,11 @@ class History:
         return causes
 
 
-def glance(jobs: dj.Job) -> Glance:
+def snapshot(jobs: dj.Job) -> Snapshot:
     """Return what is known of a table's jobs, by three queries that stay quick with many jobs."""
     errors = jobs.errors.proj("error_message", ended="completed_time")
     last = _fetch(errors, order_by="ended DESC", limit=LAST_ERRORS)
-    return Glance(counts_of(jobs), by_cause(last), tuple(runs_seen(jobs)))
+    return Snapshot(counts_of(jobs), by_cause(last), tuple(runs_seen(jobs)))
 
 
 def history(all_jobs: Sequence[dj.Job]) -> History:
@@ -125,10 +125,10 @@ def cause_of_each(errors: pd.DataFrame) -> pd.Series:
     return causes
 
 
-def pace(jobs: dj.Job) -> float:
+def rate(jobs: dj.Job) -> float:
     """Return how many keys per second were made lately; NaN where made jobs are not kept."""
     now = server_now(jobs.connection)
-    recent = jobs.completed & f"completed_time > '{now - timedelta(seconds=PACE_SECONDS)}'"
+    recent = jobs.completed & f"completed_time > '{now - timedelta(seconds=RATE_SECONDS)}'"
     seen = dj.U().aggr(recent, made="count(*)", first="min(completed_time)").fetch1()
     seconds = (now - seen["first"]).total_seconds() if seen["made"] else 0
     return seen["made"] / seconds if seconds > 0 else float("nan")
@@ -160,19 +160,19 @@ def names_of(all_jobs: Sequence[dj.Job]) -> list[str]:
 
 
 def counts_of(jobs: dj.Job) -> dict[str, int]:
-    """Count jobs by status."""
+    """Return the number of jobs by status."""
     counted = dj.U("status").aggr(jobs, number="count(*)").to_dicts()
     return NO_JOBS | {row["status"]: int(row["number"]) for row in counted}
 
 
 def count_new(jobs: dj.Job) -> int:
-    """Count the keys that are still to be made and have no job yet, or one whose result is gone."""
+    """Return the number of keys to be made that have no job yet, or one whose result is gone."""
     waiting = dj.FreeTable(jobs.connection, jobs.full_table_name) & "status <> 'success'"
     return len(new_keys(jobs.target._jobs_to_do(()), jobs, known=waiting))
 
 
 def runs_seen(jobs: dj.Job) -> Iterator[RunSeen]:
-    """Find who holds reservations, those with the most of them first."""
+    """Return who holds reservations, those with the most of them first."""
     now = server_now(jobs.connection)
     reservations = dj.U("connection_id", "user").aggr(
         jobs.reserved,

@@ -4,7 +4,7 @@ from html import escape
 from typing import Any
 
 from djdist._style import STATUSES, format_duration
-from djdist.jobs.history import Glance, RunSeen
+from djdist.jobs.history import RunSeen, Snapshot
 
 MOST_CAUSES = 5
 MOST_RUNS = 10
@@ -24,14 +24,14 @@ BAR = (
 )
 
 
-def jobs_html(table: str, glance: Glance, remaining: int, total: int) -> str:
+def jobs_html(table: str, snapshot: Snapshot, remaining: int, total: int) -> str:
     """Draw keys that are made and jobs by status as bars, the last errors by cause, and who runs jobs."""
     made = total - remaining
-    parts = [_title(f"{table}: {made:,} of {total:,} keys made"), _bars({"made": made} | glance.counts)]
-    if len(glance.causes):
-        parts += [_title(_errors_title(glance)), _causes(glance)]
-    if glance.runs:
-        parts += [_title("Runs"), _runs(glance.runs)]
+    parts = [_title(f"{table}: {made:,} of {total:,} keys made"), _bars({"made": made} | snapshot.counts)]
+    if len(snapshot.causes):
+        parts += [_title(_errors_title(snapshot)), _causes(snapshot)]
+    if snapshot.runs:
+        parts += [_title("Runs"), _runs(snapshot.runs)]
     return f"<div>{''.join(parts)}</div>"
 
 
@@ -79,18 +79,18 @@ def _meaning(meaning: str) -> str:
     return f'<small style="opacity: 0.7; padding-left: 0.5em">{escape(meaning)}</small>'
 
 
-def _errors_title(glance: Glance) -> str:
-    shown = int(glance.causes["errors"].sum())
-    return f"The last {shown:,} errors" if shown < glance.counts["error"] else "Errors"
+def _errors_title(snapshot: Snapshot) -> str:
+    shown = int(snapshot.causes["errors"].sum())
+    return f"The last {shown:,} errors" if shown < snapshot.counts["error"] else "Errors"
 
 
-def _causes(glance: Glance) -> str:
-    first = glance.causes.head(MOST_CAUSES)
+def _causes(snapshot: Snapshot) -> str:
+    first = snapshot.causes.head(MOST_CAUSES)
     rows = [
         [f"{errors:,} ×", escape(cause[:200]), f"last {last:%Y-%m-%d %H:%M:%S}"]
         for cause, errors, last in zip(first["cause"], first["errors"], first["last"], strict=True)
     ]
-    if others := len(glance.causes) - len(first):
+    if others := len(snapshot.causes) - len(first):
         rows.append(["", f"and {others:,} other causes", ""])
     return _table(rows, ("right", "left", "left"))
 

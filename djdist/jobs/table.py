@@ -11,7 +11,7 @@ from djdist.errors import OptionError
 from djdist.job_stores.jobs_table.conditions import COLUMNS
 from djdist.job_stores.jobs_table.refreshing import Refreshing
 from djdist.job_stores.jobs_table.store import JobsTable
-from djdist.jobs.history import glance
+from djdist.jobs.history import snapshot
 from djdist.jobs.html import jobs_html, notice_html, rows_html
 from djdist.pipeline.checks import check_has_schema, check_priority
 from djdist.pipeline.jobs_table import condition_sql, declared_type, jobs_table_spec
@@ -43,7 +43,7 @@ class Jobs(dj.Job):
                 return notice_html(table, "There is no jobs table: populate(reserve_jobs=True) declares it.")
             if self.restriction or not {*COLUMNS} <= {*self.heading.names}:
                 return self._rows_html()
-            return jobs_html(table, glance(self), *self.target.progress())
+            return jobs_html(table, snapshot(self), *self.target.progress())
         except Exception as error:
             return notice_html(table, f"They can't be shown now: {error}")
 

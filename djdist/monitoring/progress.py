@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from djdist.errors import OptionError
-from djdist.jobs.history import NO_JOBS, count_new, counts_of, names_of, pace, runs_seen
+from djdist.jobs.history import NO_JOBS, count_new, counts_of, names_of, rate, runs_seen
 from djdist.jobs.table import jobs_to_look_at
 from djdist.pipeline.tables import tables_of
 
@@ -66,4 +66,4 @@ def _row(jobs: Any) -> dict[str, Any]:
     row = dict.fromkeys(COLUMNS, 0) | counts | {"done": total - remaining, "total": total}
     row |= {"new": count_new(jobs) if is_declared else remaining, "keys_per_second": float("nan")}
     alive = sum(not run.is_dead for run in runs_seen(jobs)) if is_declared else 0
-    return row | ({"runs": alive, "keys_per_second": pace(jobs)} if alive else {})
+    return row | ({"runs": alive, "keys_per_second": rate(jobs)} if alive else {})

@@ -7,7 +7,7 @@ from typing import Any
 import datajoint as dj
 
 from djdist.database.errors import RIGHTS
-from djdist.database.fence import Fence
+from djdist.database.job_statements import JobStatements
 from djdist.database.sessions import SNAPSHOT_OFF
 from djdist.errors import DatabaseError
 
@@ -28,18 +28,18 @@ def check_key_is_seen(table: Any, query: Any) -> None:
         )
 
 
-def lacking_right(table: Any, fence: Fence) -> str:
+def lacking_right(table: Any, statements: JobStatements) -> str:
     """Try what each job of a table will need, on no rows, and return what the account may not do."""
-    for place, sql, nothing in _trials(table, fence):
+    for place, sql, nothing in _trials(table, statements):
         if refusal := _refusal(table.connection, sql, nothing):
             user = table.connection.get_user()
             return f"{user} needs {_verb(sql)} on {place}: {refusal}. {RIGHTS}"
     return ""
 
 
-def _trials(table: Any, fence: Fence) -> Iterator[tuple[str, str, list[None]]]:
+def _trials(table: Any, statements: JobStatements) -> Iterator[tuple[str, str, list[None]]]:
     """Return what hits no row: a key of nothing, no rows to insert."""
-    for statement in fence.statements:
+    for statement in statements.of_one_job:
         yield "its jobs table", statement.sql, [None] * len(statement.names)
     members = [getattr(type(table), name) for name in dir(table) if name[0].isupper()]
     parts = [member() for member in members if isinstance(member, type) and issubclass(member, dj.Part)]

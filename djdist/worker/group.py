@@ -17,7 +17,7 @@ from djdist._job import GROUP_SECONDS, Ending, Identity, Job, Outcome, Report
 from djdist._signals import Signals, catching, signal_behind
 from djdist.database.dbapi import ConnectionSettings
 from djdist.database.errors import is_duplicate, is_infrastructure, is_lost, limit_of
-from djdist.database.fence import Connection, Fence, key_values
+from djdist.database.job_statements import Connection, JobStatements, key_values
 from djdist.database.marks import worker_mark
 from djdist.database.sessions import IDLE_LIMITS
 from djdist.database.silence import bear
@@ -59,7 +59,7 @@ class WorkerContext:
     make_kwargs: dict[str, Any]
     settings: ConnectionSettings
     version: str = ""
-    fence: Fence | None = None
+    statements: JobStatements | None = None
     own_connection: bool = False
 
     def __call__(self, jobs: Sequence[Job]) -> Report:
@@ -69,7 +69,7 @@ class WorkerContext:
         """
         with nullcontext() if made_for_others else one_at_a_time():
             if not jobs:
-                return trial(self.table, self.fence)
+                return trial(self.table, self.statements)
             return make_group(Group(self, jobs))
 
     def watched(self) -> AbstractContextManager[None]:
@@ -95,39 +95,41 @@ class Group:
     def make_session(self) -> MakeSession:
         at = self.context
         return MakeSession(
-            at.table, at.make_kwargs, at.version, count=len(self.jobs), fenced=at.fence is not None
+            at.table, at.make_kwargs, at.version, count=len(self.jobs), fenced=at.statements is not None
         )
 
     def values(self, job: Job) -> dict[str, Any]:
         return self._values[job.identity]
 
     def begins(self, job: Job) -> bool:
-        fence = self.context.fence
-        if fence is None:
+        statements = self.context.statements
+        if statements is None:
             return True
         if self._begun is None:
-            self._bear_mark(fence)
-            begun = fence.begins(self.context.table.connection, list(self._values.values()))
+            self._bear_mark(statements)
+            begun = statements.begins(self.context.table.connection, list(self._values.values()))
             self._begun = dict(zip(self._values, begun, strict=True))
-            self.all_missing = not fence.any_made(self.context.table.connection, [*self._values.values()])
+            self.all_missing = not statements.any_made(
+                self.context.table.connection, [*self._values.values()]
+            )
         return self._begun[job.identity]
 
-    def _bear_mark(self, fence: Fence) -> None:
+    def _bear_mark(self, statements: JobStatements) -> None:
         """Mark a worker's session, so that it can be found and ended if the worker loses power."""
         if self.context.own_connection:
             session = self.context.table.connection._conn
             with Waiting(session):
-                bear(session, worker_mark(fence.token, platform.node(), os.getpid()))
+                bear(session, worker_mark(statements.token, platform.node(), os.getpid()))
 
     def holds(self, job: Job) -> bool:
         """Return whether a job that was begun is still to be finished."""
         at = self.context
-        return at.fence is not None and at.fence.holds(at.table.connection, self.values(job))
+        return at.statements is not None and at.statements.holds(at.table.connection, self.values(job))
 
-    def forgo(self, connection: Any) -> None:
+    def hand_back(self, connection: Any) -> None:
         """Undo the beginning of what is not finished, so that it costs the keys nothing."""
-        if self.context.fence:
-            self.context.fence.forgo_begun(connection, list(self._values.values()))
+        if self.context.statements:
+            self.context.statements.hand_back_begun(connection, list(self._values.values()))
 
 
 def make_group(group: Group, limit: Callable[[], AbstractContextManager[None]] = nullcontext) -> Report:
@@ -194,7 +196,7 @@ def _leave_behind(context: WorkerContext) -> None:
 
 def _attempt(group: Group, job: Job, make_session: MakeSession) -> Ending:
     context = group.context
-    table, fence = context.table, context.fence
+    table, statements = context.table, context.statements
     if id(table.connection) in _left_behind:
         if context.own_connection or not is_alive(table.connection):
             reconnect(table.connection)
@@ -204,9 +206,9 @@ def _attempt(group: Group, job: Job, make_session: MakeSession) -> Ending:
     started = time.monotonic()
 
     def finish(connection: Connection) -> None:
-        if fence:
+        if statements:
             values = {**group.values(job), "seconds": time.monotonic() - started}
-            fence.finish_or_undo(connection, values)
+            statements.finish_or_undo(connection, values)
 
     missing = group.all_missing and not make_session.has_populated
     try:

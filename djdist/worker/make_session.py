@@ -15,7 +15,7 @@ import datajoint as dj
 from typing_extensions import Self
 
 from djdist._job import Key
-from djdist.database.fence import Connection
+from djdist.database.job_statements import Connection
 from djdist.database.sessions import READ_COMMITTED
 from djdist.errors import IncompatibleDataJointError, MakeError
 from djdist.shipping.packing import quiet
@@ -247,7 +247,7 @@ def _name_known(table: Any) -> property:
 
 
 def _isolation(adapter: Any) -> Iterator[tuple[Any, str, Any]]:
-    """Set the isolation of PostgreSQL's transactions that the fence needs, whatever the account's default."""
+    """Set the isolation that a fenced finish needs of PostgreSQL, whatever the account's default."""
     if adapter.backend == "postgresql":
         begin = adapter.start_transaction_sql
         yield adapter, "start_transaction_sql", lambda level=None: begin(level or READ_COMMITTED)

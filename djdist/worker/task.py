@@ -13,7 +13,7 @@ from functools import partial
 from djdist._job import Ending, Job, Outcome, Report
 from djdist.database.dbapi import ConnectionSettings
 from djdist.database.errors import is_full, is_infrastructure
-from djdist.database.fence import Fence
+from djdist.database.job_statements import JobStatements
 from djdist.database.watchdog import watch
 from djdist.errors import Terminated
 from djdist.pipeline.connection import reconnect
@@ -47,7 +47,7 @@ class WorkerTask:
         The pickled table and arguments of ``make()``.
     version : str
         The code's version.
-    fence : Fence or None
+    statements : JobStatements or None
         Statements on the jobs table; None where a run has none.
     preload : tuple of str
         Modules to import first.
@@ -61,7 +61,7 @@ class WorkerTask:
     settings: ConnectionSettings = field(repr=False)
     pickled: bytes = field(repr=False)
     version: str = ""
-    fence: Fence | None = field(default=None, repr=False)
+    statements: JobStatements | None = field(default=None, repr=False)
     preload: tuple[str, ...] = ()
     timeout_seconds: float | None = None
     shared: ConnectionSettings | None = field(default=None, repr=False)
@@ -76,7 +76,7 @@ class WorkerTask:
             except Exception as error:
                 return _without_context(self.name, jobs, error)
             if not jobs:
-                return trial(context.table, context.fence)
+                return trial(context.table, context.statements)
             group = Group(context, jobs)
             made_for_others.append(group)
             try:
@@ -98,7 +98,7 @@ class WorkerTask:
             # for as long as the worker lives: its next run begins with the question whether this one does
             watch(table.connection, partial(open_dbapi_connection, self.settings))
             self._context = WorkerContext(
-                table, make_kwargs, self.settings, self.version, self.fence, own_connection=True
+                table, make_kwargs, self.settings, self.version, self.statements, own_connection=True
             )
             self.pickled = b""
         return self._context
@@ -106,14 +106,14 @@ class WorkerTask:
     def _limit(self) -> AbstractContextManager[None]:
         if self.timeout_seconds is None:
             return nullcontext()
-        return _ending_itself(self.timeout_seconds, watched=self.fence is not None)
+        return _ending_itself(self.timeout_seconds, watched=self.statements is not None)
 
 
 def give_back_and_exit(*, end_process: bool) -> None:
     """Give back what this process is making, and exit if it is a worker's own."""
     for group in made_for_others.copy():
         with suppress(Exception), _opened(group.context.settings) as connection:
-            group.forgo(connection)
+            group.hand_back(connection)
         if end_process:
             # not sys.exit(): the thread that makes the key would go on until it is done
             os._exit(EXIT_CODE_OF_SIGTERM)
@@ -134,7 +134,7 @@ def _exit_if_terminated(group: Group, report: Report) -> None:
     connection = group.context.table.connection
     with suppress(Exception):
         reconnect(connection)
-        group.forgo(connection)
+        group.hand_back(connection)
     signal.raise_signal(signal.SIGTERM)
 
 

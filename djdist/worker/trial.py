@@ -5,7 +5,7 @@ from typing import Any
 
 from djdist._job import Report
 from djdist.database.errors import RIGHTS, is_denial
-from djdist.database.fence import Fence
+from djdist.database.job_statements import JobStatements
 from djdist.errors import WorkerSetupError
 from djdist.pipeline.rights import lacking_right
 
@@ -20,9 +20,9 @@ ENVIRONMENT = (
 )
 
 
-def trial(table: Any, fence: Fence | None) -> Report:
+def trial(table: Any, statements: JobStatements | None) -> Report:
     """Check whether this worker may do what each job of a table will need."""
-    lacking = lacking_right(table, fence) if fence else ""
+    lacking = lacking_right(table, statements) if statements else ""
     return Report(setup_error=f"{_place(type(table).__name__)}: {lacking}" if lacking else "")
 
 

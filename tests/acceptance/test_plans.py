@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 import lab as pipelines
 from djdist._job import Failure, Job
-from djdist.database.fence import key_values
+from djdist.database.job_statements import key_values
 from djdist.database.sessions import SNAPSHOT_OFF
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
@@ -90,21 +90,21 @@ def test_what_a_worker_tries_before_its_first_key_reads_no_table(
     store.refresh()
     plans: list[Plan] = []
     monkeypatch.setattr(lab.Square, "_connection", Explaining(connection, plans))
-    assert lacking_right(lab.Square(), store.fence()) == ""
+    assert lacking_right(lab.Square(), store.job_statements()) == ""
     assert [plan.verb for plan in plans] == ["UPDATE", "DELETE", "INSERT"]
     assert [plan for plan in plans if plan.read] == []
 
 
 def use(store: JobsTable, jobs: Jobs, connection: Explaining) -> None:
     """Ask all that a run asks, for one job and for many."""
-    fence = store.fence()
+    statements = store.job_statements()
     for count in (1, MANY):
         reserved = store.reserve(count)
         assert len(store.renew(reserved)) == count
-        assert all(fence.begins(connection, [worker_values(store, job) for job in reserved]))
-        assert not fence.any_made(connection, [worker_values(store, job) for job in reserved])
+        assert all(statements.begins(connection, [worker_values(store, job) for job in reserved]))
+        assert not statements.any_made(connection, [worker_values(store, job) for job in reserved])
         assert len(store.begun(reserved)) == len(store.begun_by("a worker", 7)) == count
-        fence.finish_or_undo(connection, worker_values(store, reserved[0]))
+        statements.finish_or_undo(connection, worker_values(store, reserved[0]))
         store.release(reserved)
     (failed,) = store.reserve(1)
     store.fail(failed, Failure("no"))

@@ -18,7 +18,7 @@ import djdist
 import lab as pipelines
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
-from djdist.jobs.history import pace, runs_seen
+from djdist.jobs.history import rate, runs_seen
 from djdist.pipeline.jobs_table import jobs_table_spec
 from djdist.worker.session import is_mariadb
 from lab import doing
@@ -103,7 +103,7 @@ def test_no_time_zone_of_a_client_hides_or_frees_jobs(
         assert [run.is_dead for run in runs_seen(lab.Scripted.jobs)] == [False]
         assert lab.Scripted.populate(max_calls=2, **options)["success_count"] == 2
         assert lab.Scripted.populate(executor=processes, **options)["success_count"] == 1
-        assert pace(lab.Scripted.jobs) > 0
+        assert rate(lab.Scripted.jobs) > 0
         jobs = dj.FreeTable(native, lab.Scripted.jobs.full_table_name)
         completed = jobs & "status = 'success'" & "completed_time <= CURRENT_TIMESTAMP(3)"
         assert len(completed & "completed_time > CURRENT_TIMESTAMP(3) - INTERVAL '10' MINUTE") == 3

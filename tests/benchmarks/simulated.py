@@ -27,7 +27,7 @@ from benchmarks.many_keys import add_numbers
 from djdist._job import GROUP_SECONDS, Breakage, BreakageKind, Completion, Ending, Job, Key, Outcome, Report
 from djdist._task_pool import TaskPool, window
 from djdist.database.dbapi import ConnectionSettings
-from djdist.database.fence import Fence, Statement, key_name
+from djdist.database.job_statements import JobStatements, Statement, key_name
 from djdist.job_stores.jobs_table.refreshing import Refreshing
 from djdist.job_stores.jobs_table.store import JobsTable
 from djdist.jobs.table import jobs_of
@@ -85,7 +85,7 @@ class Usage:
 class SimulatedPool(TaskPool):
     """Hands tasks to a simulated cluster."""
 
-    def __init__(self, cluster: Cluster, fence: Fence, settings: ConnectionSettings) -> None:
+    def __init__(self, cluster: Cluster, statements: JobStatements, settings: ConnectionSettings) -> None:
         self.waited_seconds = 0.0
         self._places = cluster.places
         self._in_flight: dict[int, tuple[Job, ...]] = {}
@@ -94,7 +94,7 @@ class SimulatedPool(TaskPool):
         self._submitted = 0
         self._line, far_end = multiprocessing.Pipe()
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_simulate, args=(far_end, cluster, fence, settings), daemon=True
+            target=_simulate, args=(far_end, cluster, statements, settings), daemon=True
         )
         self._process.start()
 
@@ -206,11 +206,11 @@ class _Task:
 
 class _Simulation:
     def __init__(
-        self, line: Connection, cluster: Cluster, fence: Fence, settings: ConnectionSettings
+        self, line: Connection, cluster: Cluster, statements: JobStatements, settings: ConnectionSettings
     ) -> None:
         self._line = line
         self._cluster = cluster
-        self._fence = fence
+        self._statements = statements
         self._session = Session(open_dbapi_connection(settings))
         self._chance = random.Random(7)
         self._waiting = deque[_Task]()
@@ -258,7 +258,7 @@ class _Simulation:
         free = max(0, self._places - len(self._running))
         begun = [self._waiting.popleft() for _ in range(min(len(self._waiting), free))]
         for batch in _batches([values for task in begun for values in task.values()]):
-            self._fence.begins(self._session, batch)
+            self._statements.begins(self._session, batch)
         for task in begun:
             task.began_at = self._now
             self._make_next(task)
@@ -288,10 +288,10 @@ class _Simulation:
         return ended
 
     def _finish(self, jobs: list[dict[str, Any]]) -> None:
-        finish, key = self._fence.finish, self._fence.key
+        finish, key = self._statements.finish, self._statements.key
         several = Statement(finish.sql.removesuffix(f" AND {key.sql[1:-1]}"), finish.names[: -len(key.names)])
         for batch in _batches(jobs):
-            self._fence._execute(self._session, several, batch)
+            self._statements._execute(self._session, several, batch)
         if self._is_steady:
             self._counted_keys += len(jobs)
 
@@ -321,5 +321,7 @@ def _batches(values: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return [values[first : first + BATCH] for first in range(0, len(values), BATCH)]
 
 
-def _simulate(line: Connection, cluster: Cluster, fence: Fence, settings: ConnectionSettings) -> None:
-    line.send(_Simulation(line, cluster, fence, settings).run())
+def _simulate(
+    line: Connection, cluster: Cluster, statements: JobStatements, settings: ConnectionSettings
+) -> None:
+    line.send(_Simulation(line, cluster, statements, settings).run())

@@ -45,7 +45,5 @@ def grown_by(spec: JobsTableSpec) -> float:
         return True
 
     policy = Policy(max_calls=MADE, count_pending=True)
-    driver_of(JobsTable(spec, Owner(new_token(60))), EagerPool(PLACES), policy, Recipe(spec.table)).run(
-        watch
-    )
+    driver_of(JobsTable(spec, Owner(new_token(60))), EagerPool(PLACES), policy, Recipe(spec.table)).run(watch)
     return round((max(sizes) - sizes[0]) / MB, 1)

@@ -84,7 +84,7 @@ def saturate(spec: JobsTableSpec, places: int, drivers: int) -> tuple[float, flo
 def drive(spec: JobsTableSpec, cluster: Cluster) -> dict[str, Any]:
     """Do one driver's run in a process of its own."""
     store = JobsTable(spec, Owner(new_token(60)))
-    pool = SimulatedPool(cluster, store.fence(), spec.settings)
+    pool = SimulatedPool(cluster, store.job_statements(), spec.settings)
     statements: Counter[str] = Counter()
     sa.event.listen(
         sa.Engine, "before_cursor_execute", lambda *_: statements.update([threading.current_thread().name])

@@ -26,7 +26,7 @@ from djdist import populate
 from djdist._job import Failure, Job
 from djdist._job_store import JobStore
 from djdist.database import dbapi, silence
-from djdist.database.fence import key_values
+from djdist.database.job_statements import key_values
 from djdist.database.marks import worker_mark
 from djdist.errors import DatabaseError, LeaseLostError
 from djdist.job_stores.jobs_table.advisory_lock import LONGEST_WAIT_SECONDS, advisory_lock
@@ -130,7 +130,7 @@ class JobStoreContract:
     ) -> None:
         for key in keys:
             store.fail(Job("Square", key), FAILURE)
-            store.finish(Job("Square", key))
+            store.forget(Job("Square", key))
             store.release([Job("Square", key)])
         assert keys_of(store.reserve(6)) == keys
 
@@ -298,7 +298,7 @@ def statuses(jobs: dj.Job) -> dict[str, int]:
     return {status: count for status, count in jobs.progress().items() if count and status != "total"}
 
 
-def fence_values(store: JobsTable, job: Job) -> dict[str, Any]:
+def worker_values(store: JobsTable, job: Job) -> dict[str, Any]:
     key = key_values(job.key, store.spec.settings.backend)
     return {"worker_host": "a worker", "worker_pid": 77, "seconds": 1.5, **key}
 
@@ -557,7 +557,7 @@ def begun_by_a_worker(
 ) -> Iterator[tuple[list[Job], Any]]:
     """Give jobs that a worker has begun, and its session."""
     jobs = store.reserve(count)
-    store.fence().begins(connection, [fence_values(store, job) for job in jobs])
+    store.job_statements().begins(connection, [worker_values(store, job) for job in jobs])
     worker = server.connect()
     silence.bear(worker._conn, worker_mark(store.owner.token, "a worker", 77))
     yield jobs, worker
@@ -592,7 +592,7 @@ class TestGivingBack:
     ) -> None:
         for each in (other, store):
             begun, _ = each.reserve(2)
-            each.fence().begins(connection, [fence_values(each, begun)])
+            each.job_statements().begins(connection, [worker_values(each, begun)])
         assert store.begun_by("a worker", 77) == [begun]
         assert store.begun_by("a worker", 78) == store.begun_by("another", 77) == []
 
@@ -605,7 +605,7 @@ class TestGivingBack:
         self, store: JobsTable, jobs: Jobs, connection: Any
     ) -> None:
         begun, waiting = store.reserve(2)
-        assert store.fence().begins(connection, [fence_values(store, begun)]) == [True]
+        assert store.job_statements().begins(connection, [worker_values(store, begun)]) == [True]
         assert store.release_waiting([begun, waiting]) == [waiting]
         assert row(jobs, begun.key)["status"] == "reserved"
         assert row(jobs, waiting.key)["status"] == "pending"
@@ -614,16 +614,16 @@ class TestGivingBack:
         self, store: JobsTable, jobs: Jobs, connection: Any
     ) -> None:
         (job,) = store.reserve(1)
-        fence, values = store.fence(), fence_values(store, job)
+        statements, values = store.job_statements(), worker_values(store, job)
         before = row(jobs, job.key)
-        assert fence.begins(connection, [values]) == [True]
-        fence.forgo_begun(connection, [{**values, "worker_pid": -1}])
+        assert statements.begins(connection, [values]) == [True]
+        statements.hand_back_begun(connection, [{**values, "worker_pid": -1}])
         assert store.begun([job]) == [job]
-        fence.forgo_begun(connection, [values])
+        statements.hand_back_begun(connection, [values])
         assert store.begun([job]) == []
         assert {**row(jobs, job.key), "host": before["host"]} == before
-        assert store.forgone([job])
-        assert not store.forgone(store.reserve(1))
+        assert store.handed_back([job])
+        assert not store.handed_back(store.reserve(1))
         assert store.release_waiting([job]) == [job]
 
     def test_another_runs_jobs_are_not_changed(self, store: JobsTable, other: JobsTable, jobs: Jobs) -> None:
@@ -754,8 +754,8 @@ class TestLease:
         age(jobs, "reserved_time", 10, f"connection_id = {dead.owner.token}")
         connection = server.connect()
         connection.start_transaction()
-        fence = dead.fence()
-        assert fence.begins(connection, [fence_values(dead, frozen)]) == [True]
+        statements = dead.job_statements()
+        assert statements.begins(connection, [worker_values(dead, frozen)]) == [True]
         assert store.rescue() == 1
         connection.close()
         wait_until(lambda: store.rescue() == 1, "the server to end the transaction")
@@ -822,7 +822,7 @@ class TestLease:
 def endings_of_a_group(store: JobsTable, table: Any) -> list[str]:
     """Let a worker make three keys as one group, and tell how each ended."""
     store.refresh()
-    context = WorkerContext(table, {}, store.spec.settings, "", store.fence(), own_connection=True)
+    context = WorkerContext(table, {}, store.spec.settings, "", store.job_statements(), own_connection=True)
     report = context(store.reserve(3))
     table.connection.connect()
     return [outcome.ending.name for outcome in report.outcomes]
@@ -831,7 +831,7 @@ def endings_of_a_group(store: JobsTable, table: Any) -> list[str]:
 class TestFence:
     def test_a_worker_notes_where_it_works(self, store: JobsTable, jobs: Jobs, connection: Any) -> None:
         (job,) = store.reserve(1)
-        assert store.fence().begins(connection, [fence_values(store, job)]) == [True]
+        assert store.job_statements().begins(connection, [worker_values(store, job)]) == [True]
         assert store.begun([job]) == [job]
         begun = row(jobs, job.key)
         assert (begun["host"], begun["pid"], begun["status"]) == ("a worker", 77, "reserved")
@@ -839,39 +839,39 @@ class TestFence:
     def test_a_job_begins_once(self, store: JobsTable, connection: Any) -> None:
         """A cluster may run a task again whose first worker it takes for dead."""
         (job,) = store.reserve(1)
-        fence, values = store.fence(), fence_values(store, job)
-        assert fence.begins(connection, [values]) == [True]
-        assert fence.begins(connection, [{**values, "worker_pid": 78}]) == [False]
+        statements, values = store.job_statements(), worker_values(store, job)
+        assert statements.begins(connection, [values]) == [True]
+        assert statements.begins(connection, [{**values, "worker_pid": 78}]) == [False]
         with pytest.raises(LeaseLostError):
-            fence.finish_or_undo(connection, {**values, "worker_pid": 78})
-        fence.finish_or_undo(connection, values)
+            statements.finish_or_undo(connection, {**values, "worker_pid": 78})
+        statements.finish_or_undo(connection, values)
 
     def test_a_worker_sees_whether_one_of_its_jobs_is_made_already(
         self, store: JobsTable, connection: Any, lab: ModuleType
     ) -> None:
         jobs = store.reserve(3)
-        fence, values = store.fence(), [fence_values(store, job) for job in jobs]
-        assert fence.begins(connection, values) == [True] * 3
-        assert not fence.any_made(connection, values)
+        statements, values = store.job_statements(), [worker_values(store, job) for job in jobs]
+        assert statements.begins(connection, values) == [True] * 3
+        assert not statements.any_made(connection, values)
         lab.Square.insert1({**jobs[1].key, "result": 1}, allow_direct_insert=True)
-        assert fence.any_made(connection, values)
+        assert statements.any_made(connection, values)
 
     def test_a_released_job_is_not_finished_by_who_had_begun_it(
         self, store: JobsTable, connection: Any
     ) -> None:
         (job,) = store.reserve(1)
-        fence, values = store.fence(), fence_values(store, job)
-        assert fence.begins(connection, [values]) == [True]
+        statements, values = store.job_statements(), worker_values(store, job)
+        assert statements.begins(connection, [values]) == [True]
         store.release([job])
         assert store.reserve(1) == [job]
         with pytest.raises(LeaseLostError):
-            fence.finish_or_undo(connection, values)
+            statements.finish_or_undo(connection, values)
 
     def test_finishing_removes_the_job(self, store: JobsTable, jobs: Jobs, connection: Any) -> None:
         (job,) = store.reserve(1)
-        fence, values = store.fence(), fence_values(store, job)
-        assert fence.begins(connection, [values]) == [True]
-        fence.finish_or_undo(connection, values)
+        statements, values = store.job_statements(), worker_values(store, job)
+        assert statements.begins(connection, [values]) == [True]
+        statements.finish_or_undo(connection, values)
         assert not jobs & job.key
         assert len(jobs) == 5
 
@@ -879,9 +879,9 @@ class TestFence:
         self, store: JobsTable, jobs: Jobs, connection: Any
     ) -> None:
         (job,) = store.reserve(1)
-        fence, values = keeping(store).fence(), fence_values(store, job)
-        assert fence.begins(connection, [values]) == [True]
-        fence.finish_or_undo(connection, values)
+        statements, values = keeping(store).job_statements(), worker_values(store, job)
+        assert statements.begins(connection, [values]) == [True]
+        statements.finish_or_undo(connection, values)
         finished = row(jobs, job.key)
         assert (finished["status"], finished["duration"]) == ("success", 1.5)
         assert finished["completed_time"] is not None
@@ -893,10 +893,10 @@ class TestFence:
     ) -> None:
         (job,) = other.reserve(1)
         before = rows(jobs)
-        fence = (keeping(store) if keep_completed else store).fence()
-        assert fence.begins(connection, [fence_values(store, job)]) == [False]
+        statements = (keeping(store) if keep_completed else store).job_statements()
+        assert statements.begins(connection, [worker_values(store, job)]) == [False]
         with pytest.raises(LeaseLostError):
-            fence.finish_or_undo(connection, fence_values(store, job))
+            statements.finish_or_undo(connection, worker_values(store, job))
         assert rows(jobs) == before
 
     @pytest.mark.parametrize(
@@ -921,16 +921,16 @@ class TestFence:
         keep_completed: bool,
         nth_is_lost: int,
     ) -> None:
-        fence, mine = (keeping(store) if keep_completed else store).fence(), store.reserve(3)
+        statements, mine = (keeping(store) if keep_completed else store).job_statements(), store.reserve(3)
         lost = mine[nth_is_lost]
-        assert fence.begins(connection, [fence_values(store, job) for job in mine]) == [True] * 3
+        assert statements.begins(connection, [worker_values(store, job) for job in mine]) == [True] * 3
         store.release([lost])
         session = open_session(kind, connection)
         for job in mine:
             session.execute("BEGIN")
             lab.Square.insert1({**job.key, "result": 1}, allow_direct_insert=True)
             with pytest.raises(LeaseLostError) if job == lost else nullcontext():
-                fence.finish_or_undo(LastStatement(session), fence_values(store, job))
+                statements.finish_or_undo(LastStatement(session), worker_values(store, job))
             session.execute("ROLLBACK")
         session.close()
         assert len(lab.Square()) == 2
@@ -942,14 +942,14 @@ class TestFence:
         self, store: JobsTable, jobs: Jobs, connection: Any
     ) -> None:
         (job,) = store.reserve(1)
-        fence, session = store.fence(), open_session(MariaDBSession, connection)
-        assert fence.begins(connection, [fence_values(store, job)]) == [True]
+        statements, session = store.job_statements(), open_session(MariaDBSession, connection)
+        assert statements.begins(connection, [worker_values(store, job)]) == [True]
         connection.query(
             f"CREATE TRIGGER `{store.spec.schema}`.refuse BEFORE DELETE ON {jobs.full_table_name} "
             "FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'the lab keeps its jobs'"
         )
         with pytest.raises(Exception, match="the lab keeps its jobs"):
-            fence.finish_or_undo(LastStatement(session), fence_values(store, job))
+            statements.finish_or_undo(LastStatement(session), worker_values(store, job))
         session.execute("ROLLBACK")
 
     @pytest.mark.parametrize("worth_preparing", [3, 4])
@@ -1000,10 +1000,10 @@ class TestFence:
         (job,) = store.reserve(1)
         jobs.update1({**job.key, "status": status})
         before = rows(jobs)
-        fence = store.fence()
-        assert fence.begins(connection, [fence_values(store, job)]) == [False]
+        statements = store.job_statements()
+        assert statements.begins(connection, [worker_values(store, job)]) == [False]
         with pytest.raises(LeaseLostError):
-            fence.finish_or_undo(connection, fence_values(store, job))
+            statements.finish_or_undo(connection, worker_values(store, job))
         assert rows(jobs) == before
 
 
@@ -1346,10 +1346,10 @@ class TestKeysAndRestrictions:
         assert store.refresh() == counts(added=count)
         mine = store.reserve(count)
         assert len(mine) == count
-        values, fence = [fence_values(store, job) for job in mine], store.fence()
-        assert fence.begins(connection, values) == [True] * count
-        assert not fence.any_made(connection, values)
-        fence.forgo_begun(connection, values)
+        values, statements = [worker_values(store, job) for job in mine], store.job_statements()
+        assert statements.begins(connection, values) == [True] * count
+        assert not statements.any_made(connection, values)
+        statements.hand_back_begun(connection, values)
         assert store.begun(mine) == []
         assert store.release(mine) == count
 
@@ -1363,9 +1363,9 @@ class TestKeysAndRestrictions:
         assert statuses(jobs) == {"pending": 2}
         finished, failed = store.reserve(5)
         assert statuses(jobs) == {"reserved": 2}
-        fence = store.fence()
-        assert fence.begins(connection, [fence_values(store, finished)]) == [True]
-        fence.finish_or_undo(connection, fence_values(store, finished))
+        statements = store.job_statements()
+        assert statements.begins(connection, [worker_values(store, finished)]) == [True]
+        statements.finish_or_undo(connection, worker_values(store, finished))
         store.fail(failed, FAILURE)
         assert statuses(jobs) == {"error": 1}
         assert jobs.to_arrays("tiny").tolist() == [failed.key["tiny"]]
@@ -1389,14 +1389,17 @@ class TestKeysAndRestrictions:
         store = keeping(store) if keep_completed else store
         store.refresh()
         mine, lost = store.reserve(2)
-        fence, session = store.fence(), open_session(kind, connection)
-        assert fence.begins(connection, [fence_values(store, job) for job in (mine, lost)]) == [True, True]
+        statements, session = store.job_statements(), open_session(kind, connection)
+        assert statements.begins(connection, [worker_values(store, job) for job in (mine, lost)]) == [
+            True,
+            True,
+        ]
         store.release([lost])
         finishing = LastStatement(session) if commits else session
         session.execute("BEGIN")
-        fence.finish_or_undo(finishing, fence_values(store, mine))
+        statements.finish_or_undo(finishing, worker_values(store, mine))
         with pytest.raises(LeaseLostError):
-            fence.finish_or_undo(finishing, fence_values(store, lost))
+            statements.finish_or_undo(finishing, worker_values(store, lost))
         session.execute("ROLLBACK" if commits else "COMMIT")
         session.close()
         expected = {"pending": 1, "success": 1} if keep_completed else {"pending": 1}
@@ -1459,16 +1462,18 @@ class TestHostileValues:
     def test_travel_beside_the_sql_and_are_kept_as_they_are(
         self, lab: ModuleType, store: JobsTable, connection: Any
     ) -> None:
-        with counting_statements() as statements:
+        with counting_statements() as sent:
             store.refresh()
             reserved = {job.key["word"]: job for job in store.reserve(10)}
             job = reserved[HOSTILE]
             store.renew([job])
-            fence = store.fence()
-            assert fence.begins(connection, [{**fence_values(store, job), "worker_host": WORSE}]) == [True]
+            statements = store.job_statements()
+            assert statements.begins(connection, [{**worker_values(store, job), "worker_host": WORSE}]) == [
+                True
+            ]
             assert store.begun([job]) == [job]
             store.fail(job, Failure(WORSE, WORSE), WORSE, 7)
-        assert not [sql for sql in [*statements, *(s.sql for s in fence.statements)] if "DROP" in sql]
+        assert not [sql for sql in [*sent, *(s.sql for s in statements.of_one_job)] if "DROP" in sql]
         error = row(jobs_of(lab.FromAnyKey()), {"word": HOSTILE})
         assert [error[name] for name in ("user", "host", "error_message", "error_stack")] == [WORSE] * 4
         assert error["version"] == HOSTILE
@@ -1478,16 +1483,16 @@ class TestHostileValues:
     ) -> None:
         store.refresh()
         job = next(job for job in store.reserve(10) if job.key["word"] == HOSTILE)
-        with counting_statements() as statements:
+        with counting_statements() as sent:
             assert store.release([job], delay_seconds=0.001) == 1
             wait_until(store.pending, "the delay to end")
             assert store.reserve(10) == [job]
-            values = fence_values(store, job)
-            fence = keeping(store).fence()
-            assert fence.begins(connection, [values]) == [True]
-            fence.finish_or_undo(connection, values)
+            values = worker_values(store, job)
+            statements = keeping(store).job_statements()
+            assert statements.begins(connection, [values]) == [True]
+            statements.finish_or_undo(connection, values)
             store.release_all()
-        assert not [sql for sql in statements if "DROP" in sql]
+        assert not [sql for sql in sent if "DROP" in sql]
         assert row(jobs_of(lab.FromAnyKey()), {"word": HOSTILE})["status"] == "success"
 
     def test_restrict_to_what_they_name(

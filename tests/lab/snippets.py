@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"(?P<spared><!-- not run: [^\n]* -->\n)?"
-    r"^(?P<indent> *)(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<code>.*?)^ *(?P=fence)$",
+    r"^(?P<indent> *)(?P<statements>```+)(?P<language>[^\n`]*)\n(?P<code>.*?)^ *(?P=statements)$",
     re.MULTILINE | re.DOTALL,
 )
 SHELL = {"", "bash", "console", "sh"}

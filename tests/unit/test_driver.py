@@ -82,12 +82,12 @@ class CountingStore(MemoryStore):
     def begun_by(self, host: str, pid: int) -> list[Job]:
         return self.held.pop((host, pid), [])
 
-    def forgone(self, jobs: Sequence[Job]) -> bool:
+    def handed_back(self, jobs: Sequence[Job]) -> bool:
         return any(job.key["n"] in self.preempted for job in jobs)
 
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         if job.key["n"] in self.taken_over:
-            self.finish(job)
+            self.forget(job)
             return False
         self.failures.append((job, failure))
         return super().fail(job, failure)
@@ -275,7 +275,7 @@ def test_a_job_taken_over_by_somebody_else_is_left_alone(caplog: pytest.LogCaptu
     store = CountingStore(1)
 
     def taken_over(ticket: int, job: Job) -> Completion:
-        store.finish(job)
+        store.forget(job)
         return ended(ticket, job, Ending.LEASE_LOST)
 
     pool = ScriptedPool(slots=1, answer=taken_over)
@@ -317,7 +317,7 @@ def test_what_a_stop_gave_back_is_not_counted_when_its_worker_dies() -> None:
 def test_what_is_made_while_a_stop_gives_the_rest_back_is_counted() -> None:
     class MadeMeanwhile(CountingStore):
         def release_waiting(self, jobs: Sequence[Job]) -> list[Job]:
-            self.finish(jobs[0])
+            self.forget(jobs[0])
             return super().release_waiting(jobs)
 
     store = MadeMeanwhile(4)

@@ -56,7 +56,7 @@ class PriorityStore(JobStore):
         del self.owned[job.key["n"]]
         return True
 
-    def finish(self, job: Job) -> None:
+    def forget(self, job: Job) -> None:
         self.finished[job.key["n"]] += 1
         del self.owned[job.key["n"]]
 
@@ -69,7 +69,7 @@ class PriorityStore(JobStore):
     def begun(self, jobs: Any) -> list[Job]:
         return list(jobs)
 
-    def forgone(self, jobs: Any) -> bool:
+    def handed_back(self, jobs: Any) -> bool:
         return False
 
     def begun_by(self, host: str, pid: int) -> list[Job]:

@@ -12,7 +12,7 @@ import datajoint as dj
 import pytest
 
 from djdist.database.dbapi import ConnectionSettings
-from djdist.database.fence import Fence, Statement
+from djdist.database.job_statements import JobStatements, Statement
 from djdist.errors import WorkerSetupError
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.pipeline.jobs_table_spec import JobsTableSpec
@@ -138,8 +138,8 @@ class TestSecrets:
     @pytest.fixture
     def shipped(self, settings: ConnectionSettings) -> list[Any]:
         statement = Statement("DELETE", ())
-        fence = Fence(1, statement, "(id)", *[statement] * 5)
-        task = WorkerTask("Table", settings, PASSWORD.encode(), "v", fence, shared=settings)
+        statements = JobStatements(1, statement, "(id)", *[statement] * 5)
+        task = WorkerTask("Table", settings, PASSWORD.encode(), "v", statements, shared=settings)
         names = "Table", "schema", "~~table", "__table"
         key, sql = ("id",), "SELECT 1"
         spec = JobsTableSpec(settings, *names, key, frozenset(), False, key, sql, None, sql)

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from djdist._job import Job
-from djdist.database.fence import are_searched_as_list
+from djdist.database.job_statements import are_searched_as_list
 from djdist.job_stores.jobs_table import lease
 from djdist.job_stores.jobs_table.functions import (
     NOW,
@@ -61,7 +61,7 @@ class Conditions:
         return sa.select(*self.key).where(*conditions)
 
     def among(self, jobs: Sequence[Job]) -> sa.ColumnElement[bool]:
-        """Find jobs by their key, if possible in a form that is compiled once however many they are."""
+        """Return the condition that finds jobs by their key, if possible compiled once for any number."""
         values = [tuple(job.key[name] for name in self.spec.key) for job in jobs]
         if not are_searched_as_list(values):
             return sa.or_(*[sa.and_(*map(operator.eq, self.key, value)) for value in values])

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from djdist.database.fence import Fence, Statement, key_name
+from djdist.database.job_statements import JobStatements, Statement, key_name
 from djdist.database.sessions import SNAPSHOT_OFF, server_time
 from djdist.job_stores.jobs_table.conditions import Conditions
 from djdist.job_stores.jobs_table.functions import without_index
@@ -16,7 +16,7 @@ from djdist.pipeline.jobs_table_spec import JobsTableSpec
 DIALECTS = {"mysql": mysql.dialect, "postgresql": postgresql.dialect}
 
 
-def fence_of(where: Conditions, token: int) -> Fence:
+def job_statements(where: Conditions, token: int) -> JobStatements:
     """Return what the workers of a run do to its jobs."""
     jobs, spec = where.columns, where.spec
     key = sa.and_(*[column == sa.bindparam(key_name(column.name)) for column in where.key])
@@ -34,14 +34,14 @@ def fence_of(where: Conditions, token: int) -> Fence:
     def compiled(statement: sa.ClauseElement) -> Statement:
         return _compiled(statement, spec.settings.backend)
 
-    return Fence(
+    return JobStatements(
         token=token,
         key=compiled(key.self_group()),
         key_columns=compiled(sa.tuple_(*where.key)).sql,
         begin=compiled(change.where(*not_begun).values(worker)),
         held=compiled(held),
         made=compiled(held.where(where.is_made)),
-        forgo=compiled(change.where(*begun_here).values(nobody)),
+        hand_back=compiled(change.where(*begun_here).values(nobody)),
         finish=_unhindered(compiled(_ended(where).where(*begun_here, key)), spec),
     )
 

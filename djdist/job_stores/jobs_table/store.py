@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from djdist._job import Failure, Job
 from djdist._job_store import JobStore
-from djdist.database.fence import Fence
+from djdist.database.job_statements import JobStatements
 from djdist.errors import DatabaseError
 from djdist.job_stores.jobs_table.blob import pack_text
 from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, batches, discourage
@@ -20,7 +20,7 @@ from djdist.job_stores.jobs_table.dead_workers import DeadWorkers
 from djdist.job_stores.jobs_table.functions import NOW, in_seconds, verbatim, without_index
 from djdist.job_stores.jobs_table.lease import SMALLEST_TOKEN
 from djdist.job_stores.jobs_table.refreshing import Refreshing, refresh
-from djdist.job_stores.jobs_table.statements import fence_of
+from djdist.job_stores.jobs_table.statements import job_statements
 from djdist.job_stores.jobs_table.transactions import Transactions
 from djdist.pipeline.jobs_table_spec import JobsTableSpec
 
@@ -88,12 +88,12 @@ class JobsTable(JobStore):
         return counts | {"orphaned": rescued + counts["orphaned"]}
 
     def retry(self, condition: str) -> int:
-        """Put the errors that fulfil a condition in SQL back to pending; count them."""
+        """Put the errors that fulfil a condition in SQL back to pending; return how many."""
         errors = self._update.where(self._where.columns.status == "error", verbatim(condition))
         return self._transactions.execute(errors.values(FRESH))
 
     def ignore(self, condition: str) -> int:
-        """Leave pending jobs and errors that fulfil a condition in SQL out of all runs; count them."""
+        """Leave pending jobs and errors that fulfil a condition in SQL out of all runs; return how many."""
         waiting = self._where.columns.status.in_(["pending", "error"])
         ignore = self._update.where(waiting, verbatim(condition)).values(status="ignore")
         return self._transactions.execute(ignore)
@@ -143,7 +143,7 @@ class JobsTable(JobStore):
         mine = [jobs.status == "error", jobs.connection_id == self.owner.token]
         return bool(self._changes.found(*mine, self._where.among([job])))
 
-    def finish(self, job: Job) -> None:
+    def forget(self, job: Job) -> None:
         """Nothing to do: the worker did it in ``make()``'s transaction."""
 
     def renew(self, jobs: Sequence[Job]) -> list[Job]:
@@ -166,7 +166,7 @@ class JobsTable(JobStore):
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
         return self._changes.owned_among(jobs, self._where.columns.pid != 0)
 
-    def forgone(self, jobs: Sequence[Job]) -> bool:
+    def handed_back(self, jobs: Sequence[Job]) -> bool:
         return bool(self._changes.owned_among(jobs, self._where.columns.host == ""))
 
     def begun_by(self, host: str, pid: int) -> list[Job]:
@@ -198,9 +198,9 @@ class JobsTable(JobStore):
     def close(self) -> None:
         self._transactions.close()
 
-    def fence(self) -> Fence:
+    def job_statements(self) -> JobStatements:
         """Return the statements of the run's workers."""
-        return fence_of(self._where, self.owner.token)
+        return job_statements(self._where, self.owner.token)
 
     @property
     def _update(self) -> sa.Update:

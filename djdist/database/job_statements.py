@@ -32,7 +32,7 @@ class Statement:
 
 
 @dataclass(frozen=True)
-class Fence:
+class JobStatements:
     """Keeps a worker from changing what its run no longer owns.
 
     Parameters
@@ -49,7 +49,7 @@ class Fence:
         Selects jobs that this worker has begun.
     made : Statement
         Selects those of them whose key is in the table.
-    forgo : Statement
+    hand_back : Statement
         Undoes what ``begin`` noted.
     finish : Statement
         Deletes the job that this worker has begun, or keeps it as a success; belongs into
@@ -62,11 +62,11 @@ class Fence:
     begin: Statement
     held: Statement
     made: Statement
-    forgo: Statement
+    hand_back: Statement
     finish: Statement
 
     @property
-    def statements(self) -> tuple[Statement, Statement]:
+    def of_one_job(self) -> tuple[Statement, Statement]:
         """All that a worker does to the jobs table, each for one job."""
         begin, key = self.begin, self.key
         return Statement(f"{begin.sql} AND {key.sql}", begin.names + key.names), self.finish
@@ -101,9 +101,9 @@ class Fence:
         if not connection.query(self.finish.sql, args=arguments).rowcount:
             raise LeaseLostError("the job was taken over by somebody else")
 
-    def forgo_begun(self, connection: Connection, jobs: Sequence[Values]) -> None:
+    def hand_back_begun(self, connection: Connection, jobs: Sequence[Values]) -> None:
         """Undo the beginning of jobs that this worker has to leave, so that it costs the keys nothing."""
-        self._execute(connection, self.forgo, jobs)
+        self._execute(connection, self.hand_back, jobs)
 
     def _execute(
         self, connection: Connection, statement: Statement, jobs: Sequence[Values], ending: str = ""
@@ -115,7 +115,7 @@ class Fence:
         return int(connection.query(sql, args=arguments).rowcount)
 
     def _among(self, jobs: Sequence[Values]) -> str:
-        """Find jobs by their key, in the form in which the job store finds them, too."""
+        """Return the condition that finds jobs by their key, in the form that the job store uses, too."""
         keys = [self.key.arguments(values) for values in jobs]
         if not are_searched_as_list(keys):
             return " OR ".join([self.key.sql] * len(keys))

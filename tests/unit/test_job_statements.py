@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from djdist.database.fence import Fence, Statement, key_name
+from djdist.database.job_statements import JobStatements, Statement, key_name
 from djdist.errors import LeaseLostError
 
-FENCE = Fence(
+STATEMENTS = JobStatements(
     token=7,
     key=Statement("(id=%s)", ("key_id",)),
     key_columns="(id)",
     begin=Statement("UPDATE jobs SET host=%s WHERE token=%s", ("worker_host", "token")),
     held=Statement("SELECT 1 FROM jobs WHERE token=%s", ("token",)),
     made=Statement("SELECT 1 FROM jobs JOIN results WHERE token=%s", ("token",)),
-    forgo=Statement("UPDATE jobs SET host='' WHERE token=%s", ("token",)),
+    hand_back=Statement("UPDATE jobs SET host='' WHERE token=%s", ("token",)),
     finish=Statement("DELETE FROM jobs WHERE token=%s AND id=%s", ("token", "key_id")),
 )
 VALUES = {"worker_host": "a worker", "worker_pid": 1, "key_id": 3}
@@ -37,60 +37,62 @@ class Connection:
 
 def test_beginning_fills_in_the_values_and_the_runs_token() -> None:
     connection = Connection(1)
-    assert FENCE.begins(connection, [VALUES]) == [True]
-    assert connection.executed == [(f"{FENCE.begin.sql} AND ((id=%s))", ["a worker", 7, 3])]
+    assert STATEMENTS.begins(connection, [VALUES]) == [True]
+    assert connection.executed == [(f"{STATEMENTS.begin.sql} AND ((id=%s))", ["a worker", 7, 3])]
 
 
 def test_a_job_that_is_not_hit_does_not_begin() -> None:
-    assert FENCE.begins(Connection(0), [VALUES]) == [False]
+    assert STATEMENTS.begins(Connection(0), [VALUES]) == [False]
 
 
 def test_many_jobs_begin_by_one_statement() -> None:
     connection = Connection(2)
-    assert FENCE.begins(connection, [VALUES, {**VALUES, "key_id": 4}]) == [True, True]
-    assert connection.executed == [(f"{FENCE.begin.sql} AND ((id) IN ((%s), (%s)))", ["a worker", 7, 3, 4])]
+    assert STATEMENTS.begins(connection, [VALUES, {**VALUES, "key_id": 4}]) == [True, True]
+    assert connection.executed == [
+        (f"{STATEMENTS.begin.sql} AND ((id) IN ((%s), (%s)))", ["a worker", 7, 3, 4])
+    ]
 
 
 @pytest.mark.parametrize("keys", [(0.1, 0.2), ("Jo", "Zoé")])
 def test_what_a_list_would_change_is_searched_one_by_one(keys: Sequence[Any]) -> None:
     connection = Connection(2)
-    FENCE.begins(connection, [{**VALUES, "key_id": key} for key in keys])
-    assert connection.executed[0][0] == f"{FENCE.begin.sql} AND ((id=%s) OR (id=%s))"
+    STATEMENTS.begins(connection, [{**VALUES, "key_id": key} for key in keys])
+    assert connection.executed[0][0] == f"{STATEMENTS.begin.sql} AND ((id=%s) OR (id=%s))"
 
 
 def test_where_only_some_begin_it_is_asked_which() -> None:
     connection = Connection(1, 0, 1)
-    assert FENCE.begins(connection, [VALUES, {**VALUES, "key_id": 4}]) == [False, True]
-    assert connection.executed[1:] == [(f"{FENCE.held.sql} AND ((id=%s))", [7, key]) for key in (3, 4)]
+    assert STATEMENTS.begins(connection, [VALUES, {**VALUES, "key_id": 4}]) == [False, True]
+    assert connection.executed[1:] == [(f"{STATEMENTS.held.sql} AND ((id=%s))", [7, key]) for key in (3, 4)]
 
 
 @pytest.mark.parametrize("hits", [0, 1, 2])
 def test_one_statement_asks_whether_any_of_many_is_made(hits: int) -> None:
     connection = Connection(hits)
-    assert FENCE.any_made(connection, [VALUES, {**VALUES, "key_id": 4}]) is bool(hits)
-    assert connection.executed == [(f"{FENCE.made.sql} AND ((id) IN ((%s), (%s)))", [7, 3, 4])]
+    assert STATEMENTS.any_made(connection, [VALUES, {**VALUES, "key_id": 4}]) is bool(hits)
+    assert connection.executed == [(f"{STATEMENTS.made.sql} AND ((id) IN ((%s), (%s)))", [7, 3, 4])]
 
 
 def test_finishing_fills_in_the_values_in_the_statements_order() -> None:
     connection = Connection(1)
-    FENCE.finish_or_undo(connection, VALUES)
-    assert connection.executed == [(FENCE.finish.sql, [7, 3])]
+    STATEMENTS.finish_or_undo(connection, VALUES)
+    assert connection.executed == [(STATEMENTS.finish.sql, [7, 3])]
 
 
 def test_a_job_that_is_not_hit_is_undone() -> None:
     with pytest.raises(LeaseLostError, match="taken over"):
-        FENCE.finish_or_undo(Connection(0), VALUES)
+        STATEMENTS.finish_or_undo(Connection(0), VALUES)
 
 
 def test_a_beginning_is_undone_with_the_runs_token() -> None:
     connection = Connection(0)
-    FENCE.forgo_begun(connection, [VALUES])
-    assert connection.executed == [(f"{FENCE.forgo.sql} AND ((id=%s))", [7, 3])]
+    STATEMENTS.hand_back_begun(connection, [VALUES])
+    assert connection.executed == [(f"{STATEMENTS.hand_back.sql} AND ((id=%s))", [7, 3])]
 
 
 def test_the_token_is_the_fences_whatever_the_values_say() -> None:
     connection = Connection(1)
-    FENCE.finish_or_undo(connection, {**VALUES, "token": 99})
+    STATEMENTS.finish_or_undo(connection, {**VALUES, "token": 99})
     assert connection.executed[0][1][0] == 7
 
 
@@ -100,4 +102,4 @@ def test_keys_named_like_other_parameters_keep_apart() -> None:
 
 
 def test_it_travels() -> None:
-    assert pickle.loads(pickle.dumps(FENCE)) == FENCE
+    assert pickle.loads(pickle.dumps(STATEMENTS)) == STATEMENTS
