@@ -185,18 +185,13 @@ def populate(
             else (MemoryStore(recipe.table, keys_to_make(table, restrictions, policy.max_calls)), None)
         )
         info = _info(table, policy, detached=detach, return_exception_objects=return_exception_objects)
-    make_kwargs = make_kwargs or {}
     task: TaskFunction = (
-        WorkerContext(table, make_kwargs, settings_of(table.connection), version, statements)
+        WorkerContext(table, make_kwargs or {}, settings_of(table.connection), version, statements)
         if chosen.runs_in_caller
-        else _worker_task(table, make_kwargs, version, statements, recipe.timeout_seconds)
+        else _worker_task(table, make_kwargs or {}, version, statements, recipe.timeout_seconds)
     )
-    if isinstance(task, PickledTask):
-        warn_if_large(len(task.pickled), table, make_kwargs)
-    recipes = {recipe.table: replace(recipe, task=task)}
-    loop = partial(
-        drive, store=PipelineStore({recipe.table: store}), recipes=recipes, policy=policy, info=info
-    )
+    stores, recipes = {recipe.table: store}, {recipe.table: replace(recipe, task=task)}
+    loop = partial(drive, store=PipelineStore(stores), recipes=recipes, policy=policy, info=info)
     if detach:
         return _detach(chosen, loop, info)
     with (
@@ -256,7 +251,9 @@ def _worker_task(
         timeout_seconds=timeout_seconds,
         shared=shared_settings(table.connection, ship_credentials=ships),
     )
-    return PickledTask(cloudpickle.dumps(task))
+    pickled = PickledTask(cloudpickle.dumps(task))
+    warn_if_large(len(pickled.pickled), table, make_kwargs)
+    return pickled
 
 
 def _detach(executor: Executor, loop: Loop, info: RunInfo) -> Run:
