@@ -231,9 +231,11 @@ class Driver:
         return max(0.0, min(WAIT_SECONDS, self._shutdown.seconds_left, self._overdue.period_seconds))
 
     def _end_lost(self) -> None:
-        if self._tasks.lost():  # maybe made, while a driver that waited for its database collected none
-            for completion in self._pool.wait(0):
-                self._collect(completion)
+        """End the tasks of which no job is the run's any more."""
+        if not self._lease.has_lost or not self._tasks.lost():
+            return
+        for completion in self._pool.wait(0):  # maybe made, while the database was waited for
+            self._collect(completion)
         lost = self._tasks.lost()
         for task in lost:
             self._tasks.pop(task.ticket)

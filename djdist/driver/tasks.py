@@ -43,6 +43,11 @@ class Task:
         """What waits behind the job that runs."""
         return self.jobs[self.jobs.index(self.running) + 1 :] if self.running else ()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether no job of it is the run's any more."""
+        return self.misses >= MISSES
+
     def see(self, begun: Set[Identity], now: float) -> None:
         """Note which job runs: a worker makes them in order, and what it has made is gone."""
         running = next((job for job in self.jobs if job.identity in begun), None)
@@ -124,7 +129,7 @@ class InFlight:
 
     def lost(self) -> list[Task]:
         """Return the tasks of which no job is the run's any more."""
-        return [task for task in self if task.misses >= MISSES]
+        return [task for task in self if task.is_lost]
 
     def withdraw_queued(self) -> None:
         """Give back what the cluster has not begun."""

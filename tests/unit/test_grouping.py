@@ -367,6 +367,25 @@ class TestDriver:
         summary = timed(store, Groups(1, answer), policy, clock, recipe).run(going_on)
         assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (29, [10])
 
+    def test_the_store_is_asked_at_most_once_per_round_which_jobs_run(self) -> None:
+        class Counting(SeeingStore):
+            asked = 0
+
+            def begun(self, jobs: Sequence[Job]) -> list[Job]:
+                self.asked += 1
+                return super().begun(jobs)
+
+        def answer(ticket: int, jobs: Sequence[Job]) -> Completion | None:
+            return all_made(ticket, jobs) if len(jobs) == 1 else None
+
+        clock, store = Clock(), Counting(30)
+        driver = timed(store, Groups(2, answer), Policy(), clock, Recipe("Square", timeout_seconds=30))
+        asked = []
+        for clock.seconds in range(0, 25, 5):
+            driver.step()
+            asked.append(store.asked)
+        assert asked == [0, 1, 2, 3, 4]
+
     def test_an_error_in_a_group_is_one_keys_own(self) -> None:
         def answer(ticket: int, jobs: Sequence[Job]) -> Completion:
             numbers = [job.key["n"] for job in jobs]
