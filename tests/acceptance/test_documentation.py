@@ -90,3 +90,10 @@ def test_all_public_names_are_in_the_reference(site: Path) -> None:
 def test_what_the_code_knows_is_written_down(site: Path, page: str, written: set[str]) -> None:
     text = re.sub("<[^>]+>", "", (site / "reference" / f"{page}.html").read_text())
     assert not [each for each in written if each not in text]
+
+
+def test_the_files_on_the_way_of_a_key_exist() -> None:
+    way = (ROOT / "docs" / "explanation" / "how-a-key-travels.md").read_text()
+    named = re.findall(r"`(djdist/[\w/.]+)`", way)
+    assert named
+    assert not [path for path in named if not (ROOT / path).exists()]
