@@ -16,6 +16,8 @@ from lab import doing
 from lab.watching import counts, wait_until
 from servers import Server
 
+pytestmark = [pytest.mark.long_on("ray"), pytest.mark.long_on("dask")]
+
 
 def only(lab: ModuleType, condition: str) -> Any:
     return (lab.Session & condition).proj()

@@ -79,6 +79,7 @@ def test_populate_may_be_called_in_a_task(
     assert task.result(SECONDS) == {"success_count": 6, "error_list": []}
 
 
+@pytest.mark.long
 def test_a_run_says_that_it_waits_for_a_worker_that_has_what_a_key_needs(
     lab: ModuleType, one_thread: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -113,7 +113,7 @@ def test_another_driver_adopts_it(
     assert counts(lab.Scripted) == {}
 
 
-@pytest.mark.long_on("ray")
+@pytest.mark.long
 def test_its_result_stays_when_the_process_of_its_driver_dies_after_the_end(
     lab: ModuleType, detach: Detach, tmp_path: Path, cluster: tuple[Any, str, dict[str, str]]
 ) -> None:

@@ -27,7 +27,6 @@ ERRORS = 6
 LEASE = {"DJDIST_LEASE_SECONDS": "2", "DJDIST_GRACE_SECONDS": "1"}
 IN_SHORT_RUN = {
     ("kill_a_worker", "processes", "mysql"),
-    ("restart_the_database", "local", "postgresql"),
 }
 
 

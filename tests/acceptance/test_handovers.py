@@ -28,7 +28,7 @@ print(Scripted.populate(reserve_jobs=True, executor={executor!r}, make_kwargs=ma
 
 
 class TestCallerAway:
-    @pytest.mark.long_on("ray")
+    @pytest.mark.long
     @pytest.mark.parametrize("executor", ["ray", "dask"])
     def test_its_run_goes_on_when_it_is_back(
         self,
@@ -105,6 +105,7 @@ class TestDriverBesideTheKeys:
         assert [job["error_message"] for job in errors] == ["TimeoutError: timed out after 3 seconds"] * 4
 
 
+@pytest.mark.long
 @pytest.mark.on("dask")
 def test_a_worker_that_can_not_load_the_pipeline_costs_no_key(
     lab: ModuleType, one_worker: Any, tmp_path: Path

@@ -144,6 +144,7 @@ def of(server: Server) -> dict[str, str]:
 
 
 @pytest.mark.long_on("ray")
+@pytest.mark.long_on("dask")
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(
     "way",

@@ -92,6 +92,7 @@ def test_a_long_message_is_shortened_and_read(lab: ModuleType, executor: Any) ->
 
 
 @pytest.mark.long_on("ray")
+@pytest.mark.long_on("dask")
 @pytest.mark.parametrize(
     "do", [doing.print_without_end, doing.fork_by_hand, doing.use_processes, doing.spawn_processes]
 )
@@ -142,7 +143,10 @@ class TestThreadsOfLibraries:
 
     @pytest.mark.parametrize(
         ("said", "expected"),
-        [({"OMP_NUM_THREADS": "3"}, "3 3"), ({"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "5"}, "3 5")],
+        [
+            pytest.param({"OMP_NUM_THREADS": "3"}, "3 3", marks=pytest.mark.long),
+            ({"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "5"}, "3 5"),
+        ],
         ids=["of all", "of one more"],
     )
     def test_what_the_user_has_said_holds(

@@ -83,6 +83,7 @@ class TestGrace:
 
 
 class TestWorkerToldToGo:
+    @pytest.mark.long_on("ray")
     @pytest.mark.parametrize("executor", ["processes", "ray"])
     def test_a_key_that_was_interrupted_so_is_made_however_often_that_was(
         self, request: pytest.FixtureRequest, lab: ModuleType, tmp_path: Path, executor: str

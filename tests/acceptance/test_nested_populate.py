@@ -41,7 +41,7 @@ def native(new_schema_name: Callable[[], str], connection: Any, modules_folder: 
     pipelines.forget(lab)
 
 
-@pytest.mark.parametrize("reserve_jobs", [True, False])
+@pytest.mark.parametrize("reserve_jobs", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_make_that_populates_what_it_needs(
     lab: ModuleType, native: ModuleType, executor: Any, reserve_jobs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,7 +77,7 @@ def test_a_make_that_populates_in_a_thread(lab: ModuleType, remote_executor: Any
     assert len(lab.Square()) == 6
 
 
-@pytest.mark.parametrize("reserve_jobs", [True, False])
+@pytest.mark.parametrize("reserve_jobs", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_make_that_commits_itself(lab: ModuleType, executor: Any, reserve_jobs: bool) -> None:
     def commit(table: Any, key: dict[str, Any], n: int) -> None:
         if n % 3:
@@ -106,7 +106,7 @@ lab.Scripted.populate(reserve_jobs=True, suppress_errors=True, make_kwargs={{"do
 
 
 @pytest.mark.on("local")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupt_in_what_make_populates_is_no_error(
     lab: ModuleType, script: Script, number: signal.Signals
 ) -> None:

@@ -19,7 +19,7 @@ lab.Fragile.populate(
 """
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("processes", [pytest.param("1", marks=pytest.mark.long), "2"])
 def test_one_bar_at_the_caller_tells_done_errors_and_running(
     lab: ModuleType, script: Callable[..., Any], processes: str
 ) -> None:

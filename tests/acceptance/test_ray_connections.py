@@ -133,6 +133,7 @@ print("-", ray.is_initialized())
 """
 
 
+@pytest.mark.long
 def test_threads_may_join_ray_at_once(lab: ModuleType, script: Script, ray_cluster: Any) -> None:
     pipelines.fill(lab, subjects=2, sessions=3)
     lines = said(
@@ -165,6 +166,7 @@ except Exception as error:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to run a process as another user")
+@pytest.mark.long
 def test_nobody_else_gets_into_a_ray_that_djdist_starts(
     lab: ModuleType, script: Script, tmp_path: Path
 ) -> None:
@@ -222,7 +224,7 @@ CALLERS = {
 }
 
 
-SHORT = {"task", "async actor"}
+SHORT = {"task"}
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def run(script: Path) -> str:
     return ended.stdout + ended.stderr
 
 
+@pytest.mark.long
 def test_from_nothing_to_a_populated_table_on_ray(tmp_path: Path) -> None:
     script = tmp_path / "first.py"
     (code,) = re.findall(r"```python\n(.*?)```", FROM_NOTHING, re.DOTALL)

@@ -176,6 +176,7 @@ class TestReport:
     def test_nothing_to_draw(self, lab: ModuleType) -> None:
         assert "Square: 0 made, 0 failed" in texts(djdist.report(lab.Square))
 
+    @pytest.mark.long
     @pytest.mark.on("local")
     def test_a_notebook_shows_the_picture_once(self, lab: ModuleType, server: Server, tmp_path: Path) -> None:
         nbformat = pytest.importorskip("nbformat")

@@ -182,6 +182,7 @@ class TestEnough:
         assert len(lab.Fragile.populate(**options)["error_list"]) == 1
         assert lab.Fragile.jobs.retry("error_message LIKE 'ValueError%'") == 1
 
+    @pytest.mark.long
     @pytest.mark.on("dask")
     def test_for_a_caller_that_only_watches_where_the_driver_is_on_the_cluster(
         self,

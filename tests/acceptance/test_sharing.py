@@ -82,6 +82,8 @@ def start_together(script: Script, folder: Path, *codes: str) -> list[int]:
     return made
 
 
+@pytest.mark.long_on("dask")
+@pytest.mark.long_on("processes")
 @pytest.mark.parametrize("other", ["local", "processes", "dask", "native"])
 def test_drivers_that_begin_together_share_the_keys(
     lab: ModuleType, script: Script, tmp_path: Path, dask_client: Any, other: str
@@ -134,6 +136,7 @@ def test_what_a_native_worker_holds_is_left_to_it_until_it_is_freed(lab: ModuleT
     assert lab.Square.populate(reserve_jobs=True, executor=executor)["success_count"] == 2
 
 
+@pytest.mark.long_on("dask")
 def test_a_job_that_takes_longer_than_its_lease_is_left_to_its_run(
     lab: ModuleType, script: Script, executor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def test_who_waits_for_a_lock_says_whose_it_is(
     assert summary == {"success_count": 6, "error_list": []}
 
 
+@pytest.mark.long
 def test_what_a_worker_locked_that_lost_power_is_made_by_another_one(
     far_lab: ModuleType,
     relay: Relay,
@@ -130,8 +131,8 @@ def test_what_a_worker_locked_that_lost_power_is_made_by_another_one(
     assert counts(far_lab.Scripted) == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("options", ["", "processes=2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.parametrize("options", [pytest.param("", marks=pytest.mark.long), "processes=2"])
 def test_a_signal_ends_a_run_whose_database_is_silent(
     far_lab: ModuleType,
     relay: Relay,

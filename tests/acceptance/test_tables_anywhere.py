@@ -176,8 +176,7 @@ print(set(Weighed().to_arrays("weight").tolist()))
 """
 
 
-@pytest.mark.long_on("ray")
-@pytest.mark.long_on("dask")
+@pytest.mark.long
 @pytest.mark.parametrize("executor", ["processes=2", "executor='ray'", "executor='dask'"])
 def test_a_large_global_of_a_script_is_unpickled_once_per_worker_and_named(
     script: Script, schema_name: str, connection: Any, executor: str
@@ -318,6 +317,7 @@ class TestOtherSchemas:
             module.Doubled.populate(executor=remote_executor)
         assert len(module.Doubled()) == 0
 
+    @pytest.mark.long
     @pytest.mark.on("ray")
     def test_are_the_callers_with_the_cure_that_is_named(
         self, pipeline: Callable[..., Any], ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
@@ -329,6 +329,7 @@ class TestOtherSchemas:
         executor = djdist.RayExecutor(runtime_env={"env_vars": {"LAB": "ours"}})
         assert module.Doubled.populate(reserve_jobs=True, executor=executor)["success_count"] == 12
 
+    @pytest.mark.long
     @pytest.mark.on("processes")
     def test_on_a_worker_that_joins_later_cost_no_key(
         self, pipeline: Callable[..., Any], tmp_path: Path
@@ -378,6 +379,7 @@ class TestDefaultExecutor:
             lab.Square.populate()
         assert lab.Square.populate(executor="local")["success_count"] == 6
 
+    @pytest.mark.long
     def test_may_be_an_object(
         self, lab: ModuleType, processes: djdist.LocalExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -412,7 +414,10 @@ def test_importing_djdist_loads_no_optional_library() -> None:
 
 
 @pytest.mark.on("ray")
-@pytest.mark.parametrize("imports", ["fail", "end the worker", "never end"])
+@pytest.mark.parametrize(
+    "imports",
+    ["end the worker", *(pytest.param(how, marks=pytest.mark.long) for how in ("fail", "never end"))],
+)
 def test_on_ray_no_run_depends_on_what_a_worker_imports_ahead(
     lab: ModuleType, ray_cluster: Any, imports: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,7 @@ def test_the_documented_loop_ends_when_everything_is_made(lab: ModuleType, execu
     assert len(lab.Square()) == 6
 
 
-@pytest.mark.parametrize("others", ["djdist", "native"])
+@pytest.mark.parametrize("others", ["djdist", pytest.param("native", marks=pytest.mark.long)])
 def test_several_workers_on_one_table_make_each_key_once(
     lab: ModuleType, script: Callable[..., Any], others: str
 ) -> None:

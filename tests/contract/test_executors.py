@@ -128,11 +128,14 @@ CASES = {
     "dask": Case(on_dask, once=False, cluster=True),
 }
 
+LONG = {"loky", "GPUs of ray"}
+"""Much as another case."""
+
 
 def cases(**wanted: bool) -> Any:
     """Let a test run on the executors that are as it needs them."""
     names = [n for n, case in CASES.items() if all(getattr(case, k) == v for k, v in wanted.items())]
-    chosen = [pytest.param(CASES[n], id=n, marks=pytest.mark.long if CASES[n].keeps else ()) for n in names]
+    chosen = [pytest.param(CASES[n], id=n, marks=pytest.mark.long if n in LONG else ()) for n in names]
     return pytest.mark.parametrize("case", chosen, scope="module")
 
 

@@ -143,6 +143,7 @@ def test_it_starts_after_server_and_process_were_killed(script: Callable[..., Sc
     assert not serves(folder)
 
 
+@pytest.mark.long
 def test_the_last_process_stops_it_although_another_was_killed(
     script: Callable[..., Script], folder: Path
 ) -> None:
