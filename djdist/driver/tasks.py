@@ -71,6 +71,11 @@ class InFlight:
         Runs the tasks.
     clock : callable
         Seconds that pass.
+
+    Attributes
+    ----------
+    job_count : int
+        How many jobs there are in all tasks; it is asked for at every step.
     """
 
     def __init__(self, store: JobStore, pool: TaskPool, clock: Callable[[], float]) -> None:
@@ -78,17 +83,13 @@ class InFlight:
         self._pool = pool
         self._clock = clock
         self._tasks: dict[int, Task] = {}
+        self.job_count = 0
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     def __iter__(self) -> Iterator[Task]:
         return iter(list(self._tasks.values()))  # the lease looks at them from a thread of its own
-
-    @property
-    def job_count(self) -> int:
-        """How many jobs there are in all tasks."""
-        return sum(len(task.jobs) for task in self)
 
     def jobs(self) -> list[Job]:
         """Return all jobs in flight."""
@@ -100,18 +101,22 @@ class InFlight:
         try:
             while waiting:
                 ticket = self._pool.submit(waiting[0][0].table, waiting[0])
-                self._tasks[ticket] = Task(ticket, waiting.popleft(), self._clock())
+                self._tasks[ticket] = task = Task(ticket, waiting.popleft(), self._clock())
+                self.job_count += len(task.jobs)
         finally:
             if waiting:
                 self._store.release([job for jobs in waiting for job in jobs])
 
     def pop(self, ticket: int) -> Task | None:
         """Forget a task that has ended or is to be ended, and return it."""
-        return self._tasks.pop(ticket, None)
+        task = self._tasks.pop(ticket, None)
+        self.job_count -= len(task.jobs) if task else 0
+        return task
 
     def clear(self) -> None:
         """Forget all tasks."""
         self._tasks.clear()
+        self.job_count = 0
 
     def look(self, tasks: Collection[Task]) -> None:
         """Ask the store which job of each task runs."""
@@ -133,8 +138,10 @@ class InFlight:
 
     def withdraw_queued(self) -> None:
         """Give back what the cluster has not begun."""
-        cancelled = [ticket for ticket in self._tasks if self._pool.cancel(ticket)]
-        self._store.release([job for ticket in cancelled for job in self._tasks.pop(ticket).jobs])
+        cancelled = [task for task in self if self._pool.cancel(task.ticket)]
+        for task in cancelled:
+            self.pop(task.ticket)
+        self._store.release([job for task in cancelled for job in task.jobs])
 
     def withdraw_unstarted(self) -> None:
         """Give back what waits for others of its group."""
@@ -149,6 +156,8 @@ class InFlight:
     def _leave_out(self, jobs: Collection[Job]) -> None:
         left_out = {job.identity for job in jobs}
         for task in self if left_out else ():
+            before = len(task.jobs)
             task.jobs = tuple(job for job in task.jobs if job.identity not in left_out)
+            self.job_count -= before - len(task.jobs)
             if not task.jobs:
                 del self._tasks[task.ticket]
