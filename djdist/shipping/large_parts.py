@@ -1,4 +1,4 @@
-"""What makes the work of a table large, by the names that its user knows."""
+"""What makes the task function of a table large, by the names that its user knows."""
 
 import dis
 import logging

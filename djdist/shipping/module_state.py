@@ -43,8 +43,8 @@ MUTATORS = {"add", "append", "clear", "extend", "insert", "pop", "remove", "setd
 SIMPLE = {bool, bytes, float, int, str, type(None)}
 LARGE_BYTES = 10_000_000
 
+DATAJOINT = Path(dj.__file__).parent
 NOT_DATA = (ModuleType, type, MemberDescriptorType, GetSetDescriptorType)
-
 Place = tuple[str, str]
 """A global of a module, and an attribute of it or an empty string."""
 
@@ -122,11 +122,11 @@ def given(modules: Iterable[ModuleType], packer: Packer, known: set[tuple[str, s
             for name, value in [*vars(owner).items()]:
                 places = _places(module, owner_name, owner, name)
                 is_linked = not linked.isdisjoint(places)
-                if (not owner_name and (module.__name__, name) in known) or (
-                    not is_linked and not left.isdisjoint(places)
-                ):
-                    continue
-                if _is_given(owner, written, name, value, packer, is_linked=is_linked):
+                is_left = (
+                    not (is_linked or left.isdisjoint(places))
+                    or (module.__name__, owner_name or name) in known
+                )
+                if not is_left and _is_given(owner, written, name, value, packer, is_linked=is_linked):
                     found = Given(module.__name__, owner_name, name, packer.pack(value))
                     if is_linked or _travels(found):
                         yield found
@@ -209,12 +209,16 @@ def _is_class_of(value: Any, module: ModuleType) -> bool:
 
 
 def _is_object(value: Any) -> bool:
-    """Return whether a value is an object of the pipeline's own, whose attributes may be set."""
+    """Return whether a value is an object whose attributes a pipeline may set, so none of DataJoint's own."""
     kind = type(value)
-    if isinstance(value, type) or not kind.__dictoffset__:
+    module = sys.modules.get(kind.__module__)
+    if (
+        isinstance(value, type | ModuleType)
+        or not kind.__dictoffset__
+        or _folder(module) in (None, DATAJOINT)
+    ):
         return False
-    is_own = kind is SimpleNamespace or _is_class_of(kind, sys.modules.get(kind.__module__, sys))
-    return is_own and _folder(sys.modules.get(kind.__module__)) is not None
+    return kind is SimpleNamespace or (module is not None and _is_class_of(kind, module))
 
 
 def _is_or_holds_schema(value: Any) -> bool:
