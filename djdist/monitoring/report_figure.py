@@ -250,7 +250,7 @@ def _draw_seconds(axis: Axes, made: pd.DataFrame, colours: Colours) -> None:
 
 
 def _mark_durations(axis: Axis, shortest: float, longest: float) -> None:
-    nice = [seconds for seconds in NICE_SECONDS if shortest <= seconds <= longest]
+    nice = [seconds for seconds in NICE_SECONDS if shortest <= seconds <= longest] or [shortest, longest]
     axis.set_ticks(nice[:: len(nice) // MOST_TICKS + 1])
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda seconds, _: format_duration(seconds)))

@@ -109,6 +109,13 @@ def test_jobs_without_duration_are_counted_too() -> None:
     assert len(draw(history(finished)).axes) == 2
 
 
+def test_durations_that_are_alike_have_an_axis_too() -> None:
+    figure: Any = draw(history(jobs((0, 0.3, "a", 1), (1, 1.31, "a", 1))))
+    figure.canvas.draw()
+    (durations,) = [axis for axis in figure.axes if axis.get_title("left").startswith("How long")]
+    assert [label.get_text() for label in durations.get_xticklabels()] == ["231 ms", "403 ms"]
+
+
 def test_errors_of_several_tables_are_named_after_them() -> None:
     error = "ValueError: bad n 3"
     found = history(*[jobs((0, 1, "a", 1), table=table, error=error) for table in ("Table1", "Table2")])
