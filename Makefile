@@ -87,7 +87,7 @@ new-mariadb:  # 11.6.2 and newer isolate snapshots, and Debian 12 has an older o
 		&& mv $(VENV)/mariadb-11.8.part $(VENV)/mariadb-11.8; \
 	} || echo 'No MariaDB 11.8 can be had here: its tests are skipped.' >&2
 
-test: $(BIN)/all-ready mysql-server real-mysql new-mariadb browser $(if $(findstring --thorough,$(ARGS)),ssh-server slurm)  ## all tests, on servers of their own
+test: $(BIN)/all-ready mysql-server real-mysql new-mariadb browser $(if $(findstring --thorough,$(ARGS)),ssh-server slurm)  ## all tests but the long ones, on servers of their own
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 	$(if $(filter --thorough,$(ARGS)),$(if $(filter-out --thorough,$(ARGS)),,$(MAKE) test-lowest ARGS=))
 
