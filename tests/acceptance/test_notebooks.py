@@ -37,7 +37,7 @@ def outputs_of(name: str, folder: Path) -> list[str]:
     What is committed has to say the same, but for numbers, times and names of the machine.
     """
     notebook, committed = executed(name, folder), nbformat.read(FOLDER / name, as_version=4)
-    assert said(notebook) == said(committed), "write the notebooks anew: make notebooks"
+    assert said(notebook) == said(committed), "write the notebooks again: make notebooks"
     return [shown(cell) for cell in notebook.cells if cell.cell_type == "code"]
 
 

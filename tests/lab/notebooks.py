@@ -1,6 +1,6 @@
 """Executes the notebooks, and keeps of their outputs what is worth committing.
 
-``make notebooks`` writes them anew in place.
+``make notebooks`` executes them again and writes them in place.
 """
 
 from __future__ import annotations

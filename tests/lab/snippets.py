@@ -178,7 +178,7 @@ def main() -> None:
 
 def _run(page: Path) -> str:
     """Run a page, and return what went wrong."""
-    _make_anew()
+    _start_afresh()
     namespace: dict[str, Any] = {"__name__": "snippet"}
     signal.alarm(SECONDS)
     try:
@@ -200,7 +200,7 @@ def _fit_for_here(snippet: Snippet) -> str:
     return code
 
 
-def _make_anew() -> None:
+def _start_afresh() -> None:
     import datajoint as dj
     import my_pipeline  # type: ignore[import-not-found]
 
