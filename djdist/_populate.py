@@ -129,7 +129,7 @@ def populate(
         End a ``make()`` that takes longer, with its process, and record an error. Default:
         the attribute ``timeout_seconds`` of the table's class, else of ``djdist.config``.
     retries : int, optional
-        Retry a failed key up to so many times, after pauses that double. Default:
+        Retry a failed key up to this many times, after pauses that double. Default:
         ``djdist.config.retries``.
     retry_on : exception class, its name, or several, optional
         Which errors are worth a retry. Default: ``djdist.config.retry_on``.

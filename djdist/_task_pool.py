@@ -10,7 +10,7 @@ from djdist._job import Completion, Job, Status
 
 
 def window(slots: int) -> int:
-    """Return how many tasks to keep in flight for so many slots.
+    """Return how many tasks to keep in flight for a number of slots.
 
     A few more than can run, so that no slot waits for the driver and an
     autoscaler sees demand; never none, so that a cluster can grow from nothing.

@@ -7,7 +7,7 @@ from djdist._job import Identity, Job
 LARGEST = 500
 GROWTH = 8
 SHARES = 2
-"""Near the end, a slot is to get its fair share of what is left in so many groups."""
+"""Near the end, a slot gets its fair share of what is left in this many groups."""
 SMALLEST_SHARE = 8
 """But a whole group is never divided by more than this."""
 
@@ -38,7 +38,7 @@ class Grouping:
         self._alone: set[Identity] = set()
 
     def note(self, count: int, seconds: float, *, cut: bool = False) -> None:
-        """Note how long a worker took for so many keys, and whether one that failed cut the group short."""
+        """Note how long a worker took for some keys, and whether one that failed cut the group short."""
         if count and seconds:
             latest = seconds / count
             self._seconds = (self._seconds + latest) / 2 if self._seconds else latest
@@ -66,7 +66,7 @@ class Grouping:
         return max(share, self.size // SMALLEST_SHARE, 1)
 
     def split(self, jobs: Sequence[Job], size: int, slots: int) -> Iterator[tuple[Job, ...]]:
-        """Divide jobs into groups of one table and of a size, or into so many if there are fewer jobs."""
+        """Divide jobs into groups of one table and of a size, or one per slot if there are fewer jobs."""
         alone = [job for job in jobs if job.identity in self._alone]
         others = [job for job in jobs if job.identity not in self._alone] if alone else jobs
         self._alone -= {job.identity for job in alone}

@@ -59,7 +59,7 @@ class Lease:
 
     @contextmanager
     def held_off(self) -> Iterator[None]:
-        """Keep renewals from locking jobs meanwhile, unless one waits for its database."""
+        """Keep renewals from locking jobs for a ``with``, unless one waits for its database."""
         held = self._renewing.acquire(timeout=LONGEST_RENEWAL_SECONDS)
         try:
             yield

@@ -171,7 +171,7 @@ class Driver:
     def _wanted_by(self, watch: Watch) -> Callable[[], bool]:
         """Return what the store asks, while it waits for its database: whether the run is still wanted.
 
-        The run's own thread shows its status meanwhile; others wait until the run is over.
+        The run's own thread shows its status at the same time; others wait until the run is over.
         """
         me = threading.current_thread()
 

@@ -85,7 +85,7 @@ class Results:
         self._calls += count
 
     def free_calls(self, wanted: int) -> int:
-        """Return how many of so many jobs the run may still reserve."""
+        """Return how many of these jobs the run may still reserve."""
         if self._policy.max_calls is None:
             return wanted
         return min(wanted, self._policy.max_calls - self._calls)

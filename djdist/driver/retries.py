@@ -106,7 +106,7 @@ class CircuitBreaker:
 
     @property
     def tripped(self) -> bool:
-        """Whether there have been so many in a row that going on makes no sense."""
+        """Whether there have been too many in a row to go on."""
         return self._waves > MAX_SETUP_ERRORS
 
     def note(self, error: str) -> bool:
