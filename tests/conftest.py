@@ -37,49 +37,6 @@ def thorough(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--thorough"))
 
 
-@pytest.fixture(scope="session", params=["mysql", "postgresql", "real-mysql", "new-mariadb"])
-def server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
-    """Each database in turn: a test that takes it runs once on each, a few also on others' servers."""
-    kind = cast("servers.Kind", request.param)
-    with ExitStack() as stack:
-        try:
-            started = stack.enter_context(servers.running(kind))
-        except servers.UnavailableError as reason:
-            if kind in FEW_ON:
-                pytest.skip(str(reason))
-            unavailable(str(reason))
-        yield started
-
-
-@pytest.fixture
-def connection(server: servers.Server) -> Iterator[Any]:
-    """The process's DataJoint connection, on this server, with the settings put back afterwards."""
-    settings = {name: getattr(dj.config, name) for name in ("database", "jobs", "stores")}
-    with dj.config.override(**settings, safemode=False):
-        connection = server.configure()
-        yield connection
-        connection.close()
-
-
-@pytest.fixture
-def new_schema_name(server: servers.Server) -> Iterator[Callable[[], str]]:
-    """Gives names of schemas that don't exist yet, and drops those schemas at the end."""
-    names: list[str] = []
-
-    def new_name() -> str:
-        names.append(f"djdist_{uuid.uuid4().hex[:8]}")
-        return names[-1]
-
-    yield new_name
-    for name in names:
-        server.drop_schema(name)
-
-
-@pytest.fixture
-def schema_name(new_schema_name: Callable[[], str]) -> str:
-    return new_schema_name()
-
-
 @dataclass
 class SharedSchema:
     """The pipeline's schema of a server, which one test after the other finds empty."""
@@ -112,19 +69,68 @@ class SharedSchema:
 
 
 @pytest.fixture(scope="session")
-def shared_schema(server: servers.Server, modules_folder: Path) -> Iterator[SharedSchema]:
-    schema = SharedSchema(server, modules_folder)
-    yield schema
-    schema.drop()
+def shared_schemas() -> dict[int, SharedSchema]:
+    """The pipeline's schema on each server that a test has met."""
+    return {}
+
+
+@pytest.fixture(scope="session", params=["mysql", "postgresql", "real-mysql", "new-mariadb"])
+def server(
+    request: pytest.FixtureRequest, shared_schemas: dict[int, SharedSchema]
+) -> Iterator[servers.Server]:
+    """Each database in turn: a test that takes it runs once on each, a few also on others' servers."""
+    kind = cast("servers.Kind", request.param)
+    with ExitStack() as stack:
+        try:
+            started = stack.enter_context(servers.running(kind))
+        except servers.UnavailableError as reason:
+            if kind in FEW_ON:
+                pytest.skip(str(reason))
+            unavailable(str(reason))
+        yield started
+        if schema := shared_schemas.pop(id(started), None):
+            schema.drop()
 
 
 @pytest.fixture
-def lab(connection: Any, shared_schema: SharedSchema) -> Iterator[ModuleType]:
+def connection(server: servers.Server) -> Iterator[Any]:
+    """The process's DataJoint connection, on this server, with the settings put back afterwards."""
+    settings = {name: getattr(dj.config, name) for name in ("database", "jobs", "stores")}
+    with dj.config.override(**settings, safemode=False):
+        connection = server.configure()
+        yield connection
+        connection.close()
+
+
+@pytest.fixture
+def new_schema_name(server: servers.Server) -> Iterator[Callable[[], str]]:
+    """Gives names of schemas that don't exist yet, and drops those schemas at the end."""
+    names: list[str] = []
+
+    def new_name() -> str:
+        names.append(f"djdist_{uuid.uuid4().hex[:8]}")
+        return names[-1]
+
+    yield new_name
+    for name in names:
+        server.drop_schema(name)
+
+
+@pytest.fixture
+def schema_name(new_schema_name: Callable[[], str]) -> str:
+    return new_schema_name()
+
+
+@pytest.fixture
+def lab(
+    connection: Any, server: servers.Server, shared_schemas: dict[int, SharedSchema], modules_folder: Path
+) -> Iterator[ModuleType]:
     """The test pipeline, empty; all workers can import `lab.Square` and so on."""
-    module = shared_schema.declared()
+    schema = shared_schemas.setdefault(id(server), SharedSchema(server, modules_folder))
+    module = schema.declared()
     yield module
     pipelines.forget(module)
-    shared_schema.empty()
+    schema.empty()
 
 
 @pytest.fixture(scope="session")
