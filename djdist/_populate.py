@@ -154,12 +154,7 @@ def populate(
     """
     table = table() if isinstance(table, type) else table
     check_populates(table)
-    recipe = Recipe(
-        type(table).__name__,
-        timeout_seconds=_timeout_seconds(table, timeout_seconds),
-        retries=config.retries if retries is None else retries,
-        retry_on=config.retry_on if retry_on is None else class_names(retry_on),
-    )
+    recipe = _recipe(table, timeout_seconds, retries, retry_on)
     policy = Policy(
         max_calls=max_calls,
         suppress_errors=suppress_errors,
@@ -201,6 +196,18 @@ def populate(
     ):
         summary = chosen.drive(loop, bar.show, info)
     return result_of(summary, info)
+
+
+def _recipe(
+    table: Any, timeout_seconds: float | None, retries: int | None, retry_on: ExceptionClasses | None
+) -> Recipe:
+    """Return how the table's keys are made, still without the task, for which its database is asked."""
+    return Recipe(
+        type(table).__name__,
+        timeout_seconds=_timeout_seconds(table, timeout_seconds),
+        retries=config.retries if retries is None else retries,
+        retry_on=config.retry_on if retry_on is None else class_names(retry_on),
+    )
 
 
 def _jobs_table(

@@ -118,7 +118,7 @@ class Driver:
             self._succeed(predecessor, watch)
         else:
             self._try_workers(watch)
-        self._store.release_all()
+        self._store.release_all()  # what a lost driver of this run held
         self._store.refresh()
         self._begun = True
 
@@ -214,7 +214,8 @@ class Driver:
         limit = self._results.free_calls(min(slots * size, most))
         jobs = self._backlog.reserve(limit, idle=idle)
         self._results.count_reserved(len(jobs))
-        self._tasks.submit(self._grouping.split(jobs, size, 1 if len(jobs) == most else slots))
+        shares = 1 if len(jobs) == most else slots  # no sign of little left where one statement gave its most
+        self._tasks.submit(self._grouping.split(jobs, size, shares))
 
     def _left(self, enough: int) -> int:
         """Count what is left for this run, no further than to what is enough."""
