@@ -61,7 +61,7 @@ def test_on_ray(folder: Path) -> None:
     outputs = outputs_of("2-ray.ipynb", folder)
     together = "\n".join(outputs)
     assert "3 ×</td>" in together
-    assert "ValueError: lam < 0" in together
+    assert "ValueError: lam &lt; 0" in together
     assert "keys_per_second" in together
     assert "3 keys are pending again" in together
     assert "{'success_count': 3, 'error_list': []}" in together

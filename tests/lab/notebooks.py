@@ -38,6 +38,7 @@ def executed(name: str, folder: Path) -> Any:
     (folder / "hidden" / "ipywidgets.py").write_text(NO_WIDGETS)
     paths = [str(folder / "hidden"), str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]
     quiet = {"PYTHONWARNINGS": "ignore", "DJ_LOG_LEVEL": "WARNING", "PYTHONPATH": os.pathsep.join(paths)}
+    quiet["RAY_agent_register_timeout_ms"] = "60000"  # or no Ray starts on a busy machine
     notebook = nbformat.read(FOLDER / name, as_version=4)
     client = nbclient.NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(folder)}})
     client.create_kernel_manager().shutdown_wait_time = SECONDS  # the database ends with the kernel
@@ -56,9 +57,12 @@ def cleaned(notebook: Any) -> Any:
 
 
 def said(notebook: Any) -> list[str]:
-    """Give what the cells of code print, without what differs from run to run."""
+    """Return what the cells of code print, without what differs from run to run.
+
+    Lines that come at once are one output, and else several.
+    """
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return [" ".join(map(_constant, cell.outputs)) for cell in cells]
+    return [" ".join(" ".join(map(_constant, cell.outputs)).split()) for cell in cells]
 
 
 def _cleaned(output: Any) -> Any:
