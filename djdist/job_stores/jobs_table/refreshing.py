@@ -68,7 +68,7 @@ class _Steps:
         """
         jobs, key = self._where.table, self._where.key[0]
         if self._spec.settings.backend == "mysql":
-            insert = mysql.insert(jobs).from_select(names, rows)
+            insert = mysql.insert(jobs).from_select(names, rows)  # IGNORE would hide other errors, too
             return self._add_all(insert.on_duplicate_key_update({key.name: key}))
         try:
             return self._add_all(sa.insert(jobs).from_select(names, rows))

@@ -17,7 +17,10 @@ DIALECTS = {"mysql": mysql.dialect, "postgresql": postgresql.dialect}
 
 
 def job_statements(where: Conditions, token: int) -> JobStatements:
-    """Return what the workers of a run do to its jobs."""
+    """Return what the workers of a run do to its jobs.
+
+    What is the same for all jobs is part of the SQL, so that workers fill in only what they know of one.
+    """
     jobs, spec = where.columns, where.spec
     key = sa.and_(*[column == sa.bindparam(key_name(column.name)) for column in where.key])
     mine = [

@@ -100,7 +100,7 @@ class JobsTable(JobStore):
 
     def reserve(self, limit: int) -> list[Job]:
         def reserve(connection: sa.Connection) -> list[Job]:
-            if self.spec.restricted_sql is None:
+            if self.spec.restricted_sql is None:  # or it sorts all that is pending, as if that were little
                 discourage(connection, self.spec.settings.backend, "sort")
             found = self._changes.jobs_in(connection.execute(self._most_urgent, {"limit": limit}))
             changes = [self._reservation.where(self._where.among(batch)) for batch in batches(found)]
@@ -131,7 +131,7 @@ class JobsTable(JobStore):
         try:
             hits = self._transactions.execute(change.values(error_message=_shortened(message)))
         except DatabaseError as refusal:
-            if not isinstance(refusal.__cause__, sa.exc.DataError):
+            if not isinstance(refusal.__cause__, sa.exc.DataError):  # a character that the column can't hold
                 raise
             plain = message.encode("ascii", "backslashreplace").decode()
             hits = self._transactions.execute(change.values(error_message=_shortened(plain)))
@@ -218,6 +218,7 @@ class JobsTable(JobStore):
     def _most_urgent(self) -> sa.Select[Any]:
         jobs = self._where.columns
         due = self._where.keys(*self._due).order_by(jobs.priority, jobs.scheduled_time)
+        # runs that reserve at the same time take different jobs, and none waits for another one
         return due.limit(sa.bindparam("limit", type_=sa.Integer)).with_for_update(skip_locked=True)
 
     @cached_property

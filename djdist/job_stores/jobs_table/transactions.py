@@ -4,7 +4,6 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -82,12 +81,13 @@ class Transactions:
         DatabaseError
             The database can't be reached, refuses it, or the run ends before it answers.
         """
-        began_at, told = time.monotonic(), False
-        for tries in count(1):
-            pause_seconds = backoff_seconds(tries, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        began_at, tries, told = time.monotonic(), 0, False
+        while True:
             try:
                 result = self._in_time(act)
             except sa.exc.DBAPIError as error:
+                tries += 1
+                pause_seconds = backoff_seconds(tries, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
                 waited_seconds = time.monotonic() + pause_seconds - began_at
                 if error.orig is None or waited_seconds > self._patience(error.orig) or not self._goes_on():
                     raise self._unreachable(error) from error
@@ -101,7 +101,6 @@ class Transactions:
                     logger.info("The database answers after %.0f s", time.monotonic() - began_at)
                 self._reached = True
                 return result
-        raise AssertionError("unreachable")
 
     def engine(self) -> sa.Engine:
         """Return what opens connections, and keeps two."""
@@ -110,7 +109,7 @@ class Transactions:
             self._engine = sa.create_engine(
                 drivers[self._settings.backend],
                 creator=lambda: _marked(_connection(self._settings)),
-                isolation_level="READ COMMITTED",
+                isolation_level="READ COMMITTED",  # in a stricter one InnoDB locks gaps between jobs, too
                 pool_size=2,
                 max_overflow=0,
                 pool_timeout=None,  # the loop, the lease and a count share them
