@@ -100,7 +100,7 @@ class JobsTable(JobStore):
 
     def reserve(self, limit: int) -> list[Job]:
         def reserve(connection: sa.Connection) -> list[Job]:
-            if self.spec.restricted_sql is None:  # or it sorts all that is pending, as if that were little
+            if self.spec.restricted_sql is None:  # else PostgreSQL sorts all that is pending
                 discourage(connection, self.spec.settings.backend, "sort")
             found = self._changes.jobs_in(connection.execute(self._most_urgent, {"limit": limit}))
             changes = [self._reservation.where(self._where.among(batch)) for batch in batches(found)]

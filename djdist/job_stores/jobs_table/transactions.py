@@ -17,7 +17,7 @@ from djdist.database.marks import number_of
 from djdist.database.sessions import prepare
 from djdist.database.silence import Line, bear, server_name
 from djdist.errors import DatabaseError
-from djdist.job_stores.jobs_table.errand import Errand, Hand
+from djdist.job_stores.jobs_table.background import BackgroundCall, BackgroundThread
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Transactions:
         self._reached = False
         self._goes_on: Callable[[], bool] = lambda: True
         self._engine: sa.Engine | None = None
-        self._hands: list[Hand] = []
+        self._threads: list[BackgroundThread] = []
 
     def assume_reached(self) -> None:
         """Take a database that can't be reached for one that is away for a while."""
@@ -63,8 +63,8 @@ class Transactions:
 
     def close(self) -> None:
         """Close the connections."""
-        while self._hands:
-            self._hands.pop().let_go()
+        while self._threads:
+            self._threads.pop().stop()
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
@@ -127,37 +127,39 @@ class Transactions:
                 lines.append(self._line_of(connection))
                 return act(connection)
 
-        hand = self._hands.pop() if self._hands else Hand()
-        errand = hand.begin(transact)
+        thread = self._threads.pop() if self._threads else BackgroundThread()
+        call = thread.begin(transact)
         try:
-            self._wait_for(errand, lines)
+            self._wait_for(call, lines)
         finally:  # by a signal, too
-            self._wait_no_longer(errand, hand, lines)
-        if not errand.is_done:
+            self._wait_no_longer(call, thread, lines)
+        if not call.is_done:
             raise DatabaseError(
                 f"The database gives no answer to {platform.node()}, which is waited for no longer."
             )
-        return errand.result()
+        return call.result()
 
-    def _wait_for(self, errand: Errand[Result], lines: Sequence[Line]) -> None:
+    def _wait_for(self, call: BackgroundCall[Result], lines: Sequence[Line]) -> None:
         began_at, doubted = time.monotonic(), False
-        while not errand.wait(LOOK_SECONDS) and self._goes_on():
+        while not call.wait(LOOK_SECONDS) and self._goes_on():
             if lines and not doubted and time.monotonic() - began_at >= silence.DOUBT_SECONDS:
                 doubted = True
-                lines[0].doubt(lambda: not errand.is_done)
+                lines[0].doubt(lambda: not call.is_done)
 
-    def _wait_no_longer(self, errand: Errand[Result], hand: Hand, lines: Sequence[Line]) -> None:
+    def _wait_no_longer(
+        self, call: BackgroundCall[Result], thread: BackgroundThread, lines: Sequence[Line]
+    ) -> None:
         """Grant a COMMIT that is on its way a moment, then end its connection."""
         try:
-            errand.wait(LAST_SECONDS)
+            call.wait(LAST_SECONDS)
         finally:
-            if errand.is_done:
-                self._hands.append(hand)
+            if call.is_done:
+                self._threads.append(thread)
             else:
                 for line in lines:
                     shut(line.connection)
-                self.engine().dispose()  # nobody gets what the hand still holds
-                hand.let_go()
+                self.engine().dispose()  # nobody gets what the thread still holds
+                thread.stop()
 
     def _line_of(self, connection: sa.Connection) -> Line:
         raw = connection.connection.dbapi_connection
