@@ -1,5 +1,6 @@
 """``Table.jobs`` as users see it while djdist is enabled."""
 
+from collections.abc import Callable
 from contextlib import closing
 from functools import reduce
 from operator import and_
@@ -115,10 +116,7 @@ class Jobs(dj.Job):
         DatabaseError
             The database can't be reached.
         """
-        if not self.is_declared:
-            return 0
-        with closing(JobsTable(jobs_table_spec(self))) as store:
-            return store.rescue()
+        return self._changed(JobsTable.rescue)
 
     def retry(self, *restrictions: Any) -> int:
         """Put errors back to pending, with their priority, in one statement.
@@ -138,10 +136,7 @@ class Jobs(dj.Job):
         DatabaseError
             The database can't be reached.
         """
-        if not self.is_declared:
-            return 0
-        with closing(JobsTable(jobs_table_spec(self))) as store:
-            return store.retry(self._condition(restrictions))
+        return self._changed(lambda store: store.retry(self._condition(restrictions)))
 
     def ignore_where(self, *restrictions: Any) -> int:
         """Leave pending jobs and errors out of all runs, in one statement.
@@ -167,10 +162,13 @@ class Jobs(dj.Job):
         """
         if not restrictions:
             raise OptionError('ignore_where() needs a restriction: jobs.ignore_where("subject_id = 3")')
+        return self._changed(lambda store: store.ignore(self._condition(restrictions)))
+
+    def _changed(self, change: Callable[[JobsTable], int]) -> int:
         if not self.is_declared:
             return 0
         with closing(JobsTable(jobs_table_spec(self))) as store:
-            return store.ignore(self._condition(restrictions))
+            return change(store)
 
     def _condition(self, restrictions: tuple[Any, ...]) -> str:
         return condition_sql(reduce(and_, restrictions, self & "TRUE"))
