@@ -23,6 +23,7 @@ import pytest
 import djdist
 import lab as pipelines
 from conftest import TESTS
+from djdist.cli import clusters
 from djdist.jobs.table import Jobs
 from lab import doing
 from lab.others import ALIVE, DEAD, change
@@ -337,7 +338,7 @@ class TestResources:
 
             return executor
 
-        monkeypatch.setattr("djdist.cli.clusters.executor_class", executor_class)
+        monkeypatch.setattr(clusters, "executor_class", executor_class)
         table = f"{lab.__name__}:Square"
         on_ray = ["--num-cpus", "2", "--num-gpus", "0.5", "--memory", "4GiB", "--resource", "camera=1"]
         assert run("populate", table, "-e", "ray", *on_ray).exit_code == 0

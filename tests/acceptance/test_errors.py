@@ -60,7 +60,7 @@ def test_the_first_error_is_raised_as_itself_and_the_rest_is_given_back(
     lab: ModuleType, executor: Any
 ) -> None:
     pipelines.fill(lab, subjects=4, sessions=3)
-    with pytest.raises(ValueError, match="bad n 5") as raised:
+    with pytest.raises(ValueError, match=r"bad n (5|10)") as raised:  # whichever comes first
         lab.Fragile.populate(reserve_jobs=True, executor=executor)
     left = counts(lab.Fragile)
     assert left["error"] == 1
