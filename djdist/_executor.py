@@ -79,9 +79,12 @@ class Executor(ABC):
     def connect(self) -> None:
         """Join the cluster, or start one, with a clear error where that fails."""
 
-    def drive(self, loop: Loop, watch: Watch, info: RunInfo) -> Summary:
-        """Run the loop where a driver belongs, here or on the cluster, and follow it to its end."""
-        return loop(self, watch, None)
+    def drive(self, loop: Loop, watch: Watch, info: RunInfo, predecessor: Status | None = None) -> Summary:
+        """Run the loop where a driver belongs, here or on the cluster, and follow it to its end.
+
+        ``predecessor`` is where a driver of this run had got to that was lost before.
+        """
+        return loop(self, watch, predecessor)
 
     def check_detaches(self) -> None:
         """Check that runs here can go on without their caller.

@@ -22,7 +22,7 @@ from djdist._settings import ExceptionClasses, class_names, config
 from djdist._signals import catching
 from djdist.database.job_statements import JobStatements
 from djdist.driver import drive
-from djdist.executors import Choice
+from djdist.executors import ExecutorLike
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.job_stores.memory import MemoryStore
@@ -55,7 +55,7 @@ class Options(TypedDict, total=False):
     make_kwargs: dict[str, Any] | None
     priority: int | None
     refresh: bool | None
-    executor: Choice | None
+    executor: ExecutorLike | None
     timeout_seconds: float | None
     retries: int | None
     retry_on: ExceptionClasses | None
@@ -83,7 +83,7 @@ def populate(
     make_kwargs: dict[str, Any] | None = None,
     priority: int | None = None,
     refresh: bool | None = None,
-    executor: Choice | None = None,
+    executor: ExecutorLike | None = None,
     timeout_seconds: float | None = None,
     retries: int | None = None,
     retry_on: ExceptionClasses | None = None,

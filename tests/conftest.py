@@ -163,9 +163,9 @@ def ray_cluster(modules_folder: Path) -> Iterator[Any]:
     os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")  # or none starts on a busy machine
     # Ray puts sockets there, whose paths must stay short
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        from djdist.executors.ray import _init  # which tries again where a busy machine is too slow
+        from djdist.executors.ray.connection import init  # which tries again where a busy machine is too slow
 
-        _init(
+        init(
             "local",
             num_cpus=2,
             num_gpus=2,

@@ -18,13 +18,13 @@ class Client(Protocol):
     def get_executor(self, **options: Any) -> Any: ...
 
 
-Choice = ExecutorName | Executor | cf.Executor | Client
+ExecutorLike = ExecutorName | Executor | cf.Executor | Client
 """What ``executor=`` takes."""
 
 NAMES: dict[str, tuple[str, str]] = {
     name: (f"{__name__}.{name}", f"{name.capitalize()}Executor") for name in get_args(ExecutorName)
 }
-"""Module and class of each: a new executor is one new file and its name above."""
+"""Module and class of each: a new executor is one new file or folder and its name above."""
 
 
 def executor_class(name: str) -> type[Executor]:

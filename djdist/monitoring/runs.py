@@ -7,7 +7,7 @@ from djdist import executors
 from djdist._executor import ActorCall
 from djdist._job import RunInfo, Status, Summary
 from djdist._settings import config
-from djdist.driver.actor import await_summary
+from djdist.driver.following import await_summary
 from djdist.errors import DjdistError, DriverLostError
 from djdist.monitoring.progress_bar import ProgressBar
 from djdist.worker.failure import exception_of

@@ -65,7 +65,7 @@ def test_on_ray_what_no_node_has_is_said_and_waited_for(
         run.stop()
 
     fill(lab, subjects=1, sessions=2)
-    monkeypatch.setattr("djdist.executors.ray.UNMET_SECONDS", 0.1)
+    monkeypatch.setattr("djdist.executors.ray.slots.UNMET_SECONDS", 0.1)
     executor = djdist.RayExecutor(num_gpus=1, memory=1e15, resources={"camera": 0.5})
     with meanwhile(stop):
         assert lab.Square.populate(reserve_jobs=True, executor=executor)["success_count"] == 0

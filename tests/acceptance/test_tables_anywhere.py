@@ -429,7 +429,7 @@ def test_on_ray_no_run_depends_on_what_a_worker_imports_ahead(
         wait_until((tmp_path / "over").exists, "the end of the test")
 
     pipelines.fill(lab)
-    monkeypatch.setattr("djdist.executors.ray._get_ready", get_ready)
+    monkeypatch.setattr("djdist.executors.ray.executor.get_ready", get_ready)
     try:
         assert lab.Square.populate(reserve_jobs=True, executor="ray")["success_count"] == 6
     finally:

@@ -657,19 +657,22 @@ class TestWhatIsGiven:
     def test_ray_counts_slots_node_by_node(
         self, needs: dict[str, Any], slots: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        ray = pytest.importorskip("djdist.executors.ray")
+        counting = pytest.importorskip("djdist.executors.ray.slots")
+        from djdist.executors.ray import RayExecutor
+
         plain, gone = {"CPU": 4.0, "memory": 30e9}, {"CPU": 4.0, "GPU": 4.0}
         special = {"CPU": 8.0, "GPU": 1.0, "camera": 0.3, "memory": 30e9}
         nodes = [{"Alive": node is not gone, "Resources": node} for node in [*4 * [plain], special, gone]]
-        monkeypatch.setattr(ray, "_nodes", lambda: nodes)
-        assert ray._Slots(ray.RayExecutor(**needs)._keys.needs).count() == slots
+        monkeypatch.setattr(counting, "_nodes", lambda: nodes)
+        assert counting.Slots(RayExecutor(**needs)._keys.needs).count() == slots
 
     def test_what_keeps_a_gpu_without_work_ends(
         self, ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        ray = pytest.importorskip("djdist.executors.ray")
-        monkeypatch.setattr(ray, "IDLE_SECONDS", 0.1)
-        with started(ray.RayExecutor(num_gpus=1)) as pool:
+        from djdist.executors.ray import RayExecutor
+
+        monkeypatch.setattr("djdist.executors.ray.workers.IDLE_SECONDS", 0.1)
+        with started(RayExecutor(num_gpus=1)) as pool:
             run_all(pool, [work.job(tmp_path, n) for n in range(6)])
             first = pids_of(tmp_path)
             assert len(first) <= 2

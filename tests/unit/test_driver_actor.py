@@ -9,7 +9,8 @@ import pytest
 
 from djdist._executor import Executor
 from djdist._job import Handover, RunInfo, Status, Summary, Watch
-from djdist.driver.actor import MAX_DRIVERS, DriverActor, follow, supervise
+from djdist.driver.following import MAX_DRIVERS, follow, supervise
+from djdist.driver.server import DriverActor
 from djdist.errors import ClusterError, DriverLostError
 from djdist.executors.local import LocalExecutor
 from lab.scripted import Clock

@@ -90,7 +90,8 @@ def test_a_missing_library_is_told_how_to_install_it(
     name: str, library: str, attribute: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.delitem(sys.modules, f"djdist.executors.{name}", raising=False)
+    for module in [module for module in sys.modules if module.startswith(f"djdist.executors.{name}")]:
+        monkeypatch.delitem(sys.modules, module)
     for ask in (lambda: resolve(name), lambda: getattr(djdist, attribute)):
         with pytest.raises(MissingLibraryError) as caught:
             ask()
@@ -212,3 +213,13 @@ def test_what_is_listed_can_be_had() -> None:
 def test_djdist_offers_the_class_of_each_name() -> None:
     classes = {name.removesuffix("Executor").lower() for name in djdist._EXECUTORS}
     assert classes == {*NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_executor_travels_also_while_it_is_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip({"dask": "distributed"}.get(name, "djdist" if name == "local" else name))
+    monkeypatch.setattr(executor_class(name), "connect", lambda executor: None)
+    monkeypatch.setattr(executor_class(name), "disconnect", lambda executor: None)
+    with resolve(name) as executor, pickle.loads(pickle.dumps(executor)) as copy:
+        assert type(copy) is type(executor)
+    assert repr(pickle.loads(cloudpickle.dumps(executor))) == repr(executor)

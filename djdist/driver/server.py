@@ -1,25 +1,19 @@
-"""A run in a thread of its own on a cluster, and how its caller follows it."""
+"""A run in a thread of its own on a cluster, which answers while it goes on."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from djdist._executor import ActorCall, Executor, Loop
-from djdist._job import RunInfo, Status, Summary, Watch
+from djdist._executor import Executor, Loop
+from djdist._job import Status, Summary
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 
 logger = logging.getLogger(__package__)
 
-FIRST_POLL_SECONDS = 0.02
-POLL_SECONDS = 0.5
-MAX_DRIVERS = 3
-LOST_AGAIN = f"The cluster lost the run's driver {MAX_DRIVERS} times in a row before it got anywhere"
 ABSENT = "its caller was away for longer than the lease"
-DriveOnce = Callable[[Watch, Status | None], Summary]
 STEP_SECONDS = 1.0
 """The longest that a driver's step takes as a rule."""
 
@@ -137,103 +131,3 @@ def result_or_error(run: Callable[[], Summary]) -> Summary | DjdistError:
     except BaseException as error:
         logger.exception("The run's driver failed")
         return ClusterError(f"The run's driver failed: {type(error).__name__}: {error}")
-
-
-def supervise(
-    executor: Executor, drive_once: DriveOnce, watch: Watch, info: RunInfo, predecessor: Status | None = None
-) -> Summary:
-    """Do a run by one driver after another, where the cluster loses them.
-
-    Parameters
-    ----------
-    executor : Executor
-        Is named in the log.
-    drive_once : callable
-        Starts a driver, given who watches it and where its predecessor had got to, and follows it.
-    watch : callable
-        Is told the run's status.
-    info : RunInfo
-        Names the run in the log.
-    predecessor : Status or None
-        Where a driver that was lost before had got to.
-
-    Raises
-    ------
-    ClusterError
-        Too many drivers in a row were lost before they got anywhere.
-    """
-    logger.info("%s goes to a driver on %r", info, executor)
-    last = predecessor or Status()
-
-    def note(status: Status) -> bool:
-        nonlocal last
-        last = status
-        return watch(status)
-
-    in_vain = 0
-    while in_vain < MAX_DRIVERS:
-        before = last
-        try:
-            summary = drive_once(note, predecessor)
-        except DriverLostError as error:
-            logger.warning("Lost the run's driver: %s", error)
-            lost, in_vain = error, 0 if last.progress > before.progress else in_vain + 1
-            predecessor = last
-        else:
-            logger.info("%s is over: %d made, %d failed", info, summary.success_count, last.failed)
-            return summary
-    raise ClusterError(f"{LOST_AGAIN}, last: {lost}") from lost
-
-
-def follow(call: ActorCall, watch: Watch) -> Summary:
-    """Follow an actor's run from the caller until it ends; stop it where the caller is stopped.
-
-    Parameters
-    ----------
-    call : callable
-        Calls one of the actor's methods by name.
-    watch : callable
-        Is told the run's status.
-
-    Raises
-    ------
-    DjdistError
-        What ended the run.
-    """
-    try:
-        summary = await_summary(call, watch)
-        watch(call("status"))
-    except (KeyboardInterrupt, SystemExit):
-        with suppress(Exception):  # a driver that is lost now must not hide the signal
-            _stop(call)
-        raise
-    return summary
-
-
-def await_summary(call: ActorCall, watch: Watch) -> Summary:
-    """Wait until a run ends, which is watched until then; leave it alone where the waiting is ended."""
-    poll_seconds = FIRST_POLL_SECONDS
-    while (result := call("result")) is None:
-        if not watch(call("status")):
-            call("stop")
-        time.sleep(poll_seconds)
-        poll_seconds = min(2 * poll_seconds, POLL_SECONDS)
-    if isinstance(result, DjdistError):
-        raise result
-    summary: Summary = result
-    return summary
-
-
-def _stop(call: ActorCall) -> None:
-    """Stop a run, at once where the user asks again."""
-    call("stop")
-    try:
-        _wait_for_end(call)
-    except (KeyboardInterrupt, SystemExit):
-        call("cut")
-        _wait_for_end(call)
-
-
-def _wait_for_end(call: ActorCall) -> None:
-    while call("result") is None:
-        time.sleep(FIRST_POLL_SECONDS)
