@@ -1,6 +1,7 @@
 """Any ``concurrent.futures.Executor``: a process pool, loky, MPI, executorlib, Parsl …"""
 
 import concurrent.futures as cf
+import warnings
 from collections.abc import Mapping, Sequence
 
 from djdist._executor import Executor, default_slots
@@ -11,6 +12,7 @@ from djdist.shipping.pickled_task import Sendable, sent
 
 KINDS: dict[type[BaseException], BreakageKind] = {cf.BrokenExecutor: BreakageKind.WORKER_DIED}
 """Why a process died a pool doesn't tell."""
+RENAMED = "FuturesExecutor(places=) is slots= now; the old name goes with the next release."
 
 
 class FuturesExecutor(Executor):
@@ -29,6 +31,8 @@ class FuturesExecutor(Executor):
     can_kill = False
 
     def __init__(self, pool: cf.Executor, slots: int | None = None, places: int | None = None) -> None:
+        if places is not None:
+            warnings.warn(RENAMED, FutureWarning, stacklevel=2)
         self._pool = pool
         self._slots = slots or places or getattr(pool, "_max_workers", None) or default_slots()
 

@@ -96,9 +96,7 @@ def assigned(assignments: list[Assignment]) -> Iterator[None]:
                 undo.callback(_swap, before, value)
             else:
                 setattr(owner, name, value)
-                undo.callback(
-                    *(delattr, owner, name) if before is assigned else (setattr, owner, name, before)
-                )
+                undo.callback(_restore, owner, name, before)
         yield
 
 

@@ -40,7 +40,7 @@ class TestCallerAway:
     ) -> None:
         pipelines.fill(lab)
         code = CALL.format(lab=lab.__name__, folder=str(tmp_path), executor=executor)
-        lease = {"DJDIST_LEASE_SECONDS": "1", "DJDIST_GRACE_SECONDS": "0"}
+        lease = {"DJDIST_LEASE_SECONDS": "3", "DJDIST_GRACE_SECONDS": "0"}  # a busy machine delays a caller
         process = script(code, **lease, **address_of(request, executor))
         wait_until(lambda: len(doing.begun(tmp_path)) == 2, "two jobs")
         process.send_signal(signal.SIGSTOP)

@@ -566,8 +566,9 @@ class TestWhatIsGiven:
     def test_slots_are_the_pools_or_the_given_ones(self) -> None:
         with cf.ThreadPoolExecutor(4) as pool:
             assert opened(FuturesExecutor(pool)).free_slots() == 5
-            for eight in (FuturesExecutor(pool, slots=8), FuturesExecutor(pool, places=8)):
-                assert opened(eight).free_slots() == 10
+            assert opened(FuturesExecutor(pool, slots=8)).free_slots() == 10
+            with pytest.warns(FutureWarning, match="slots="):
+                assert opened(FuturesExecutor(pool, places=8)).free_slots() == 10
 
     @pytest.fixture
     def broken(self, modules_folder: Path, tmp_path: Path) -> Iterator[TaskPool]:
