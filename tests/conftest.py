@@ -133,14 +133,6 @@ def lab(
     schema.empty()
 
 
-@pytest.fixture
-def lab_of_its_own(connection: Any, schema_name: str, modules_folder: Path) -> Iterator[ModuleType]:
-    """The test pipeline in a schema that no other test gets, on a server that not all of them share."""
-    module = pipelines.declare(schema_name, modules_folder)
-    yield module
-    pipelines.forget(module)
-
-
 @pytest.fixture(scope="session")
 def modules_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder whose modules this process and all processes that it starts can import."""

@@ -98,11 +98,6 @@ def server(daemon: servers.Daemon) -> servers.Server:
     return daemon.server
 
 
-@pytest.fixture
-def lab(lab_of_its_own: ModuleType) -> ModuleType:
-    return lab_of_its_own
-
-
 @pytest.fixture(scope="module")
 def place(request: pytest.FixtureRequest, modules_folder: Path) -> Iterator[clusters.Place]:
     """A cluster of this module's own."""

@@ -25,11 +25,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
         yield server
 
 
-@pytest.fixture
-def lab(lab_of_its_own: ModuleType) -> ModuleType:
-    return lab_of_its_own
-
-
 @pytest.mark.parametrize("left", [DRIVERS + 1])
 def test_workers_that_get_no_connection_cost_no_key(
     lab: ModuleType, server: servers.Server, left: int

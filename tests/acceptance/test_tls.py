@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import datajoint as dj
@@ -34,11 +33,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[se
         except servers.UnavailableError as reason:
             unavailable(str(reason))
         yield started
-
-
-@pytest.fixture
-def lab(lab_of_its_own: ModuleType) -> ModuleType:
-    return lab_of_its_own
 
 
 @contextmanager
