@@ -208,8 +208,12 @@ def calls(*methods: str) -> Iterator[tuple[str, list[str]]]:
             if isinstance(node, ast.Assign)
         }
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and node.args and getattr(node.func, "attr", "") in methods:
-                yield getattr(node.func, "attr", ""), [_text_of(argument, known) for argument in node.args]
+            if isinstance(node, ast.Call) and node.args and (name := _name_of(node.func)) in methods:
+                yield name, [_text_of(argument, known) for argument in node.args]
+
+
+def _name_of(function: ast.expr) -> str:
+    return str(getattr(function, "attr", "") or getattr(function, "id", ""))
 
 
 def _text_of(node: ast.expr | None, known: dict[str, ast.expr]) -> str:

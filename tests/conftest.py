@@ -194,11 +194,18 @@ def dask_client(modules_folder: Path) -> Iterator[Any]:
         yield client
 
 
+@pytest.fixture(autouse=True)
+def pythons_own_handler() -> Iterator[None]:
+    """Python's handler of SIGINT: a background job of a shell ignores it, dask_jobqueue replaces it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     examples = 400 if config.getoption("--thorough") else 40
     hypothesis.settings.register_profile("djdist", max_examples=examples, deadline=None)
     hypothesis.settings.load_profile("djdist")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     strays.mark_children()
 
 

@@ -16,14 +16,6 @@ from djdist.errors import Terminated
 SECONDS = 10
 
 
-@pytest.fixture(autouse=True)
-def pythons_own_handler() -> Iterator[None]:
-    """Python's handler of SIGINT, which other tests' imports (dask_jobqueue) replace by one of theirs."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def send(number: signal.Signals) -> None:
     """Send this process a signal, and wait until it has come."""
     os.kill(os.getpid(), number)
