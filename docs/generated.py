@@ -152,11 +152,10 @@ class Metrics(Generated):
     """What djdist measures on Ray, as Prometheus sees it."""
 
     def parts(self) -> Iterator[str]:
-        found = {texts[0]: (kind, texts[1]) for kind, texts in calls("Counter", "Gauge", "Histogram")}
         rows = [
-            (f"`ray_{name}{'_total' * (kind == 'Counter')}`", kind.lower(), meaning)
-            for name, (kind, meaning) in found.items()
-            if name.startswith("djdist_")
+            (f"`ray_{texts[0]}{'_total' * (kind == 'Counter')}`", kind.lower(), texts[1])
+            for kind, texts in calls("Counter", "Gauge", "Histogram")
+            if texts[0].startswith("djdist_")  # a Counter may be Python's
         ]
         yield table(("metric", "kind", "meaning"), rows)
 
