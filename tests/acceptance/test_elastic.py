@@ -24,7 +24,8 @@ from pathlib import Path
 folder = Path({folder!r})
 
 def size():
-    return sum(node["Alive"] for node in ray.nodes()) - 1, run.status().running
+    status = run.status()
+    return sum(node["Alive"] for node in ray.nodes()) - 1, status.running + status.queued
 
 ray.init(log_to_driver=False)
 make_kwargs = {{"do": doing.wait_at_own_gate, "folder": str(folder)}}
@@ -73,7 +74,8 @@ def test_a_dask_cluster_adapts(lab: ModuleType, adaptive: Any, tmp_path: Path) -
 
     def size() -> tuple[int, ...]:
         try:
-            return len(adaptive.nthreads()), *(run.status().running for run in djdist.runs(adaptive))
+            statuses = [run.status() for run in djdist.runs(adaptive)]
+            return len(adaptive.nthreads()), *(status.running + status.queued for status in statuses)
         except djdist.errors.DriverLostError:  # until another one goes on
             return ()
 

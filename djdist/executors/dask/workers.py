@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import distributed
 
@@ -25,11 +25,31 @@ LOST = (
     distributed.TimeoutError,
 )
 """What Dask raises where a worker, a task's future or the scheduler is gone."""
+HEARTBEAT_SECONDS = 2.0
+"""Workers say more often what they run, unless there are hundreds."""
+LOOK_SECONDS = 0.1
 ABSENCE_SECONDS = 5.0
 ABSENT = (
     "A key needs %s of one worker, and no worker of the Dask cluster has that: it has %s. The run waits for "
     "a worker that has it (dask worker --resources %r)."
 )
+
+
+class TasksOnWorker(NamedTuple):
+    """The tasks that a worker has, those that it ran when last heard of, and those that have seceded."""
+
+    assigned: list[Any]
+    executing: list[Any]
+    seceded: list[Any]
+
+    def runs(self, wanted: Callable[[Any], bool]) -> bool:
+        """Return whether it may run one of these tasks."""
+        return not self.executing or any(map(wanted, self.executing + self.seceded))
+
+    def is_unclear(self, wanted: Callable[[Any], bool]) -> bool:
+        """Return whether it may run another one instead: of what it has begun just now nobody has heard."""
+        is_shared = len({bool(wanted(key)) for key in self.assigned}) > 1
+        return is_shared and not self.executing and not any(map(wanted, self.seceded))
 
 
 class Workers:
@@ -99,15 +119,17 @@ class Workers:
 
     def running(self, wanted: Callable[[Any], bool]) -> dict[str, set[Any]]:
         """Find the workers that run some of these tasks, not those on which they only wait for another's."""
-        found: dict[str, tuple[list[Any], list[Any], list[Any]]] = {}
+        found, until = self._tasks(), time.monotonic() + HEARTBEAT_SECONDS
+        while any(on.is_unclear(wanted) for on in found.values()) and time.monotonic() < until:
+            time.sleep(LOOK_SECONDS)
+            found = self._tasks()
+        running = {w: set(filter(wanted, on.assigned)) for w, on in found.items() if on.runs(wanted)}
+        return {worker: keys for worker, keys in running.items() if keys}
+
+    def _tasks(self) -> "dict[str, TasksOnWorker]":
         with suppress(*LOST):
-            found = self.client.run_on_scheduler(_tasks_by_worker)
-        wanted_by_worker = {
-            worker: set(filter(wanted, assigned))
-            for worker, (assigned, executing, seceded) in found.items()
-            if not executing or any(map(wanted, executing + seceded))
-        }
-        return {worker: keys for worker, keys in wanted_by_worker.items() if keys}
+            return {w: TasksOnWorker(*on) for w, on in self.client.run_on_scheduler(_tasks_by_worker).items()}
+        return {}
 
     def still_running(self, wanted: Callable[[Any], bool]) -> list[str]:
         """Find the workers that still run some of these tasks, though the scheduler has forgotten them."""
