@@ -88,17 +88,18 @@ class Line:
         doubt = threading.Thread(target=self._doubt, args=(waits, told), name="djdist-doubt", daemon=True)
         doubt.start()
 
-    def cancel(self) -> None:
+    def cancel(self, waits: Callable[[], bool]) -> None:
         """Ask PostgreSQL, in a thread of its own, to give up the statement that the connection waits for.
 
         psycopg2's own way holds up all threads until a server has answered that may be silent.
         """
         if not _is_mysql(self.connection):  # whose driver heeds signals itself
-            threading.Thread(target=self._cancel, name="djdist-cancel", daemon=True).start()
+            threading.Thread(target=self._cancel, args=[waits], name="djdist-cancel", daemon=True).start()
 
-    def _cancel(self) -> None:
+    def _cancel(self, waits: Callable[[], bool]) -> None:
         with suppress(Exception), closing(self.reopen()) as other:
-            other.cursor().execute(CANCEL, [session_id(self.connection), session_id(other)])
+            if waits():  # connecting took a while, and the next statement is none that is to be given up
+                other.cursor().execute(CANCEL, [session_id(self.connection), session_id(other)])
 
     def _doubt(self, waits: Callable[[], bool], told: Callable[[str], None]) -> None:
         with suppress(Exception), closing(self.reopen()) as other:

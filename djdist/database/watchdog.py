@@ -196,7 +196,7 @@ class _Watchdog:
         self._signalled_at = time.monotonic()
         waiting = _waiting.get(threading.main_thread().ident or 0)
         if waiting and (line := waiting.line):
-            line.cancel()
+            line.cancel(lambda: waiting.goes_on)
 
     def _look_at(self, waiting: Waiting, *, is_main: bool) -> None:
         now = time.monotonic()
