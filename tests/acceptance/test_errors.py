@@ -63,7 +63,7 @@ def test_the_first_error_is_raised_as_itself_and_the_rest_is_given_back(
     with pytest.raises(ValueError, match=r"bad n (5|10)") as raised:  # whichever comes first
         lab.Fragile.populate(reserve_jobs=True, executor=executor)
     left = counts(lab.Fragile)
-    assert left["error"] == 1
+    assert left["error"] in (1, 2)  # the other bad one may run by then, and what runs is finished
     assert "reserved" not in left
     assert len(lab.Fragile()) + left["pending"] + left["error"] == 12
     if executor != "local":
