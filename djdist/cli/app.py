@@ -135,8 +135,13 @@ Address = Annotated[
     typer.Option(help="The cluster. Default: RAY_ADDRESS or DASK_SCHEDULER_ADDRESS, else a new one."),
 ]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Its id, which `djdist runs` lists.")]
-Watch = Annotated[
-    bool | None, typer.Option("--watch/--no-watch", help="Show a bar. Default: in a terminal, without -q.")
+Bar = Annotated[
+    bool | None,
+    typer.Option(
+        "--bar/--no-bar",
+        " /--no-watch",  # its former name, for one release; --watch is free for a run that goes on
+        help="Show a bar. Default: in a terminal, without -q.",
+    ),
 ]
 
 
@@ -169,9 +174,9 @@ def begin(
         ctx.meta[LEVEL] = LEVELS["-v" if verbose else "-q"]
 
 
-def shows_bar(watch: bool | None) -> bool:
+def shows_bar(wanted: bool | None) -> bool:
     is_quiet = logging.getLogger("djdist").level >= logging.ERROR
-    return sys.stderr.isatty() and not is_quiet if watch is None else watch
+    return sys.stderr.isatty() and not is_quiet if wanted is None else wanted
 
 
 def print_json(value: Any) -> None:

@@ -97,7 +97,7 @@ class TestFromAShell:
     def test_populate_and_status(self, lab: ModuleType, shell: Shell) -> None:
         pipelines.fill(lab, subjects=2, sessions=5)
         name = lab.__name__
-        populate = shell("populate", f"{name}:Fragile", "subject_id = 1", "--watch", "-v")
+        populate = shell("populate", f"{name}:Fragile", "subject_id = 1", "--bar", "-v")
         output, error = populate.communicate(timeout=SECONDS)
         assert (populate.returncode, output) == (1, "4 made, 1 error left\n"), error
         assert "5/5" in error

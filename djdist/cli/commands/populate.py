@@ -11,11 +11,11 @@ from djdist.cli.app import (
     TABLE,
     Address,
     AsJson,
+    Bar,
     Command,
     ExecutorOption,
     Name,
     Restrictions,
-    Watch,
     app,
     examples,
     number,
@@ -73,7 +73,7 @@ def populate(
             "--refresh/--no-refresh", help="Look for new keys first. Default: DataJoint's auto_refresh."
         ),
     ] = None,
-    watch: Watch = None,
+    bar: Bar = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return at once; the cluster goes on with the run.")
     ] = False,
@@ -101,7 +101,7 @@ def populate(
         retry_on=retry_on or None,
         timeout_seconds=timeout_seconds,
         refresh=refresh,
-        display_progress=not detach and shows_bar(watch),
+        display_progress=not detach and shows_bar(bar),
         detach=detach,
     )
     if detach:

@@ -10,10 +10,10 @@ from djdist.cli.app import (
     INTERRUPTED,
     Address,
     AsJson,
+    Bar,
     Command,
     ExecutorOption,
     RunId,
-    Watch,
     app,
     examples,
     mistake,
@@ -48,7 +48,7 @@ def wait(
     run: RunId,
     executor: ExecutorOption = None,
     address: Address = None,
-    watch: Watch = None,
+    bar: Bar = None,
     as_json: AsJson = False,
 ) -> None:
     """Wait for a run on a cluster to end; Ctrl-C ends the waiting, not the run.
@@ -56,7 +56,7 @@ def wait(
     The result of a detached run is kept for a day, and for an hour after somebody has waited for it.
     """
     found = run_of(run, executor_of(executor, address))
-    result = _awaited(found, shows_bar(watch))
+    result = _awaited(found, shows_bar(bar))
     made, failed = result["success_count"], found.failed
     if as_json:
         print_json({"run": run, "table": found.info.table, "made": made, "failed": failed})
