@@ -9,6 +9,7 @@ from functools import partial
 
 from djdist._executor import Executor, Loop
 from djdist._job import Status, Summary
+from djdist.driver.shutdown import Shutdown
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 
 logger = logging.getLogger(__package__)
@@ -48,9 +49,7 @@ class DriverActor:
         self._reported = threading.Event()
         if predecessor is None:
             self._reported.set()
-        self._stopping = threading.Event()
-        self._cut = threading.Event()
-        self._forsaken = False
+        self._shutdown = Shutdown(clock)
         self._result: Summary | DjdistError | None = None
         self._patience_seconds = patience_seconds
         self._clock = clock
@@ -69,17 +68,17 @@ class DriverActor:
         if self._status is not self._first_status:
             self._reported.set()
         status = self._status
-        if not self._forsaken:
+        if not self._shutdown.is_forsaken:
             return status
         return replace(status, handover=replace(status.handover, stopping=False))
 
     def stop(self) -> None:
         """Stop the run: it reserves no more jobs."""
-        self._stopping.set()
+        self._shutdown.stop()
 
     def cut(self) -> None:
         """End the run without any grace."""
-        self._cut.set()
+        self._shutdown.stop(grace_seconds=0)
 
     def result(self) -> Summary | DjdistError | None:
         """Return the run's summary, or what ended it; None while it goes on."""
@@ -88,25 +87,23 @@ class DriverActor:
 
     def _do(self, loop: Loop, executor: Executor, predecessor: Status | None) -> None:
         result = result_or_error(partial(loop, executor, self._watch, predecessor))
-        self._result = DriverLostError(ABSENT) if self._forsaken else result
-        if self._forsaken:
+        self._result = DriverLostError(ABSENT) if self._shutdown.is_forsaken else result
+        if self._shutdown.is_forsaken:
             executor.abandon()
 
-    def _is_forsaken(self) -> bool:
+    def _caller_is_gone(self) -> bool:
         return self._clock() - self._asked_at > self._patience_seconds
 
     def _watch(self, status: Status) -> bool:
         self._status = status
         if not self._reported.is_set():
             self._await_report()
-        if self._cut.is_set():
+        if self._shutdown.is_cut:
             raise KeyboardInterrupt
         self._forget_own_absence()
-        if self._is_forsaken() and not self._stopping.is_set():
+        if self._caller_is_gone() and self._shutdown.forsake():
             logger.warning("The run's caller is gone, so it stops")
-            self._forsaken = True
-            self.stop()
-        return not self._stopping.is_set()
+        return not self._shutdown.is_stopping
 
     def _await_report(self) -> None:
         """Tell the caller what a successor has charged to keys, before one of them ends it too."""

@@ -41,3 +41,13 @@ def test_patience_with_a_database_says_nothing_about_what_runs() -> None:
 def test_pauses_double_up_to_a_limit_and_at_least_half_of_each_is_kept(tries: int) -> None:
     longest = min(30, 0.1 * 2.0 ** min(tries - 1, 20))
     assert longest / 2 <= backoff_seconds(tries, 0.1, 30) <= longest
+
+
+def test_a_run_is_forsaken_only_where_nobody_has_stopped_it() -> None:
+    forsaken, stopped = Shutdown(), Shutdown()
+    stopped.stop()
+    assert (forsaken.forsake(), stopped.forsake()) == (True, False)
+    assert (forsaken.is_forsaken, stopped.is_forsaken) == (True, False)
+    assert forsaken.is_stopping
+    assert not forsaken.forsake()
+    assert forsaken.is_forsaken

@@ -13,6 +13,7 @@ from djdist._executor import ActorCall, Executor, Loop
 from djdist._job import RunInfo, Status, Summary
 from djdist.driver.following import MAX_DRIVERS
 from djdist.driver.server import DriverActor, result_or_error
+from djdist.driver.shutdown import Shutdown
 from djdist.errors import DjdistError, DriverLostError
 from djdist.executors.ray.connection import connecting
 from djdist.executors.ray.workers import spare_imports
@@ -104,7 +105,7 @@ class DetachedRun:
         self._predecessor = Status(begun=True) if context.was_current_actor_reconstructed else None
         self._info = info
         self._status = Status()
-        self._stopping = False
+        self._shutdown = Shutdown()
         self._result: Summary | DjdistError | None = None
         self._taken = threading.Event()
         arguments = (executor, loop, context.current_actor)
@@ -120,7 +121,7 @@ class DetachedRun:
 
     def stop(self) -> None:
         """Stop the run: it reserves no more jobs."""
-        self._stopping = True
+        self._shutdown.stop()
 
     def result(self) -> Summary | DjdistError | None:
         """Return the run's summary, or what ended it; None while it goes on."""
@@ -143,7 +144,7 @@ class DetachedRun:
 
     def _watch(self, status: Status) -> bool:
         self._status = status
-        return not self._stopping
+        return not self._shutdown.is_stopping
 
 
 def proxy(host: Any, info: RunInfo) -> ActorCall:
