@@ -1,6 +1,7 @@
 """Settings of djdist, from ``DJDIST_*`` environment variables and assignments."""
 
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,13 @@ def class_names(given: Any) -> tuple[str, ...]:
 def _separated(given: Any) -> Any:
     """Take a text for names with commas between them, as the environment gives them."""
     return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
+
+
+def _separated_urls(given: Any) -> Any:
+    """Take a text for URLs with commas between them; a comma within one is followed by no scheme."""
+    if not isinstance(given, str):
+        return given
+    return [url for url in re.split(r"[\s,]+(?=[\w+.-]+://)", given.strip(" ,")) if url]
 
 
 def _current(name: str) -> str:
@@ -110,6 +118,11 @@ class Settings(BaseSettings):
     preload : tuple of str
         Modules that every worker imports before the table's own module, for example
         one that activates the schemas of a pipeline.
+    notify : tuple of str
+        Who is told when keys fail, a run ends or its database can't be reached: URLs as apprise writes
+        them, such as ``slack://…`` or ``mailto://…``. They need the extra ``notify``. Default: nobody.
+    notify_period_seconds : float
+        The same cause is told at most once in this time. Default 3600.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, validate_assignment=True, extra="forbid")
@@ -127,6 +140,8 @@ class Settings(BaseSettings):
     database_patience_seconds: float = Field(default=300, ge=0)
     ship_credentials: bool = True
     preload: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_separated)] = ()
+    notify: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_separated_urls)] = Field((), repr=False)
+    notify_period_seconds: float = Field(default=3600, gt=0, le=LONGEST_SECONDS)
 
     def __init__(self, **values: Any) -> None:
         values = {_current(name): value for name, value in values.items()}

@@ -1,4 +1,6 @@
-"""What all drawings share: colours that colour-blind people can tell apart (Okabe and Ito's), and units."""
+"""Colours that colour-blind people can tell apart (Okabe and Ito's), units, and what is one cause."""
+
+import re
 
 TABLES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 OTHER_TABLES = "#666666"
@@ -11,6 +13,8 @@ STATUSES = {
     "ignore": "#555555",
 }
 DAY_SECONDS = 86_400
+VARYING_NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?")
+"""What differs between messages of one cause."""
 UNITS = {"d": DAY_SECONDS, "h": 3600, "min": 60, "s": 1, "ms": 0.001}
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 import datajoint as dj
 import pandas as pd
 
+from djdist._style import VARYING_NUMBER
 from djdist.database.sessions import server_now
 from djdist.job_stores.jobs_table.lease import is_of_run, is_over
 from djdist.pipeline.keys import new_keys
@@ -18,7 +19,6 @@ RATE_SECONDS = 600
 IN_FULL = {"completed_time": "ended", "error_stack": "traceback"}
 ENDED = ("status", "completed_time", "duration", "host", "pid", "error_message")
 NO_JOBS = dict.fromkeys(("pending", "reserved", "success", "error", "ignore"), 0)
-NUMBER = r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?"
 KEEP = "To keep it from now on, set dj.config.jobs.keep_completed = True where you call populate()."
 
 
@@ -119,7 +119,7 @@ def by_cause(errors: pd.DataFrame) -> pd.DataFrame:
 def cause_of_each(errors: pd.DataFrame) -> pd.Series:
     """Return the cause of each error: the first line of its message, without the numbers that vary."""
     lines = errors["error_message"].astype("str").str.strip().str.split("\n").str[0]
-    patterns = lines.str.replace(NUMBER, "…", regex=True)
+    patterns = lines.str.replace(VARYING_NUMBER, "…", regex=True)
     varies = lines.groupby(patterns).transform("nunique") > 1
     causes: pd.Series = lines.mask(varies, patterns).rename("cause")
     return causes
