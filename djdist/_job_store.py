@@ -20,13 +20,32 @@ class JobStore(ABC):
 
     sees_beginnings = True
 
+    def of(self, table: str) -> "JobStore":
+        """Return the store of one table; it is this one, unless it keeps the jobs of several."""
+        return self
+
     @abstractmethod
     def refresh(self) -> dict[str, int]:
         """Add new keys as pending, remove vanished ones, and return the numbers of both."""
 
+    def add_new(self, parents: Sequence[Job]) -> int:
+        """Add the jobs of new keys that come of these parents, made just now; return how many.
+
+        The parents are jobs of tables upstream that this one follows. What it costs grows with their number,
+        not with the tables.
+        """
+        raise NotImplementedError
+
     @abstractmethod
-    def reserve(self, limit: int) -> list[Job]:
-        """Reserve up to ``limit`` of the run's due jobs, the most urgent first."""
+    def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
+        """Reserve up to ``limit`` of the run's due jobs, the most urgent first.
+
+        ``max_priority`` leaves the less urgent ones alone, whose number is greater.
+        """
+
+    @abstractmethod
+    def next_priority(self) -> int | None:
+        """Return the priority of the most urgent job that the run may reserve now, None without one."""
 
     @abstractmethod
     def reserved(self) -> list[Job]:
@@ -78,6 +97,14 @@ class JobStore(ABC):
     @abstractmethod
     def pending(self, most: int | None = None) -> int:
         """Return the number of due jobs that the run may still reserve, counted no further than ``most``."""
+
+    def held_by_others(self) -> int:
+        """Return the number of jobs that others, who are alive, have reserved."""
+        return 0
+
+    def held_back(self) -> dict[str, int]:
+        """Return how many keys can't be made, by the table upstream whose errors hold them back."""
+        return {}
 
     def assume_reached(self) -> None:
         """Take a database that can't be reached for one that is away for a while."""

@@ -30,11 +30,15 @@ class MemoryStore(JobStore):
         """Nothing to do: the keys are given once."""
         return {}
 
-    def reserve(self, limit: int) -> list[Job]:
+    def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
         self._let_due_in()
         jobs = [self._pending.popleft() for _ in range(min(limit, len(self._pending)))]
         self._reserved |= {job.identity: job for job in jobs}
         return jobs
+
+    def next_priority(self) -> int | None:
+        """Return 0, which all jobs have here, as long as one is due."""
+        return 0 if self.pending(1) else None
 
     def reserved(self) -> list[Job]:
         return list(self._reserved.values())

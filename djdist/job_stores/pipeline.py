@@ -23,18 +23,45 @@ class PipelineStore(JobStore):
     def __post_init__(self) -> None:
         self.sees_beginnings = all(store.sees_beginnings for store in self.stores.values())
 
+    def of(self, table: str) -> JobStore:
+        return self.stores[table]
+
     def refresh(self) -> dict[str, int]:
         changes = Counter[str]()
         for store in self.stores.values():
             changes.update(store.refresh())
         return changes
 
-    def reserve(self, limit: int) -> list[Job]:
-        """Reserve the deepest table's jobs first, so that what was begun gets to its end."""
+    def add_new(self, parents: Sequence[Job]) -> int:
+        return sum(store.add_new(parents) for store in self.stores.values())
+
+    def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
+        """Reserve the most urgent jobs first, then the deepest, so that results are finished early."""
+        if len(self.stores) == 1:
+            return next(iter(self.stores.values())).reserve(limit, max_priority)
         jobs: list[Job] = []
-        for store in reversed(self.stores.values()):
-            jobs += store.reserve(limit - len(jobs)) if len(jobs) < limit else []
+        while len(jobs) < limit and (found := self._most_urgent(limit - len(jobs), max_priority)):
+            jobs += found
         return jobs
+
+    def _most_urgent(self, limit: int, max_priority: int | None) -> list[Job]:
+        """Reserve jobs of the smallest priority that there is."""
+        priorities = self.next_priorities()
+        priority = min(priorities.values(), default=None)
+        if priority is None or (max_priority is not None and priority > max_priority):
+            return []
+        jobs: list[Job] = []
+        for table in reversed([table for table, next_one in priorities.items() if next_one == priority]):
+            jobs += self.stores[table].reserve(limit - len(jobs), priority) if len(jobs) < limit else []
+        return jobs
+
+    def next_priority(self) -> int | None:
+        return min(self.next_priorities().values(), default=None)
+
+    def next_priorities(self) -> dict[str, int]:
+        """Return the priority of the most urgent due job of each table that has one, those upstream first."""
+        priorities = {table: store.next_priority() for table, store in self.stores.items()}
+        return {table: priority for table, priority in priorities.items() if priority is not None}
 
     def reserved(self) -> list[Job]:
         return [job for store in self.stores.values() for job in store.reserved()]
@@ -80,6 +107,15 @@ class PipelineStore(JobStore):
             if most is None or count < most:
                 count += store.pending(None if most is None else most - count)
         return count
+
+    def held_by_others(self) -> int:
+        return sum(store.held_by_others() for store in self.stores.values())
+
+    def held_back(self) -> dict[str, int]:
+        counts = Counter[str]()
+        for store in self.stores.values():
+            counts.update(store.held_back())
+        return counts
 
     def assume_reached(self) -> None:
         for store in self.stores.values():

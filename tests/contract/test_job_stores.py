@@ -73,6 +73,14 @@ class JobStoreContract:
         assert store.reserve(0) == []
         assert len(store.reserve(1)) == 1
 
+    def test_knows_whether_a_job_is_due(self, store: JobStore) -> None:
+        assert store.next_priority() is not None
+        store.reserve(6)
+        assert store.next_priority() is None
+
+    def test_gives_a_tables_own_store(self, store: JobStore, keys: list[dict[str, Any]]) -> None:
+        assert keys_of(store.of("Square").reserve(2)) == keys[:2]
+
     def test_never_gives_a_reserved_job_again(self, store: JobStore, keys: list[dict[str, Any]]) -> None:
         given = [job.identity for _ in range(4) for job in store.reserve(2)]
         assert len(given) == len(set(given)) == len(keys)
@@ -195,7 +203,7 @@ class TestPipelineStore(JobStoreContract):
 
     def test_gives_the_deepest_table_first_and_others_while_room_lasts(self, store: PipelineStore) -> None:
         assert [job.table for job in store.reserve(5)] == ["Square"] * 3 + ["Root"] * 2
-        assert (store.pending(), store.stores["Root"].pending()) == (1, 1)
+        assert (store.pending(), store.of("Root").pending()) == (1, 1)
 
     def test_the_same_key_of_another_table_is_another_job(self) -> None:
         store = PipelineStore({name: MemoryStore(name, [{"n": 1}]) for name in ("Root", "Square")})
@@ -391,6 +399,17 @@ class TestReserving:
         store = open_store(lab.Square, max_priority=2)
         assert store.pending() == 2
         assert keys_of(store.reserve(10)) == keys[:2]
+
+    def test_only_the_more_urgent_are_given_where_others_may_be_more_urgent_than_the_rest(
+        self, lab: ModuleType, open_store: OpenStore, store: JobsTable, keys: list[dict[str, Any]]
+    ) -> None:
+        assert store.next_priority() == 1
+        assert keys_of(store.reserve(10, max_priority=2)) == keys[:2]
+        assert store.reserve(10, max_priority=2) == []
+        assert store.next_priority() == 3
+        least_urgent = open_store(lab.Square, max_priority=3)
+        assert keys_of(least_urgent.reserve(10, max_priority=5)) == keys[2:3]
+        assert (least_urgent.next_priority(), store.next_priority()) == (None, 4)
 
     @pytest.mark.parametrize("status", ["success", "error", "ignore", "reserved"])
     def test_only_pending_jobs_are_given(
@@ -1014,7 +1033,7 @@ def locked(store: JobsTable, connection: sa.Connection) -> AbstractContextManage
 @contextmanager
 def holding_the_lock_of(store: JobsTable) -> Iterator[None]:
     """Hold the lock of those who refresh a store's table."""
-    with store._transactions.engine().begin() as connection, locked(store, connection):
+    with store._shared.engine().begin() as connection, locked(store, connection):
         yield
 
 
@@ -1040,7 +1059,7 @@ class TestRefreshing:
 
     def test_the_lock_ends_with_an_error(self, lab: ModuleType, open_store: OpenStore) -> None:
         store, other = open_store(lab.Square), open_store(lab.Square)
-        with ThreadPoolExecutor(1) as pool, store._transactions.engine().connect() as connection:
+        with ThreadPoolExecutor(1) as pool, store._shared.engine().connect() as connection:
             with pytest.raises(ZeroDivisionError), connection.begin(), locked(store, connection):
                 raise ZeroDivisionError
             assert wait([pool.submit(other.refresh)], timeout=LONGEST_WAIT_SECONDS / 2).done

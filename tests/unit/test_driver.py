@@ -72,7 +72,7 @@ class CountingStore(MemoryStore):
         self.refreshed += 1
         return {}
 
-    def reserve(self, limit: int) -> list[Job]:
+    def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
         self.asked.append(limit)
         return super().reserve(limit)
 
@@ -374,7 +374,7 @@ class PatientStore(CountingStore):
             self.delayed += [(self.clock() + delay_seconds, job) for job in super().reserve(len(jobs))]
         return released
 
-    def reserve(self, limit: int) -> list[Job]:
+    def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
         due = [job for at, job in self.delayed if at <= self.clock()][:limit]
         self.delayed = [(at, job) for at, job in self.delayed if job not in due]
         return due or super().reserve(limit)
@@ -668,7 +668,7 @@ class AwayStore(CountingStore):
     def wait_while(self, wanted: Callable[[], bool]) -> None:
         self.goes_on = wanted
 
-    def reserve(self, limit: int) -> list[Job]:
+    def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
         self.wait()
         return super().reserve(limit)
 
@@ -910,7 +910,7 @@ def test_what_was_reserved_though_the_answer_was_lost_is_made_in_the_end() -> No
     class Forgetful(CountingStore):
         """Its first answer is lost, so that it is asked again."""
 
-        def reserve(self, limit: int) -> list[Job]:
+        def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
             given = super().reserve(limit)
             return given if len(self.asked) > 1 else super().reserve(limit)
 
@@ -940,7 +940,7 @@ def test_memory_stays_flat_over_many_jobs_and_errors(thorough: bool) -> None:
 
         left = count
 
-        def reserve(self, limit: int) -> list[Job]:
+        def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
             numbers = range(self.left, max(0, self.left - limit), -1)
             self.left -= len(numbers)
             self._pending.extend(Job("Square", {"n": n}) for n in numbers)

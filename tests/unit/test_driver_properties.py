@@ -33,10 +33,13 @@ class PriorityStore(JobStore):
     def refresh(self) -> dict[str, int]:
         return {}
 
-    def reserve(self, limit: int) -> list[Job]:
+    def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
         urgent = sorted(self.waiting, key=lambda number: self.waiting[number])[:limit]
         self.owned |= {number: self.waiting.pop(number) for number in urgent}
         return [Job("Square", {"n": number}) for number in urgent]
+
+    def next_priority(self) -> int | None:
+        return min(self.waiting.values(), default=None)
 
     def reserved(self) -> list[Job]:
         return [Job("Square", {"n": number}) for number in self.owned]

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from djdist._job import Job
 from djdist.job_stores.jobs_table.conditions import Conditions, Where
 from djdist.job_stores.jobs_table.functions import NOW, without_index
-from djdist.job_stores.jobs_table.transactions import Transactions
+from djdist.job_stores.jobs_table.transactions import TransactionsOn
 
 BATCH = 500
 """So many jobs are changed by one statement: few trips to the server, and no locks held for long."""
@@ -39,11 +39,11 @@ class Changes:
     ----------
     where : Conditions
         Those on the jobs table.
-    transactions : Transactions
+    transactions : TransactionsOn
         Where it is done.
     """
 
-    def __init__(self, where: Conditions, transactions: Transactions) -> None:
+    def __init__(self, where: Conditions, transactions: TransactionsOn) -> None:
         self._where = where
         self._transactions = transactions
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from djdist.database.marks import BEARERS, END, worker_mark
 from djdist.job_stores.jobs_table.conditions import Conditions, Where
-from djdist.job_stores.jobs_table.transactions import Transactions
+from djdist.job_stores.jobs_table.transactions import TransactionsOn
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +20,11 @@ class DeadWorkers:
     ----------
     where : Conditions
         Those on the jobs table.
-    transactions : Transactions
+    transactions : TransactionsOn
         Where it is done.
     """
 
-    def __init__(self, where: Conditions, transactions: Transactions) -> None:
+    def __init__(self, where: Conditions, transactions: TransactionsOn) -> None:
         self._where = where
         self._transactions = transactions
 

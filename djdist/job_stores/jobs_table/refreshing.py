@@ -12,7 +12,7 @@ from djdist.job_stores.jobs_table.advisory_lock import advisory_lock
 from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, discourage, lenient
 from djdist.job_stores.jobs_table.conditions import Conditions
 from djdist.job_stores.jobs_table.functions import in_seconds, verbatim
-from djdist.job_stores.jobs_table.transactions import Transactions
+from djdist.job_stores.jobs_table.transactions import TransactionsOn
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Refreshing:
 
 
 def refresh(
-    where: Conditions, changes: Changes, transactions: Transactions, options: Refreshing
+    where: Conditions, changes: Changes, transactions: TransactionsOn, options: Refreshing
 ) -> dict[str, int]:
     """Add new keys, remove vanished ones, release what native workers left behind, and count all three."""
     steps = _Steps(where, changes, transactions)
@@ -39,7 +39,7 @@ def refresh(
 
 
 class _Steps:
-    def __init__(self, where: Conditions, changes: Changes, transactions: Transactions) -> None:
+    def __init__(self, where: Conditions, changes: Changes, transactions: TransactionsOn) -> None:
         self._where = where
         self._spec = where.spec
         self._changes = changes

@@ -21,7 +21,7 @@ from djdist.job_stores.jobs_table.functions import NOW, in_seconds, verbatim, wi
 from djdist.job_stores.jobs_table.lease import SMALLEST_TOKEN
 from djdist.job_stores.jobs_table.refreshing import Refreshing, refresh
 from djdist.job_stores.jobs_table.statements import job_statements
-from djdist.job_stores.jobs_table.transactions import Transactions
+from djdist.job_stores.jobs_table.transactions import Transactions, TransactionsOn
 from djdist.pipeline.jobs_table_spec import JobsTableSpec
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class JobsTable(JobStore):
         How to refresh; None where a run takes the jobs as they are.
     patience_seconds : float
         How long to wait for a database that goes away after it was there.
+    transactions : Transactions, optional
+        Those of the run, which its tables share. Default: the table's own.
     """
 
     spec: JobsTableSpec
@@ -62,16 +64,19 @@ class JobsTable(JobStore):
     max_priority: int | None = None
     refreshing: Refreshing | None = None
     patience_seconds: float = 2.0
+    transactions: Transactions | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        place = f"{self.spec.schema}.{self.spec.jobs_table}"
         self._where = Conditions(self.spec, self.owner.token)
-        self._transactions = Transactions(self.spec.settings, place, self.patience_seconds)
+        self._shared = self.transactions or Transactions(self.spec.settings, self.patience_seconds)
+        trouble = f"The jobs table {self._where.table} can't be reached or changed"
+        self._transactions = TransactionsOn(self._shared, trouble)
         self._changes = Changes(self._where, self._transactions)
         self._workers = DeadWorkers(self._where, self._transactions)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return JobsTable, (self.spec, self.owner, self.max_priority, self.refreshing, self.patience_seconds)
+        how = self.max_priority, self.refreshing, self.patience_seconds, self._shared
+        return JobsTable, (self.spec, self.owner, *how)
 
     def refresh(self) -> dict[str, int]:
         """Bring the jobs up to date with the key source and the target, if the run wants that.
@@ -98,16 +103,30 @@ class JobsTable(JobStore):
         ignore = self._update.where(waiting, verbatim(condition)).values(status="ignore")
         return self._transactions.execute(ignore)
 
-    def reserve(self, limit: int) -> list[Job]:
+    def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
+        most_urgent = self._most_urgent
+        if max_priority is not None:
+            most_urgent = most_urgent.where(self._where.columns.priority <= max_priority)
+
         def reserve(connection: sa.Connection) -> list[Job]:
-            if self.spec.restricted_sql is None:  # else PostgreSQL sorts all that is pending
-                discourage(connection, self.spec.settings.backend, "sort")
-            found = self._changes.jobs_in(connection.execute(self._most_urgent, {"limit": limit}))
+            self._read_by_index(connection)
+            found = self._changes.jobs_in(connection.execute(most_urgent, {"limit": limit}))
             changes = [self._reservation.where(self._where.among(batch)) for batch in batches(found)]
             self._check_hits(sum(connection.execute(change).rowcount for change in changes), found)
             return found
 
         return self._transactions.run(reserve)
+
+    def next_priority(self) -> int | None:
+        def read(connection: sa.Connection) -> int | None:
+            self._read_by_index(connection)
+            return connection.execute(self._next_priority).scalar()
+
+        return self._transactions.run(read)
+
+    def _read_by_index(self, connection: sa.Connection) -> None:
+        if self.spec.restricted_sql is None:  # else PostgreSQL sorts all that is pending
+            discourage(connection, self.spec.settings.backend, "sort")
 
     def reserved(self) -> list[Job]:
         return self._changes.found(*self._where.mine)
@@ -190,13 +209,13 @@ class JobsTable(JobStore):
         return self._transactions.run(lambda connection: int(connection.execute(count).scalar_one()))
 
     def assume_reached(self) -> None:
-        self._transactions.assume_reached()
+        self._shared.assume_reached()
 
     def wait_while(self, wanted: Callable[[], bool]) -> None:
-        self._transactions.wait_while(wanted)
+        self._shared.wait_while(wanted)
 
     def close(self) -> None:
-        self._transactions.close()
+        self._shared.close()
 
     def job_statements(self) -> JobStatements:
         """Return the statements of the run's workers."""
@@ -216,10 +235,17 @@ class JobsTable(JobStore):
 
     @cached_property
     def _most_urgent(self) -> sa.Select[Any]:
-        jobs = self._where.columns
-        due = self._where.keys(*self._due).order_by(jobs.priority, jobs.scheduled_time)
+        due = self._by_urgency(self._where.keys(*self._due))
         # runs that reserve at the same time take different jobs, and none waits for another one
         return due.limit(sa.bindparam("limit", type_=sa.Integer)).with_for_update(skip_locked=True)
+
+    @cached_property
+    def _next_priority(self) -> sa.Select[Any]:
+        priorities: sa.Select[Any] = sa.select(self._where.columns.priority).where(*self._due)
+        return self._by_urgency(priorities).limit(1)
+
+    def _by_urgency(self, jobs: sa.Select[Any]) -> sa.Select[Any]:
+        return jobs.order_by(self._where.columns.priority, self._where.columns.scheduled_time)
 
     @cached_property
     def _reservation(self) -> sa.Update:

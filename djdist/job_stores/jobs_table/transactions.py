@@ -1,9 +1,10 @@
-"""Transactions on the jobs table, with patience for a database that is away, but no more than the run has."""
+"""Transactions of a run, with patience for a database that is away, but no more than the run has."""
 
 import logging
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -34,24 +35,26 @@ LAST_SECONDS = 3.0
 class Transactions:
     """Does things in transactions, again where the database was away or gave one up for another one.
 
+    All tables of a run share it, and so do their copies that were pickled together.
+
     Parameters
     ----------
     settings : ConnectionSettings
         The way to the database.
-    place : str
-        The jobs table, as errors name it.
     patience_seconds : float
         How long to wait for a database that goes away after it was there.
     """
 
-    def __init__(self, settings: ConnectionSettings, place: str, patience_seconds: float) -> None:
+    def __init__(self, settings: ConnectionSettings, patience_seconds: float) -> None:
         self._settings = settings
-        self._place = place
         self._patience_seconds = patience_seconds
         self._reached = False
         self._goes_on: Callable[[], bool] = lambda: True
         self._engine: sa.Engine | None = None
         self._threads: list[BackgroundThread] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Transactions, (self._settings, self._patience_seconds)
 
     def assume_reached(self) -> None:
         """Take a database that can't be reached for one that is away for a while."""
@@ -69,12 +72,8 @@ class Transactions:
             self._engine.dispose()
             self._engine = None
 
-    def execute(self, statement: sa.Executable) -> int:
-        """Execute a statement in a transaction of its own; return how many rows it hit."""
-        return self.run(lambda connection: int(connection.execute(statement).rowcount))
-
-    def run(self, act: Callable[[sa.Connection], Result]) -> Result:
-        """Do something in a transaction.
+    def run(self, act: Callable[[sa.Connection], Result], trouble: str) -> Result:
+        """Do something in a transaction; ``trouble`` is what errors say.
 
         Raises
         ------
@@ -90,7 +89,7 @@ class Transactions:
                 pause_seconds = backoff_seconds(tries, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
                 waited_seconds = time.monotonic() + pause_seconds - began_at
                 if error.orig is None or waited_seconds > self._patience(error.orig) or not self._goes_on():
-                    raise self._unreachable(error) from error
+                    raise _unreachable(error, trouble) from error
                 if pause_seconds >= 1 and not told:
                     logger.warning("Waiting for the database: %s", error.orig)
                     told = True
@@ -172,11 +171,27 @@ class Transactions:
             return 0
         return self._patience_seconds if self._reached else FIRST_PATIENCE_SECONDS
 
-    def _unreachable(self, error: sa.exc.DBAPIError) -> DatabaseError:
-        cause = str(error.orig).strip()
-        trouble = f"The jobs table {self._place} can't be reached or changed from {platform.node()}: {cause}"
-        denied = error.orig is not None and is_denial(error.orig)
-        return DatabaseError(f"{trouble}\n{DRIVERS_RIGHTS}" if denied else trouble)
+
+@dataclass(frozen=True)
+class TransactionsOn:
+    """Transactions on one place, of which errors say what can't be done there."""
+
+    transactions: Transactions
+    trouble: str
+
+    def run(self, act: Callable[[sa.Connection], Result]) -> Result:
+        """Do something in a transaction, as :meth:`Transactions.run` does it."""
+        return self.transactions.run(act, self.trouble)
+
+    def execute(self, statement: sa.Executable) -> int:
+        """Execute a statement in a transaction of its own; return how many rows it hit."""
+        return self.run(lambda connection: int(connection.execute(statement).rowcount))
+
+
+def _unreachable(error: sa.exc.DBAPIError, trouble: str) -> DatabaseError:
+    message = f"{trouble} from {platform.node()}: {str(error.orig).strip()}"
+    denied = error.orig is not None and is_denial(error.orig)
+    return DatabaseError(f"{message}\n{DRIVERS_RIGHTS}" if denied else message)
 
 
 def _note_server(connection: Any, record: sa.pool.ConnectionPoolEntry) -> None:
