@@ -25,7 +25,7 @@ def check_populates(table: Any) -> None:
     name = type(table).__name__
     if not isinstance(table, dj.Table) or not isinstance(table, dj.AutoPopulate):
         raise OptionError(f"{name} is not a dj.Computed or dj.Imported table, so it can't be populated.")
-    if not _has_make(table):
+    if not has_make(table):
         raise OptionError(
             f"{name} has no make(): define make(self, key), or make_fetch, make_compute and make_insert."
         )
@@ -65,7 +65,7 @@ def _is_asynchronous(part: Any) -> bool:
     return inspect.iscoroutinefunction(part) or inspect.isasyncgenfunction(part)
 
 
-def _has_make(table: Any) -> bool:
+def has_make(table: Any) -> bool:
     """Return whether a table's class says how to make a key."""
     return (
         hasattr(table, "_make_tuples")
