@@ -201,6 +201,45 @@ def test_ray_starts_over_allocations_of_slurm_that_share_a_node(
     assert not [job for job in (whole, cancelled) if Path(f"/tmp/ray-{job}").exists()]
 
 
+SERVICE = """#!/bin/bash
+echo "$*" > {folder}/call-$SLURM_JOB_ID
+[ -e {folder}/idle ] && exit
+trap 'exit 143' TERM
+sleep infinity & wait
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("server", ["mysql"], indirect=True)
+def test_a_service_on_slurm_renews_itself_until_it_is_cancelled_or_idle(
+    slurm: dict[str, str], tmp_path: Path
+) -> None:
+    """It shows the script alone: how djdist watches and ends has tests of its own."""
+    shortest = {"08:00:00": "00:01:00", "TERM@300": "TERM@30", "cpus-per-task=16": "cpus-per-task=1"}
+    file = copied(tmp_path, "service/slurm.sh", **shortest)
+    program = tmp_path / "env" / "bin" / "djdist"
+    program.write_text(SERVICE.format(folder=tmp_path))
+    program.chmod(0o755)
+    with (tmp_path / "env" / "bin" / "activate").open("a") as activate:
+        activate.write(f"PATH={program.parent}:$PATH\n")
+    submit, queue, cancel = (line.partition("   #")[0] for line in commands(file))
+
+    def calls() -> list[str]:
+        return [call.read_text() for call in tmp_path.glob("call-*")]
+
+    def is_over() -> bool:
+        return not shell(f"{queue} --noheader", slurm, tmp_path)
+
+    shell(submit, slurm, tmp_path)
+    wait_until(lambda: len(calls()) == 2, "the second job", SLOW_SECONDS)
+    assert set(calls()) == {"populate my_pipeline --watch --executor local --processes 0\n"}
+    shell(cancel, slurm, tmp_path)
+    wait_until(is_over, "the end of it and of its next job", SLOW_SECONDS)
+    (tmp_path / "idle").touch()
+    shell(submit, slurm, tmp_path)
+    wait_until(lambda: len(calls()) == 3 and is_over(), "its end when it is idle", SLOW_SECONDS)
+
+
 @pytest.mark.long
 @pytest.mark.on("dask")
 def test_dask_starts_on_this_machine(lab: ModuleType, environment: dict[str, str]) -> None:
