@@ -230,13 +230,13 @@ def test_a_service_on_slurm_renews_itself_until_it_is_cancelled_or_idle(
     def is_over() -> bool:
         return not shell(f"{queue} --noheader", slurm, tmp_path)
 
-    shell(submit, slurm, tmp_path)
+    shell(submit, slurm, file.parent)
     wait_until(lambda: len(calls()) == 2, "the second job", SLOW_SECONDS)
     assert set(calls()) == {"populate my_pipeline --watch --executor local --processes 0\n"}
     shell(cancel, slurm, tmp_path)
     wait_until(is_over, "the end of it and of its next job", SLOW_SECONDS)
     (tmp_path / "idle").touch()
-    shell(submit, slurm, tmp_path)
+    shell(submit, slurm, file.parent)
     wait_until(lambda: len(calls()) == 3 and is_over(), "its end when it is idle", SLOW_SECONDS)
 
 
