@@ -36,6 +36,7 @@ from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.pipeline import PipelineStore
 from djdist.jobs.table import Jobs, jobs_of, refreshing
 from djdist.pipeline.jobs_table import jobs_table_spec
+from djdist.pipeline.jobs_table_spec import KeysQuery
 from djdist.shipping.packing import is_alive
 from djdist.worker import make_session
 from djdist.worker.group import WorkerContext
@@ -1286,6 +1287,104 @@ def counts(**changed: int) -> dict[str, int]:
 
 
 WORDS = ["50% of 'it' :x", "50 of them", "a:b", "a%b", "ab", "%", "it's", "100%%", "a::b", "back\\slash", ""]
+
+
+def following(store: JobsTable, table: str, *names: str) -> JobsTable:
+    """Give a run's store as it is where a table upstream is followed by attributes of the same names."""
+    query = KeysQuery(store.spec.new_keys_sql, tuple((name, name) for name in names or store.spec.key))
+    return replace(store, spec=replace(store.spec, follows={table: (query,)}))
+
+
+def parents_in(lab: ModuleType) -> list[Job]:
+    return [Job("Session", key) for key in lab.Session.keys(order_by="KEY")]
+
+
+class TestNewKeys:
+    """What comes of keys that have just been made."""
+
+    @pytest.fixture
+    def parents(self, lab: ModuleType, jobs: Jobs) -> list[Job]:
+        return parents_in(lab)
+
+    @pytest.fixture
+    def store(self, lab: ModuleType, jobs: Jobs, open_store: OpenStore) -> JobsTable:
+        return following(open_store(lab.Square, priority=3), "Session")
+
+    def test_only_those_of_the_given_parents_are_added(
+        self, store: JobsTable, parents: list[Job], jobs: Jobs
+    ) -> None:
+        assert store.add_new(parents[1:4]) == 3
+        assert keys_of(store.reserve(9)) == keys_of(parents[1:4])
+        assert set(jobs.to_arrays("priority")) == {3}
+
+    def test_nothing_is_added_twice(self, store: JobsTable, parents: list[Job], jobs: Jobs) -> None:
+        assert [store.add_new(parents[:n]) for n in (2, 2, 3)] == [2, 0, 1]
+        store.reserve(9)
+        assert store.add_new(parents) == 3
+        assert statuses(jobs) == {"reserved": 3, "pending": 3}
+
+    def test_what_is_made_is_not_added(self, lab: ModuleType, store: JobsTable, parents: list[Job]) -> None:
+        lab.Square.insert1({**parents[0].key, "result": 1}, allow_direct_insert=True)
+        assert store.add_new(parents) == 5
+
+    def test_parents_that_the_table_does_not_follow_add_nothing(
+        self, store: JobsTable, parents: list[Job]
+    ) -> None:
+        assert store.add_new([]) == store.add_new([Job("Other", job.key) for job in parents]) == 0
+
+    def test_a_part_of_the_key_adds_all_that_has_it(self, store: JobsTable, parents: list[Job]) -> None:
+        subjects = following(store, "Subject", "subject_id")
+        assert subjects.add_new([Job("Subject", {"subject_id": 1})] * 2) == 3
+
+    def test_a_run_that_takes_the_jobs_as_they_are_adds_none(
+        self, store: JobsTable, parents: list[Job]
+    ) -> None:
+        assert replace(store, refreshing=None).add_new(parents) == 0
+
+    def test_restrictions_hold(
+        self, lab: ModuleType, jobs: Jobs, open_store: OpenStore, parents: list[Job]
+    ) -> None:
+        assert following(open_store(lab.Square, {"subject_id": 2}), "Session").add_new(parents) == 3
+
+    def test_one_statement_inserts_some_hundred(
+        self, lab: ModuleType, store: JobsTable, parents: list[Job]
+    ) -> None:
+        add_sessions(lab, 700)
+        many = parents_in(lab)
+        with counting_statements() as sent:
+            assert store.add_new(many) == len(many)
+        assert sum(sql.startswith("INSERT") for sql in sent) == 2
+
+    def test_two_runs_add_the_same_at_the_same_time(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs
+    ) -> None:
+        add_sessions(lab, 300)
+        parents = parents_in(lab)
+        stores = [following(open_store(lab.Square), "Session") for _ in range(3)]
+
+        def add(number: int) -> int:
+            return sum(stores[number].add_new(parents[n::10]) for n in range(10))
+
+        assert sum(at_once(3, add)) == len(parents)
+        assert statuses(jobs) == {"pending": len(parents)}
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_key_values_of_every_type_find_what_comes_of_them(
+        self, lab: ModuleType, open_store: OpenStore, count: int
+    ) -> None:
+        lab.AnyKey.insert(lab.AnyKey.rows)
+        parents = [Job("AnyKey", key) for key in lab.AnyKey.keys()[:count]]
+        store = following(open_store(lab.FromAnyKey), "AnyKey")
+        with counting_statements() as sent:
+            assert store.add_new(parents) == count
+        assert described(keys_of(store.reserve(9))) == described(keys_of(parents))
+        assert not [sql for sql in sent if "1234.5" in sql]
+
+    def test_null_in_a_key_finds_nothing(self, store: JobsTable, parents: list[Job]) -> None:
+        nothing = Job("Session", dict.fromkeys(parents[0].key))
+        assert store.add_new([nothing]) == 0
+        assert store.add_new([nothing, *parents]) == 6
+
 
 RESTRICTIONS: dict[str, Any] = {
     "like": "word LIKE 'a%'",

@@ -125,7 +125,7 @@ def lenient(connection: sa.Connection, backend: str) -> Iterator[None]:
             connection.exec_driver_sql("SET SESSION sql_mode = @djdist_mode")
 
 
-def discourage(connection: sa.Connection, backend: str, step: str) -> None:
+def discourage(connection: sa.Connection, backend: str, *steps: str) -> None:
     """Keep PostgreSQL from a plan that its statistics suggest until it has seen a refresh's new jobs."""
     if backend == "postgresql":
-        connection.execute(sa.text(f"SET LOCAL enable_{step} = off"))
+        connection.exec_driver_sql("; ".join(f"SET LOCAL enable_{step} = off" for step in steps))

@@ -1,18 +1,22 @@
 """Brings the jobs up to date with the key source and with what is made."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
 
+from djdist._job import Job
 from djdist.errors import DatabaseError
 from djdist.job_stores.jobs_table import lease
 from djdist.job_stores.jobs_table.advisory_lock import advisory_lock
-from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, discourage, lenient
-from djdist.job_stores.jobs_table.conditions import Conditions
-from djdist.job_stores.jobs_table.functions import in_seconds, verbatim
+from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, batches, discourage, lenient
+from djdist.job_stores.jobs_table.conditions import Conditions, come_of, rows_of
+from djdist.job_stores.jobs_table.functions import in_seconds
 from djdist.job_stores.jobs_table.transactions import TransactionsOn
+from djdist.pipeline.jobs_table_spec import KeysQuery
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,22 @@ def refresh(
     }
 
 
+def add_new(
+    where: Conditions,
+    changes: Changes,
+    transactions: TransactionsOn,
+    options: Refreshing,
+    parents: Sequence[Job],
+) -> int:
+    """Add the new keys that come of some keys upstream, and count them."""
+    steps, added = _Steps(where, changes, transactions), 0
+    for table, queries in where.spec.follows.items():
+        of_table = [job for job in parents if job.table == table]
+        for query, batch in product(queries, batches(of_table)):
+            added += steps.add_those_of(batch, query, options.priority, options.delay_seconds)
+    return added
+
+
 class _Steps:
     def __init__(self, where: Conditions, changes: Changes, transactions: TransactionsOn) -> None:
         self._where = where
@@ -56,33 +76,44 @@ class _Steps:
         )
 
     def add(self, priority: int, delay_seconds: float) -> int:
-        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self._spec.key]
-        keys = verbatim(self._spec.new_keys_sql).columns(*columns).subquery("new_keys")
-        rows = sa.select(*keys.c, sa.literal("pending"), sa.literal(priority), in_seconds(delay_seconds))
-        return self._insert_missing([*self._spec.key, "status", "priority", "scheduled_time"], rows)
+        keys = rows_of(KeysQuery(self._spec.new_keys_sql), self._spec)
+        return self._insert_missing(self._new_jobs(keys, priority, delay_seconds), "nestloop")
 
-    def _insert_missing(self, names: list[str], rows: sa.Select[Any]) -> int:
+    def add_those_of(
+        self, parents: Sequence[Job], query: KeysQuery, priority: int, delay_seconds: float
+    ) -> int:
+        rows = rows_of(query, self._spec)
+        jobs = self._new_jobs(rows, priority, delay_seconds).where(come_of(parents, query, rows))
+        return self._insert_missing(jobs, "hashjoin", "mergejoin")
+
+    def _new_jobs(self, keys: sa.Subquery, priority: int, delay_seconds: float) -> sa.Select[Any]:
+        key = [keys.c[name] for name in self._spec.key]
+        return sa.select(*key, sa.literal("pending"), sa.literal(priority), in_seconds(delay_seconds))
+
+    def _insert_missing(self, rows: sa.Select[Any], *bad_steps: str) -> int:
         """Insert all at once, and leave alone what another refresh has added.
 
         PostgreSQL is first asked to insert without looking for that, in two thirds of the time.
         """
         jobs, key = self._where.table, self._where.key[0]
+        names = [*self._spec.key, "status", "priority", "scheduled_time"]
         if self._spec.settings.backend == "mysql":
             insert = mysql.insert(jobs).from_select(names, rows)  # IGNORE would hide other errors, too
-            return self._add_all(insert.on_duplicate_key_update({key.name: key}))
+            return self._add_all(insert.on_duplicate_key_update({key.name: key}), bad_steps)
         try:
-            return self._add_all(sa.insert(jobs).from_select(names, rows))
+            return self._add_all(sa.insert(jobs).from_select(names, rows), bad_steps)
         except DatabaseError as refusal:
             if not isinstance(refusal.__cause__, sa.exc.IntegrityError):
                 raise
-        return self._add_all(postgresql.insert(jobs).from_select(names, rows).on_conflict_do_nothing())
+        insert_new = postgresql.insert(jobs).from_select(names, rows).on_conflict_do_nothing()
+        return self._add_all(insert_new, bad_steps)
 
-    def _add_all(self, insert: sa.Executable) -> int:
+    def _add_all(self, insert: sa.Executable, bad_steps: Sequence[str]) -> int:
         """Add jobs without reading the jobs table, empty as it may have been, again for every key."""
         backend, name = self._spec.settings.backend, str(self._where.table)
 
         def add(connection: sa.Connection) -> int:
-            discourage(connection, backend, "nestloop")
+            discourage(connection, backend, *bad_steps)
             with advisory_lock(connection, backend, name), lenient(connection, backend):
                 return int(connection.execute(insert).rowcount)
 

@@ -19,7 +19,7 @@ from djdist.job_stores.jobs_table.conditions import Conditions, Where
 from djdist.job_stores.jobs_table.dead_workers import DeadWorkers
 from djdist.job_stores.jobs_table.functions import NOW, in_seconds, verbatim, without_index
 from djdist.job_stores.jobs_table.lease import SMALLEST_TOKEN
-from djdist.job_stores.jobs_table.refreshing import Refreshing, refresh
+from djdist.job_stores.jobs_table.refreshing import Refreshing, add_new, refresh
 from djdist.job_stores.jobs_table.statements import job_statements
 from djdist.job_stores.jobs_table.transactions import Transactions, TransactionsOn
 from djdist.pipeline.jobs_table_spec import JobsTableSpec
@@ -91,6 +91,11 @@ class JobsTable(JobStore):
             return {"added": 0, "removed": 0, "orphaned": rescued, "re_pended": 0}
         counts = refresh(self._where, self._changes, self._transactions, self.refreshing)
         return counts | {"orphaned": rescued + counts["orphaned"]}
+
+    def add_new(self, parents: Sequence[Job]) -> int:
+        if self.refreshing is None:
+            return 0
+        return add_new(self._where, self._changes, self._transactions, self.refreshing, parents)
 
     def retry(self, condition: str) -> int:
         """Put the errors that fulfil a condition in SQL back to pending; return how many."""
