@@ -115,13 +115,14 @@ class Report:
     """What a worker answers to one task: an outcome per job, or why it can't work at all.
 
     ``place`` is where it can't, as its cluster names it; ``seconds`` is how long it
-    took for what it made.
+    took for what it made, ``peak_memory`` how many bytes its process had at most, 0 where that can't be told.
     """
 
     outcomes: tuple[Outcome, ...] = ()
     setup_error: str = ""
     place: str = field(default="", compare=False)
     seconds: float = 0.0
+    peak_memory: int = field(default=0, compare=False)
 
 
 class BreakageKind(Enum):

@@ -27,6 +27,7 @@ from djdist.pipeline.connection import close, reconnect
 from djdist.shipping.packing import is_alive, open_dbapi_connection
 from djdist.worker.failure import failure_of
 from djdist.worker.make_session import MakeSession
+from djdist.worker.memory import measured
 from djdist.worker.trial import trial
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def make_group(group: Group, limit: Callable[[], AbstractContextManager[None]] =
     """Make jobs one after the other until one is not made, or they take long; what is left has not begun."""
     jobs, outcomes, received = group.jobs, list[Outcome](), None
     started = time.monotonic()
-    with catching(signal.SIGINT, signal.SIGTERM) as signals, group.context.watched():
+    with measured() as peak, catching(signal.SIGINT, signal.SIGTERM) as signals, group.context.watched():
         try:
             with group.make_session() as make_session:
                 for job in jobs:
@@ -153,7 +154,7 @@ def make_group(group: Group, limit: Callable[[], AbstractContextManager[None]] =
     elif received:
         outcomes.append(Outcome(jobs[len(outcomes)], Ending.INTERRUPTED, failure))
     left = tuple(Outcome(job, Ending.NOT_STARTED) for job in jobs[len(outcomes) :])
-    return Report((*outcomes, *left), seconds=time.monotonic() - started)
+    return Report((*outcomes, *left), seconds=time.monotonic() - started, peak_memory=peak.bytes)
 
 
 def make_job(group: Group, job: Job, make_session: MakeSession, signals: Signals) -> Outcome:
