@@ -132,11 +132,8 @@ def are_searched_as_list(keys: Sequence[Sequence[Any]]) -> bool:
 
 
 def _is_other_in_list(value: object) -> bool:
-    """Return whether PostgreSQL rounds a value in a list, or MariaDB doesn't find it in a latin1 column.
-
-    NULL is found in no list.
-    """
-    return value is None or isinstance(value, float) or (isinstance(value, str) and not value.isascii())
+    """Return whether PostgreSQL rounds a value in a list, or MariaDB doesn't find it in a latin1 column."""
+    return isinstance(value, float) or (isinstance(value, str) and not value.isascii())
 
 
 def key_values(key: Mapping[str, Any], backend: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.pipeline import PipelineStore
 from djdist.jobs.table import Jobs, jobs_of, refreshing
 from djdist.pipeline.jobs_table import jobs_table_spec
-from djdist.pipeline.jobs_table_spec import KeysQuery
+from djdist.pipeline.jobs_table_spec import PARENTS, Following
 from djdist.shipping.packing import is_alive
 from djdist.worker import make_session
 from djdist.worker.group import WorkerContext
@@ -1291,8 +1291,11 @@ WORDS = ["50% of 'it' :x", "50 of them", "a:b", "a%b", "ab", "%", "it's", "100%%
 
 def following(store: JobsTable, table: str, *names: str) -> JobsTable:
     """Give a run's store as it is where a table upstream is followed by attributes of the same names."""
-    query = KeysQuery(store.spec.new_keys_sql, tuple((name, name) for name in names or store.spec.key))
-    return replace(store, spec=replace(store.spec, follows={table: (query,)}))
+    spec, names = store.spec, names or store.spec.key
+    quote = dj.conn().adapter.quote_identifier
+    sql = f"SELECT * FROM ({spec.new_keys_sql}) AS new WHERE ({PARENTS})"
+    follow = Following(table, tuple(map(quote, names)), names, spec.uuids & {*names}, sql)
+    return replace(store, spec=replace(spec, follows=(follow,)))
 
 
 def parents_in(lab: ModuleType) -> list[Job]:

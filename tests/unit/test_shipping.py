@@ -140,11 +140,9 @@ class TestSecrets:
         statement = Statement("DELETE", ())
         statements = JobStatements(1, statement, "(id)", *[statement] * 5)
         task = WorkerTask("Table", settings, PASSWORD.encode(), "v", statements, shared=settings)
+        names = "Table", "schema", "~~table", "__table"
         key, sql = ("id",), "SELECT 1"
-        names = "~~table", "__table"
-        spec = JobsTableSpec(
-            settings, "Table", "schema", key, frozenset(), sql, *names, False, key, sql, None
-        )
+        spec = JobsTableSpec(settings, *names, key, frozenset(), False, key, sql, None, sql)
         table = JobsTable(spec, Owner(1))
         loop = functools.partial(print, store=table, work=PickledTask(pickle.dumps(task)))
         return [settings, task, spec, table, loop]

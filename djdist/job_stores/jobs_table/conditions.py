@@ -17,7 +17,7 @@ from djdist.job_stores.jobs_table.functions import (
     verbatim,
     without_index,
 )
-from djdist.pipeline.jobs_table_spec import JobsTableSpec, KeySourceSpec, KeysQuery
+from djdist.pipeline.jobs_table_spec import JobsTableSpec
 
 COLUMNS = (
     "status", "priority", "created_time", "scheduled_time", "reserved_time", "completed_time", "duration",
@@ -62,7 +62,12 @@ class Conditions:
 
     def among(self, jobs: Sequence[Job]) -> sa.ColumnElement[bool]:
         """Return the condition that finds jobs by their key, if possible compiled once for any number."""
-        return one_of(self.key, [tuple(job.key[name] for name in self.spec.key) for job in jobs])
+        values = [tuple(job.key[name] for name in self.spec.key) for job in jobs]
+        if not are_searched_as_list(values):
+            return sa.or_(*[sa.and_(*map(operator.eq, self.key, value)) for value in values])
+        if len(self.key) == 1:
+            return self.key[0].in_([value for (value,) in values])
+        return sa.tuple_(*self.key).in_(values)
 
     @property
     def mine(self) -> Where:
@@ -107,29 +112,5 @@ class Conditions:
         return sa.exists().select_from(target).where(same_key(target, self.table, names))
 
 
-def rows_of(query: KeysQuery, spec: KeySourceSpec) -> sa.Subquery:
-    """Return what stands in a query: keys, and the columns by which it is restricted."""
-    names = dict.fromkeys([*spec.key, *(column for column, _ in query.attributes)])
-    return verbatim(query.sql).columns(*[_key_column(name, spec) for name in names]).subquery("djdist_rows")
-
-
-def come_of(parents: Sequence[Job], query: KeysQuery, rows: sa.Subquery) -> sa.ColumnElement[bool]:
-    """Return the condition that rows of a query come of some keys of the table upstream."""
-    known = [(column, name) for column, name in query.attributes if name in parents[0].key]
-    values = {tuple(job.key[name] for _, name in known): None for job in parents}
-    return one_of([rows.c[column] for column, _ in known], [*values])
-
-
-def one_of(
-    columns: Sequence[sa.ColumnElement[Any]], rows: Sequence[tuple[Any, ...]]
-) -> sa.ColumnElement[bool]:
-    """Return the condition that columns have a row's values, if possible compiled once for any number."""
-    if not are_searched_as_list(rows):
-        return sa.or_(*[sa.and_(*map(operator.eq, columns, row)) for row in rows])
-    if len(columns) == 1:
-        return columns[0].in_([value for (value,) in rows])
-    return sa.tuple_(*columns).in_(rows)
-
-
-def _key_column(name: str, spec: KeySourceSpec) -> sa.Column[Any]:
+def _key_column(name: str, spec: JobsTableSpec) -> sa.Column[Any]:
     return sa.Column(name, BinaryUuid() if name in spec.uuids else sa.types.NullType())

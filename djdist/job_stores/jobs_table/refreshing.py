@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,10 +12,11 @@ from djdist.errors import DatabaseError
 from djdist.job_stores.jobs_table import lease
 from djdist.job_stores.jobs_table.advisory_lock import advisory_lock
 from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, batches, discourage, lenient
-from djdist.job_stores.jobs_table.conditions import Conditions, come_of, rows_of
-from djdist.job_stores.jobs_table.functions import in_seconds
+from djdist.job_stores.jobs_table.conditions import Conditions
+from djdist.job_stores.jobs_table.following import coming_of
+from djdist.job_stores.jobs_table.functions import in_seconds, verbatim
 from djdist.job_stores.jobs_table.transactions import TransactionsOn
-from djdist.pipeline.jobs_table_spec import KeysQuery
+from djdist.pipeline.jobs_table_spec import Following
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def add_new(
 ) -> int:
     """Add the new keys that come of some keys upstream, and count them."""
     steps, added = _Steps(where, changes, transactions), 0
-    for table, queries in where.spec.follows.items():
-        of_table = [job for job in parents if job.table == table]
-        for query, batch in product(queries, batches(of_table)):
-            added += steps.add_those_of(batch, query, options.priority, options.delay_seconds)
+    for following in where.spec.follows:
+        of_table = [job for job in parents if job.table == following.parent]
+        for batch in batches(of_table):
+            added += steps.add_coming_of(batch, following, options.priority, options.delay_seconds)
     return added
 
 
@@ -76,19 +76,19 @@ class _Steps:
         )
 
     def add(self, priority: int, delay_seconds: float) -> int:
-        keys = rows_of(KeysQuery(self._spec.new_keys_sql), self._spec)
-        return self._insert_missing(self._new_jobs(keys, priority, delay_seconds), "nestloop")
+        new = verbatim(self._spec.new_keys_sql)
+        return self._insert_missing(self._new_jobs(new, priority, delay_seconds), "nestloop")
 
-    def add_those_of(
-        self, parents: Sequence[Job], query: KeysQuery, priority: int, delay_seconds: float
+    def add_coming_of(
+        self, parents: Sequence[Job], following: Following, priority: int, delay_seconds: float
     ) -> int:
-        rows = rows_of(query, self._spec)
-        jobs = self._new_jobs(rows, priority, delay_seconds).where(come_of(parents, query, rows))
-        return self._insert_missing(jobs, "hashjoin", "mergejoin")
+        new = coming_of(parents, following)
+        return self._insert_missing(self._new_jobs(new, priority, delay_seconds), "hashjoin", "mergejoin")
 
-    def _new_jobs(self, keys: sa.Subquery, priority: int, delay_seconds: float) -> sa.Select[Any]:
-        key = [keys.c[name] for name in self._spec.key]
-        return sa.select(*key, sa.literal("pending"), sa.literal(priority), in_seconds(delay_seconds))
+    def _new_jobs(self, keys: sa.TextClause, priority: int, delay_seconds: float) -> sa.Select[Any]:
+        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self._spec.key]
+        new = keys.columns(*columns).subquery("new_keys")
+        return sa.select(*new.c, sa.literal("pending"), sa.literal(priority), in_seconds(delay_seconds))
 
     def _insert_missing(self, rows: sa.Select[Any], *bad_steps: str) -> int:
         """Insert all at once, and leave alone what another refresh has added.
