@@ -9,6 +9,7 @@ from typing import Any
 from typing_extensions import Self
 
 from djdist._job import RunInfo, Status, Summary, TaskFunction, Watch
+from djdist._needs import Needs
 from djdist._task_pool import TaskPool
 from djdist.errors import OptionError
 
@@ -40,6 +41,8 @@ class Executor(ABC):
     ----------
     runs_in_caller : bool
         Tasks run in the caller's own thread, with the caller's own table.
+    needs : Needs
+        What one key needs of a table that doesn't say it.
     can_kill : bool
         It can end the process that runs a task.
     taken_result_kept_seconds : float
@@ -48,6 +51,7 @@ class Executor(ABC):
 
     runs_in_caller = False
     can_kill = True
+    needs = Needs()
     taken_result_kept_seconds = 3600.0
     _entered: int
     _entering: threading.RLock

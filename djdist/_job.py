@@ -13,12 +13,15 @@ from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
 
+from djdist._needs import ONE_CPU, Needs, NeedsOfKey
 from djdist.errors import OptionError
 
 Key = dict[str, Any]
 Identity = tuple[str, tuple[tuple[str, Any], ...]]
 
 LONGEST_SECONDS = 1e9
+ORDERS = ("downstream", "upstream")
+"""Whether tables further downstream go first, so that results finish early, or those further upstream."""
 
 GROUP_SECONDS = 5.0
 """A worker that has been busy with a group for this time begins no more keys of it."""
@@ -176,6 +179,9 @@ class Recipe:
     ``task`` is what its workers call, given once the options have been found good.
     ``timeout_seconds`` of None lets a ``make()`` take as long as it likes; ``retry_on`` holds
     names of exception classes, none of them for all. Numbers may be numpy's.
+    ``needs`` is what one key needs, or says so of each key. ``upstream`` are the tables of the run
+    on which the key source depends; new keys are found by the keys made of those that it ``follows``,
+    and by reading the whole key source where it follows not all.
 
     Raises
     ------
@@ -188,6 +194,9 @@ class Recipe:
     timeout_seconds: float | None = None
     retries: int = 0
     retry_on: tuple[str, ...] = ()
+    needs: Needs | NeedsOfKey = ONE_CPU
+    upstream: tuple[str, ...] = ()
+    follows: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         timeout: object = self.timeout_seconds
@@ -206,10 +215,14 @@ class Recipe:
 class Policy:
     """How a run goes about its jobs, whatever their table.
 
+    With ``poll_seconds`` a run watches: it looks for new keys so often and doesn't end, or not before it has
+    had nothing to do for ``idle_exit_seconds``. ``order`` says which of two tables goes first where
+    priorities are the same. ``memory_max`` bounds what a key gets that has run out of memory.
+
     Raises
     ------
     OptionError
-        ``max_calls`` is no number of calls; it may be numpy's.
+        One of them can't be used; numbers may be numpy's.
     """
 
     max_calls: int | None = None
@@ -222,8 +235,16 @@ class Policy:
     task_seconds: float = 0.5
     max_errors_listed: int = 1000
     return_exception_objects: bool = False
+    poll_seconds: float | None = None
+    idle_exit_seconds: float | None = None
+    order: str = ORDERS[0]
+    memory_max: int | None = None
 
     def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise OptionError(f"order={self.order!r} must be {' or '.join(map(repr, ORDERS))}.")
+        for name in ("poll_seconds", "idle_exit_seconds"):
+            self._check_seconds(name)
         if self.max_calls is None:
             return
         if not _is_count(self.max_calls):
@@ -231,6 +252,16 @@ class Policy:
                 f"max_calls={self.max_calls!r} must be a whole number from 0, or None for no limit."
             )
         object.__setattr__(self, "max_calls", int(self.max_calls))
+
+    def _check_seconds(self, name: str) -> None:
+        seconds = getattr(self, name)
+        if seconds is not None and not (isinstance(seconds, Real) and 0 < float(seconds) <= LONGEST_SECONDS):
+            raise OptionError(f"{name}={seconds!r} must be a number of seconds above 0.")
+
+    @property
+    def watches(self) -> bool:
+        """Whether the run goes on when nothing is left."""
+        return self.poll_seconds is not None
 
 
 def _is_count(value: object) -> bool:
@@ -242,23 +273,24 @@ class Handover:
     """What another driver has to know that goes on with a run.
 
     ``host`` and ``pid`` say where the driver is, ``losses`` how many workers each key has lost
-    that is not done; ``errors`` holds the one that ends the run.
+    that is not done; ``errors`` holds the one that ends the run, ``memory`` what each table's keys have
+    been found to need, in bytes.
     """
 
     host: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
     stopping: bool = False
     losses: tuple[tuple[Identity, int], ...] = ()
-    errors: tuple[tuple[Key, Failure], ...] = ()
+    errors: tuple[tuple[Job, Failure], ...] = ()
+    memory: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
-class Status:
-    """A run's counts at one moment.
+class Counts:
+    """How many keys of a table, or of all tables of a run, are where at one moment.
 
     ``running`` keys are being made; ``queued`` ones are on the cluster and wait there for a place,
     or for others of their group; ``pending`` is what the run may still reserve.
-    Of a run that has not ``begun`` to make keys the counts say nothing yet.
     """
 
     made: int = 0
@@ -266,16 +298,6 @@ class Status:
     running: int = 0
     queued: int = 0
     pending: int = 0
-    handover: Handover = field(default_factory=Handover, repr=False, compare=False)
-    begun: bool = field(default=False, repr=False, compare=False)
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Grows whenever the run gets nearer to its end."""
-        return self.made + self.failed, sum(losses for _, losses in self.handover.losses)
-
-    def __str__(self) -> str:
-        return self.counts if self.begun else "starting"
 
     @property
     def counts(self) -> str:
@@ -287,12 +309,46 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Status(Counts):
+    """A run's counts at one moment, and those of each of its tables.
+
+    Of a run that has not ``begun`` to make keys the counts say nothing yet.
+    """
+
+    tables: Mapping[str, Counts] = field(default_factory=dict, repr=False, compare=False)
+    handover: Handover = field(default_factory=Handover, repr=False, compare=False)
+    begun: bool = field(default=False, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, tables: Mapping[str, Counts], handover: Handover, *, begun: bool) -> "Status":
+        """Add up the counts of tables."""
+        each = [(c.made, c.failed, c.running, c.queued, c.pending) for c in tables.values()]
+        made, failed, running, queued, pending = map(sum, zip(*each, strict=True))
+        return cls(made, failed, running, queued, pending, tables, handover, begun)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Grows whenever the run gets nearer to its end."""
+        return self.made + self.failed, sum(losses for _, losses in self.handover.losses)
+
+    def __str__(self) -> str:
+        return self.counts if self.begun else "starting"
+
+
+@dataclass(frozen=True)
 class Summary:
-    """A run's result; ``errors`` are the first of those that ``failed``."""
+    """A run's result; ``errors`` are the first of those that ``failed``.
+
+    ``tables`` holds the counts of each table, ``held_back`` by table how many of its keys the errors of
+    which other tables keep from being made, ``peak_memory`` the most bytes of a process that made some.
+    """
 
     success_count: int = 0
-    errors: tuple[tuple[Key, Failure], ...] = ()
+    errors: tuple[tuple[Job, Failure], ...] = ()
     failed: int = 0
+    tables: Mapping[str, Counts] = field(default_factory=dict, compare=False)
+    held_back: Mapping[str, Mapping[str, int]] = field(default_factory=dict, compare=False)
+    peak_memory: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ def populate(
         if chosen.runs_in_caller
         else _worker_task(table, make_kwargs or {}, version, statements, recipe.timeout_seconds)
     )
-    stores, recipes = {recipe.table: store}, {recipe.table: replace(recipe, task=task)}
+    stores, recipes = {recipe.table: store}, {recipe.table: replace(recipe, task=task, needs=chosen.needs)}
     loop = partial(drive, store=PipelineStore(stores), recipes=recipes, policy=policy, info=info)
     if detach:
         return _detach(chosen, loop, info)

@@ -6,16 +6,8 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-from djdist._job import Completion, Job, Status
-
-
-def window(slots: int) -> int:
-    """Return how many tasks to keep in flight for a number of slots.
-
-    A few more than can run, so that no slot waits for the driver and an
-    autoscaler sees demand; never none, so that a cluster can grow from nothing.
-    """
-    return slots + max(1, slots // 4)
+from djdist._job import Completion, Counts, Job
+from djdist._needs import Needs, Node
 
 
 def task_name(table: str, jobs: Sequence[Job]) -> str:
@@ -39,11 +31,14 @@ class TaskPool(ABC):
     ----------
     runs_in_caller : bool
         Tasks run in the thread that waits for them.
+    waits_for_room : bool
+        It takes some more tasks than fit, so that no slot waits for the driver and an autoscaler sees demand.
     has_dashboard : bool
         Its cluster has a dashboard that shows a run's counts.
     """
 
     runs_in_caller = False
+    waits_for_room = True
     has_dashboard = False
 
     def __enter__(self) -> Self:
@@ -55,18 +50,15 @@ class TaskPool(ABC):
         self.close()
 
     @abstractmethod
-    def slots(self) -> int:
-        """Count the tasks that can run at the same time."""
+    def nodes(self) -> Sequence[Node]:
+        """Return what each node has, whether free or not; the same object while nothing has changed."""
 
     @abstractmethod
-    def free_slots(self) -> int:
-        """Count the tasks that may be submitted now."""
-
-    @abstractmethod
-    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         """Submit one task, which dashboards show by its table and key; return its ticket.
 
-        No jobs is a trial of the set-up.
+        It begins when its needs fit beside what runs; tasks of the same needs begin in their order, and
+        those of others don't wait behind them. No jobs is a trial of the set-up.
         """
 
     @abstractmethod
@@ -81,8 +73,8 @@ class TaskPool(ABC):
     def kill(self, ticket: int) -> None:
         """End the process that runs a task; where its executor ``can_kill``, the task completes as broken."""
 
-    def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
-        """Show on the dashboard how a table's run stands; called about once per second and at the end.
+    def show(self, table: str, counts: Counts, make_seconds: Sequence[float]) -> None:
+        """Show on the dashboard how a table of the run stands; called about once per second and at the end.
 
         The first call says where counting begins. ``make_seconds`` holds, of each task that has ended
         since the last call, how long it took for a key.

@@ -1,6 +1,5 @@
 """Which executor the options of a command mean, and the runs on it."""
 
-import re
 import shlex
 from typing import Any
 
@@ -16,7 +15,6 @@ FLAGS = {
     "resources": "--resource",
 }
 ON_DASK = ("address", "resources")
-SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kMGT])(i?))?B?")
 
 
 def executor_of(name: str | None, address: str | None, **needs: Any) -> Any:
@@ -42,24 +40,6 @@ def _check_takes(executor: Any, option: str) -> None:
     if executor not in takers:
         wanted = " or ".join(f"--executor {taker}" for taker in takers)
         raise OptionError(f"{FLAGS[option]} goes with {wanted}, not with {executor!r}.")
-
-
-def bytes_of(size: str | None) -> float | None:
-    """Read a size such as 4G, 512MB or 4GiB.
-
-    Raises
-    ------
-    OptionError
-        It is none.
-    """
-    if size is None:
-        return None
-    match = SIZE.fullmatch(size)
-    if not match:
-        raise OptionError(f"--memory {size!r} must be a number of bytes, or one such as 500M, 4G or 4GiB.")
-    number, unit, binary = match.groups("")
-    power = " kMGT".index(unit or " ")
-    return float(number) * float(1024 if binary else 1000) ** power
 
 
 def resources_of(given: list[str] | None) -> dict[str, float] | None:

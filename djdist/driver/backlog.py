@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from djdist._job import Job
 from djdist._job_store import JobStore
-from djdist.driver.counting import Counting
 
 WAIT_SECONDS = 0.5
 """After this time a run looks again for what has ended, and asks a store again that had too little."""
@@ -17,7 +16,7 @@ LOOKING_SHARE = 20
 
 
 class Backlog:
-    """Reserves and counts what is pending, and spares the store vain questions.
+    """Reserves what is pending of one table, and spares its store vain questions.
 
     It counts as empty only if it was so when nothing ran any more, and nothing that the
     run itself has put back is due later.
@@ -28,24 +27,27 @@ class Backlog:
         Nothing is left to reserve.
     ran_short : bool
         The store had less than it was asked for.
+    is_refilled : bool
+        Something has come since this was last set back.
     pending : int
         What was left when it was last seen.
-    is_counted : bool
-        That is known.
     """
 
-    def __init__(self, store: JobStore, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: JobStore, clock: Callable[[], float], again_seconds: float = WAIT_SECONDS
+    ) -> None:
         self._store = store
         self._clock = clock
-        self.pending, self.is_counted = 0, False
-        self._counting = Counting(store.pending, clock)
+        self._again_seconds = again_seconds
+        self.pending = 0
         self._left, self._looks_at = 0, clock()
         self._due_at = clock()
         self.returned(0)
 
     def returned(self, count: int, pause_seconds: float = 0) -> None:
-        """Count the jobs that the run has put back."""
+        """Count the jobs that the run has put back, or added."""
         self.empty = self.ran_short = False
+        self.is_refilled = True
         self._asked_at = self._clock()
         self.pending += count
         self._left += count
@@ -54,14 +56,23 @@ class Backlog:
 
     def may_have_more(self, *, idle: bool) -> bool:
         """Return whether the store may have more by now."""
-        return not self.ran_short or idle or self._clock() - self._asked_at >= WAIT_SECONDS
+        now = self._clock()
+        is_due = self._asked_at < self._due_at <= now
+        return not self.ran_short or idle or is_due or now - self._asked_at >= self._again_seconds
 
-    def reserve(self, limit: int, *, idle: bool) -> list[Job]:
-        """Reserve jobs; ``idle`` says that none of the run is in flight.
+    def found_short(self) -> None:
+        """Note that the store has nothing now."""
+        self.ran_short, self._asked_at, self.pending, self._left = True, self._clock(), 0, 0
+
+    def reserve(self, limit: int, *, idle: bool, max_priority: int | None = None) -> list[Job]:
+        """Reserve jobs, maybe only urgent ones; ``idle`` says that none of the run is in flight.
 
         What it holds then was reserved by a commit whose answer was lost.
         """
-        jobs = self._store.reserve(limit)
+        jobs = self._store.reserve(limit, max_priority)
+        if max_priority is not None and len(jobs) < limit:  # less urgent ones may be left
+            self.pending, self._left = max(0, self.pending - len(jobs)), self._left - len(jobs)
+            return jobs
         if idle and not jobs:
             jobs = self._store.reserved()[:limit]
         self.empty = idle and not jobs and self._clock() >= self._due_at
@@ -81,12 +92,9 @@ class Backlog:
                 self._looks_at = now + max(LOOK_SECONDS, LOOKING_SHARE * (now - began_at))
         return max(0, min(self._left, enough))
 
-    def count(self, age_seconds: float) -> int:
-        """Count what is left, unless that was done so shortly ago; a count that takes long is seen later."""
-        found = self._counting.found(age_seconds)
-        if found is not None:
-            self.is_counted, self.pending = True, 0 if self.empty else found
-        return self.pending
+    def found(self, count: int) -> None:
+        """Note what was counted."""
+        self.pending = 0 if self.empty else count
 
     def count_in_the_end(self) -> None:
         """Count what others may go on with, unless the store was seen empty."""

@@ -3,8 +3,11 @@
 import logging
 import threading
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 logger = logging.getLogger(__package__)
+
+Count = TypeVar("Count")
 
 SHORT_SECONDS = 0.02
 """Most counts take less, and the loop waits no longer for one."""
@@ -12,7 +15,7 @@ SHARE = 40
 """Between two counts passes this many times what one takes, so that the database's load stays low."""
 
 
-class Counting:
+class Counting(Generic[Count]):
     """Counts in a thread of its own, so that no loop waits for what takes long.
 
     Parameters
@@ -23,14 +26,14 @@ class Counting:
         Seconds that pass.
     """
 
-    def __init__(self, count: Callable[[], int], clock: Callable[[], float]) -> None:
+    def __init__(self, count: Callable[[], Count], clock: Callable[[], float]) -> None:
         self._count = count
         self._clock = clock
         self._ended_at, self._took_seconds = float("-inf"), 0.0
         self._thread: threading.Thread | None = None
-        self._found: int | None = None
+        self._found: Count | None = None
 
-    def found(self, age_seconds: float) -> int | None:
+    def found(self, age_seconds: float) -> Count | None:
         """Return, once, what was found since; begin a new count unless one ended so shortly ago."""
         pause_seconds = max(age_seconds, SHARE * self._took_seconds)
         if self._thread is None and self._clock() - self._ended_at >= pause_seconds:

@@ -66,12 +66,10 @@ class Grouping:
         return max(share, self.size // SMALLEST_SHARE, 1)
 
     def split(self, jobs: Sequence[Job], size: int, slots: int) -> Iterator[tuple[Job, ...]]:
-        """Divide jobs into groups of one table and of a size, or one per slot if there are fewer jobs."""
+        """Divide jobs into groups of a size, or one per slot if there are fewer jobs."""
         alone = [job for job in jobs if job.identity in self._alone]
         others = [job for job in jobs if job.identity not in self._alone] if alone else jobs
         self._alone -= {job.identity for job in alone}
         yield from ((job,) for job in alone)
         size = max(1, min(size, -(-len(others) // slots)))
-        for table in dict.fromkeys(job.table for job in others):
-            mine = [job for job in others if job.table == table]
-            yield from (tuple(mine[first : first + size]) for first in range(0, len(mine), size))
+        yield from (tuple(others[first : first + size]) for first in range(0, len(others), size))

@@ -5,17 +5,33 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
-from djdist._job import Completion, Ending, Failure, Job, Outcome, Report, Status, Summary, Watch
+from djdist._job import (
+    Breakage,
+    BreakageKind,
+    Completion,
+    Ending,
+    Failure,
+    Job,
+    Outcome,
+    Report,
+    Status,
+    Summary,
+    Watch,
+)
 from djdist._signals import signal_behind
-from djdist.driver.backlog import WAIT_SECONDS, Backlog
+from djdist.driver.backlog import WAIT_SECONDS
 from djdist.driver.context import RunContext
 from djdist.driver.dashboard import RECOUNT_SECONDS, Dashboard
-from djdist.driver.grouping import Grouping
+from djdist.driver.key_needs import KeyNeeds
 from djdist.driver.lease import Lease
 from djdist.driver.overdue import BlockedJobs, Overdue
 from djdist.driver.results import Results
+from djdist.driver.room import Room
 from djdist.driver.shutdown import Shutdown
+from djdist.driver.streaming import Streaming
+from djdist.driver.tables import TableJobs, Tables
 from djdist.driver.tasks import InFlight, Task
 from djdist.errors import DatabaseError, WorkerSetupError
 
@@ -23,6 +39,7 @@ logger = logging.getLogger(__package__)
 
 MOST_AT_ONCE = 1000
 """So many jobs at most are reserved by one statement, unless there are more slots."""
+NO_ANSWER = Breakage(BreakageKind.OTHER, "no answer")
 WITH_DRIVER = "the worker died that also held the run's driver"
 
 
@@ -39,15 +56,18 @@ class Driver:
         self._run = run
         self._store, self._pool, self._policy = run.store, run.pool, run.policy
         self._shutdown = Shutdown(run.clock)
-        self._grouping = Grouping(run.policy.task_seconds)
-        self._backlog = Backlog(run.store, run.clock)
-        self._tasks = InFlight(run.store, run.pool, run.clock)
+        self._tables = Tables(run.recipes, run.store, run.policy, run.clock)
+        self._streaming = Streaming(self._tables, run.policy, run.clock)
+        self._needs = KeyNeeds(run.recipes, run.policy)
+        self._room = Room(run.pool)
+        self._tasks = InFlight(run.store, run.pool, self._room, run.clock)
         self._lease = Lease(run.store, self._tasks, run.policy.lease_seconds, self._shutdown.over)
         self._overdue = Overdue(run.recipes, run.clock, sees_beginnings=run.store.sees_beginnings)
         self._blocked = BlockedJobs(run.clock)
-        self._results = Results(run, self._backlog, self._shutdown, self.stop)
-        self._dashboard = Dashboard(run, self._backlog, lambda: self.last_status)
+        self._results = Results(run, self._tables, self._streaming, self._needs, self._shutdown, self.stop)
+        self._dashboard = Dashboard(run, self._tables, self._slots, lambda: self.last_status)
         self._begun = False
+        self._busy_at = run.clock()
 
     def run(self, watch: Watch, predecessor: Status | None = None) -> Summary:
         """Do all steps and return the summary; whatever happens, give back what is left.
@@ -67,22 +87,29 @@ class Driver:
                     pass
         if self._policy.count_pending or logger.isEnabledFor(logging.INFO):
             with suppress(DatabaseError):  # all else is done
-                self._backlog.count_in_the_end()
+                self._tables.count_in_the_end()
         watch(self.last_status)
         return self.summary()
 
     def step(self) -> bool:
         """Fill the free slots and collect what has ended; False when nothing is left to do."""
         self._dashboard.tell()
+        if not self._shutdown.is_stopping:
+            self._streaming.add(has_room=self._tables.run_short)
         self._fill()
         completions = self._pool.wait(self._wait_seconds())
         for completion in completions:
             self._collect(completion)
         self._end_lost()
         self._look_at_long_ones()
-        if not completions and not self._tasks and self._pauses() and self._expects_more():
+        if self._tasks:
+            self._busy_at = self._run.clock()
+            return True
+        if not self._expects_more():
+            return False
+        if not completions and self._pauses() and not self._streaming.wait(WAIT_SECONDS):
             self._run.sleep(WAIT_SECONDS)
-        return bool(self._tasks) or self._expects_more()
+        return True
 
     def stop(self, grace_seconds: float | None = None) -> None:
         """Reserve no more and give back what has not begun; what runs may finish, within the grace."""
@@ -95,23 +122,17 @@ class Driver:
     def status(self) -> Status:
         """Count what is done, what runs and, if the policy asks for it, what is left."""
         if self._policy.count_pending:
-            self._backlog.count(RECOUNT_SECONDS)
+            self._tables.count(RECOUNT_SECONDS)
         return self.last_status
 
     @property
     def last_status(self) -> Status:
         """What is done, what runs, and what was left when it was last counted."""
-        return self._status(self._backlog.pending)
+        return self._results.status(self._tasks.running(), self._tasks.queued(), begun=self._begun)
 
     def summary(self) -> Summary:
         """Return the run's result so far."""
         return self._results.summary()
-
-    def _status(self, pending: int) -> Status:
-        tasks = len(self._tasks)
-        running = min(tasks, self._pool.slots()) if tasks else 0  # a task makes one key at a time
-        queued = self._tasks.job_count - running
-        return self._results.status(running=running, queued=queued, pending=pending, begun=self._begun)
 
     def _begin(self, watch: Watch, predecessor: Status | None) -> None:
         if predecessor:
@@ -120,27 +141,32 @@ class Driver:
             self._try_workers(watch)
         self._store.release_all()  # what a lost driver of this run held
         self._store.refresh()
+        self._streaming.begun()
         self._begun = True
 
     def _succeed(self, lost: Status, watch: Watch) -> None:
         """Go on where a driver was lost, which is a loss for keys in its process, and say so first."""
         self._begun = lost.begun
-        self._pool.show(self._run.name, lost, ())
         self._results.inherit(lost)
+        self._dashboard.show()
         if lost.handover.stopping:
             self.stop(self._policy.grace_seconds)
         beside = self._store.begun_by(lost.handover.host, lost.handover.pid)
         self._results.count_reserved(len(beside))
-        self._grouping.isolate(beside)
+        self._isolate(beside)
         if len(beside) == 1:
             self._results.record(Outcome(beside[0], Ending.LOST, Failure(WITH_DRIVER)))
         else:
             self._results.give_back(beside)
-        if not watch(self._status(lost.pending)):
+        if not watch(self.last_status):
             self.stop(self._policy.grace_seconds)
 
     def _try_workers(self, watch: Watch) -> None:
-        tried = {self._pool.submit(table, ()) for table in self._run.recipes}
+        tried = {
+            self._pool.submit(table, (), needs)
+            for table in self._run.recipes
+            if self._room.slots(needs := self._needs.of_table(table)) or len(self._tables) == 1
+        }
         while tried:
             completions = self._pool.wait(WAIT_SECONDS)
             for completion in completions:
@@ -200,33 +226,59 @@ class Driver:
 
     def _fill(self) -> None:
         idle, breaker = not self._tasks, self._results.breaker
-        if idle and breaker.tripped:
+        if idle and breaker.tripped and not self._policy.watches:
             raise WorkerSetupError(f"No worker begins a key of {self._run.name}. {breaker.last}")
-        if self._shutdown.is_stopping or breaker.retry_after_seconds:
+        if self._shutdown.is_stopping or breaker.retry_after_seconds or self._results.free_calls(1) <= 0:
             return
-        if not self._backlog.may_have_more(idle=idle):
-            return
-        slots = self._pool.free_slots()
+        left = [table.name for table in self._tables if not table.backlog.empty]
+        self._room.expect(map(self._needs.of_table, left))
+        self._tables.fill(partial(self._fill_from, idle=idle), idle=idle)
+
+    def _fill_from(self, table: TableJobs, max_priority: int | None, *, idle: bool) -> bool:
+        """Reserve and submit what fits of one table; return whether more would have fitted."""
+        needs = self._needs.of_table(table.name)
+        slots = self._room.free(needs)
         if slots <= 0 or self._results.free_calls(1) <= 0:
-            return
-        size = self._grouping.size_of_shares(self._left, self._pool.slots())
+            return False
+        size = table.grouping.size_of_shares(partial(self._left, table), self._room.slots(needs))
         most = max(slots, MOST_AT_ONCE)
         limit = self._results.free_calls(min(slots * size, most))
-        jobs = self._backlog.reserve(limit, idle=idle)
+        jobs = table.backlog.reserve(limit, idle=idle, max_priority=max_priority)
         self._results.count_reserved(len(jobs))
         shares = 1 if len(jobs) == most else slots  # no sign of little left where one statement gave its most
-        self._tasks.submit(self._grouping.split(jobs, size, shares))
+        for each, mine in self._needs.parted(jobs, self._results.record).items():
+            self._tasks.submit((each, group) for group in table.grouping.split(mine, size, shares))
+        return len(jobs) < limit
 
-    def _left(self, enough: int) -> int:
-        """Count what is left for this run, no further than to what is enough."""
-        return self._results.free_calls(self._backlog.estimate(enough))
+    def _left(self, table: TableJobs, enough: int) -> int:
+        """Count what is left of a table for this run, no further than to what is enough."""
+        return self._results.free_calls(table.backlog.estimate(enough))
+
+    def _isolate(self, jobs: Sequence[Job]) -> None:
+        """Make each of these in a task of its own next, because one of them may have killed their worker."""
+        for name in {job.table for job in jobs} if len(jobs) > 1 else ():
+            self._tables[name].grouping.isolate([job for job in jobs if job.table == name])
+
+    def _slots(self) -> int:
+        """Return how many tasks can run at the same time, where tables differ those of the smallest needs."""
+        return max(self._room.slots(self._needs.of_table(table.name)) for table in self._tables)
 
     def _pauses(self) -> bool:
-        return self._backlog.ran_short or self._results.breaker.retry_after_seconds > 0
+        return self._tables.run_short or self._results.breaker.retry_after_seconds > 0
 
     def _expects_more(self) -> bool:
-        is_done = self._shutdown.is_stopping or self._backlog.empty
-        return not is_done and self._results.free_calls(1) > 0
+        """Return whether anything may still come, now that nothing is in flight."""
+        if self._shutdown.is_stopping or self._results.free_calls(1) <= 0:
+            return False
+        if not self._tables.empty or self._streaming.may_add():
+            return True
+        return self._policy.watches and not self._has_been_idle
+
+    @property
+    def _has_been_idle(self) -> bool:
+        """Whether a run that watches has had nothing to do for as long as it was told to wait."""
+        longest = self._policy.idle_exit_seconds
+        return longest is not None and self._run.clock() - self._busy_at >= longest
 
     def _wait_seconds(self) -> float:
         return max(0.0, min(WAIT_SECONDS, self._shutdown.seconds_left, self._overdue.period_seconds))
@@ -270,23 +322,30 @@ class Driver:
         if task is None:
             return
         if report is None:
-            self._record_broken(task, _error(completion))
+            self._record_broken(task, completion.error or NO_ANSWER)
         elif report.setup_error:
             self._results.give_back(task.jobs)
             self._results.worker_failed(report.setup_error)
         else:
             self._record_report(task.jobs, report)
 
-    def _record_broken(self, task: Task, error: str) -> None:
+    def _record_broken(self, task: Task, error: Breakage) -> None:
         """Record what became of the jobs of a worker that died; it may have ended itself over a timeout."""
         timed_out = self._overdue.explains(task)
         if (job := self._tasks.running_in(task)) is None:
-            self._record_unbegun(task.jobs, error)
+            self._record_unbegun(task.jobs, error.message)
             return
-        lost = Outcome(job, Ending.LOST, Failure(error))
         self._store.end_sessions(task.jobs)  # first: they may have locked what is recorded next
-        outcome = self._overdue.outcome(task) if timed_out else lost
+        if error.kind is BreakageKind.OUT_OF_MEMORY and self._may_grow(task, job):
+            outcome = Outcome(job, Ending.INTERRUPTED)
+        elif timed_out:
+            outcome = self._overdue.outcome(task)
+        else:
+            outcome = Outcome(job, Ending.LOST, Failure(error.message))
         self._results.give_back(self._results.record_until(task.jobs, outcome))
+
+    def _may_grow(self, task: Task, job: Job) -> bool:
+        return self._needs.grow(job, task.needs, *self._room.memory(task.needs))
 
     def _record_unbegun(self, jobs: Sequence[Job], error: str) -> None:
         """Give back what a worker left that was preempted, or that was unable to begin it."""
@@ -295,7 +354,7 @@ class Driver:
             self._results.drop(job)
         self._results.give_back(left)
         if left and not preempted:
-            self._grouping.isolate(left)
+            self._isolate(left)
             self._results.worker_failed(error)
 
     def _record_report(self, jobs: Sequence[Job], report: Report) -> None:
@@ -304,9 +363,11 @@ class Driver:
         left = [outcome.job for outcome in outcomes if outcome.ending is Ending.NOT_STARTED]
         ended = outcomes[: len(outcomes) - len(left)]
         cut = bool(left and ended) and ended[-1].ending not in (Ending.MADE, Ending.ALREADY_MADE)
-        self._grouping.note(len(ended), report.seconds, cut=cut)
+        name = jobs[0].table
+        self._tables[name].grouping.note(len(ended), report.seconds, cut=cut)
         if ended:
-            self._dashboard.note(report.seconds / len(ended))
+            self._dashboard.note(name, report.seconds / len(ended))
+            self._results.note_memory(name, report.peak_memory)
         self._results.give_back(left)
         for outcome in ended:
             self._results.record(outcome)
@@ -336,4 +397,4 @@ class Driver:
 def _error(completion: Completion) -> str:
     if completion.report:
         return completion.report.setup_error
-    return completion.error.message if completion.error else "no answer"
+    return (completion.error or NO_ANSWER).message

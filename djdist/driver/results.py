@@ -1,14 +1,17 @@
 """What became of a run's jobs: counted here, recorded in the job store."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from djdist._job import Ending, Failure, Handover, Job, Key, Outcome, Status, Summary
-from djdist.driver.backlog import Backlog
+from djdist._job import Counts, Ending, Failure, Handover, Job, Outcome, Status, Summary
 from djdist.driver.context import RunContext
+from djdist.driver.key_needs import KeyNeeds
 from djdist.driver.retries import CircuitBreaker, Retries
 from djdist.driver.shutdown import Shutdown
+from djdist.driver.streaming import Streaming
+from djdist.driver.tables import Tables
 
 logger = logging.getLogger(__package__)
 
@@ -37,8 +40,12 @@ class Results:
     ----------
     run : RunContext
         Where its jobs are kept, and on which terms they are made.
-    backlog : Backlog
-        Is told what is put back.
+    tables : Tables
+        Are told what is put back.
+    streaming : Streaming
+        Is told what is made.
+    needs : KeyNeeds
+        Is told what is done.
     shutdown : Shutdown
         Tells whether anything is still tried again.
     stop : callable
@@ -51,34 +58,68 @@ class Results:
     """
 
     def __init__(
-        self, run: RunContext, backlog: Backlog, shutdown: Shutdown, stop: Callable[[], None]
+        self,
+        run: RunContext,
+        tables: Tables,
+        streaming: Streaming,
+        needs: KeyNeeds,
+        shutdown: Shutdown,
+        stop: Callable[[], None],
     ) -> None:
         self._store, self._policy, self._name = run.store, run.policy, run.name
-        self._backlog = backlog
+        self._tables = tables
+        self._streaming = streaming
+        self._needs = needs
         self._shutdown = shutdown
         self._stop = stop
         self._retries = Retries(run.recipes, run.policy)
         self.breaker = CircuitBreaker(run.clock)
-        self._made = self._failed = self._calls = 0
-        self._errors: list[tuple[Key, Failure]] = []
+        self._made, self._failed, self._calls = Counter[str](), Counter[str](), 0
+        self._peak_memory: dict[str, int] = {}
+        self._errors: list[tuple[Job, Failure]] = []
         self._lease_lost = self._waits_for_database = False
 
-    def status(self, *, running: int, queued: int, pending: int, begun: bool) -> Status:
+    def status(self, running: Mapping[str, int], queued: Mapping[str, int], *, begun: bool) -> Status:
         """Return the run's counts, and what a successor would have to know."""
+        tables = {
+            table.name: Counts(
+                self._made[table.name],
+                self._failed[table.name],
+                running.get(table.name, 0),
+                queued.get(table.name, 0),
+                table.backlog.pending,
+            )
+            for table in self._tables
+        }
         errors = () if self._policy.suppress_errors else tuple(self._errors[:1])
-        losses = tuple(self._retries.losses.items())
-        handover = Handover(stopping=self._shutdown.is_stopping, losses=losses, errors=errors)
-        return Status(self._made, self._failed, running, queued, pending, handover, begun)
+        handover = Handover(
+            stopping=self._shutdown.is_stopping,
+            losses=tuple(self._retries.losses.items()),
+            errors=errors,
+            memory=tuple(self._needs.learned.items()),
+        )
+        return Status.of(tables, handover, begun=begun)
 
     def summary(self) -> Summary:
         """Return the run's result so far."""
-        return Summary(self._made, tuple(self._errors), self._failed)
+        counts = self.status({}, {}, begun=True)
+        return Summary(
+            counts.made, tuple(self._errors), counts.failed, counts.tables, {}, dict(self._peak_memory)
+        )
 
     def inherit(self, lost: Status) -> None:
         """Count on where a driver was lost."""
-        self._made, self._failed, self._errors = lost.made, lost.failed, list(lost.handover.errors)
+        self._errors = list(lost.handover.errors)
+        for name, counts in lost.tables.items():
+            self._made[name], self._failed[name] = counts.made, counts.failed
+            self._tables[name].backlog.found(counts.pending)
         self._retries.losses.update(dict(lost.handover.losses))
+        self._needs.learned.update(dict(lost.handover.memory))
         self._calls = lost.made + lost.failed
+
+    def note_memory(self, table: str, peak_memory: int) -> None:
+        """Note how much memory a process had while it made keys."""
+        self._peak_memory[table] = max(peak_memory, self._peak_memory.get(table, 0))
 
     def count_reserved(self, count: int) -> None:
         """Count the jobs that were reserved."""
@@ -106,7 +147,7 @@ class Results:
             self._note_progress()
         match outcome.ending:
             case Ending.MADE:
-                self._made += 1
+                self._made[outcome.job.table] += 1
                 self._finish(outcome.job)
             case Ending.ALREADY_MADE:
                 self._finish(outcome.job)
@@ -126,7 +167,8 @@ class Results:
         if jobs:
             self._store.release(jobs, delay_seconds=pause_seconds)
             self._calls -= len(jobs)
-            self._backlog.returned(len(jobs), pause_seconds)
+            for name, count in Counter(job.table for job in jobs).items():
+                self._tables[name].backlog.returned(count, pause_seconds)
 
     def drop(self, job: Job) -> None:
         """Leave a job alone that is not the run's any more."""
@@ -142,7 +184,9 @@ class Results:
 
     def _finish(self, job: Job) -> None:
         self._retries.forget(job)
+        self._needs.note_made(job)
         self._store.forget(job)
+        self._streaming.note_made(job)
 
     def _record_failed(self, outcome: Outcome) -> None:
         failure = outcome.failure or UNKNOWN
@@ -158,13 +202,14 @@ class Results:
 
     def _fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> None:
         self._retries.forget(job)
+        self._needs.forget(job)
         if not self._store.fail(job, failure, host, pid):
             self.drop(job)
             return
-        self._failed += 1
+        self._failed[job.table] += 1
         kept = self._kept(failure)
         if len(self._errors) < self._policy.max_errors_listed:
-            self._errors.append((job.key, kept))
+            self._errors.append((job, kept))
         if not self._policy.suppress_errors:
             self._stop()
 

@@ -1,12 +1,14 @@
 """The tasks in flight: submitted, and not ended."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from djdist._job import Identity, Job
 from djdist._job_store import JobStore
+from djdist._needs import ONE_CPU, Needs
 from djdist._task_pool import TaskPool
+from djdist.driver.room import Room
 
 MISSES = 2
 """What is missing for the first time may have been finished just then."""
@@ -29,6 +31,7 @@ class Task:
     ticket: int
     jobs: tuple[Job, ...]
     submitted_at: float
+    needs: Needs = ONE_CPU
     running: Job | None = None
     running_since: float = 0.0
     misses: int = 0
@@ -69,21 +72,24 @@ class InFlight:
         Knows which jobs have begun.
     pool : TaskPool
         Runs the tasks.
+    room : Room
+        Is told what is in flight.
     clock : callable
         Seconds that pass.
 
     Attributes
     ----------
-    job_count : int
-        How many jobs there are in all tasks; it is asked for at every step.
+    task_counts, job_counts : collections.Counter
+        How many tasks there are of each table, and how many jobs in them; asked for at every step.
     """
 
-    def __init__(self, store: JobStore, pool: TaskPool, clock: Callable[[], float]) -> None:
+    def __init__(self, store: JobStore, pool: TaskPool, room: Room, clock: Callable[[], float]) -> None:
         self._store = store
         self._pool = pool
+        self._room = room
         self._clock = clock
         self._tasks: dict[int, Task] = {}
-        self.job_count = 0
+        self.task_counts, self.job_counts = Counter[str](), Counter[str]()
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -95,28 +101,44 @@ class InFlight:
         """Return all jobs in flight."""
         return [job for task in self for job in task.jobs]
 
-    def submit(self, groups: Iterable[tuple[Job, ...]]) -> None:
+    def submit(self, groups: Iterable[tuple[Needs, tuple[Job, ...]]]) -> None:
         """Submit groups as tasks; give back what was not, if that fails."""
         waiting = deque(groups)
         try:
             while waiting:
-                ticket = self._pool.submit(waiting[0][0].table, waiting[0])
-                self._tasks[ticket] = task = Task(ticket, waiting.popleft(), self._clock())
-                self.job_count += len(task.jobs)
+                needs, jobs = waiting[0]
+                ticket = self._pool.submit(jobs[0].table, jobs, needs)
+                waiting.popleft()
+                self._tasks[ticket] = Task(ticket, jobs, self._clock(), needs)
+                self._room.take(ticket, needs, jobs[0].table)
+                self.task_counts[jobs[0].table] += 1
+                self.job_counts[jobs[0].table] += len(jobs)
         finally:
             if waiting:
-                self._store.release([job for jobs in waiting for job in jobs])
+                self._store.release([job for _, jobs in waiting for job in jobs])
 
     def pop(self, ticket: int) -> Task | None:
         """Forget a task that has ended or is to be ended, and return it."""
         task = self._tasks.pop(ticket, None)
-        self.job_count -= len(task.jobs) if task else 0
+        if task:
+            self.task_counts[task.table] -= 1
+            self.job_counts[task.table] -= len(task.jobs)
+            self._room.leave(ticket)
         return task
 
     def clear(self) -> None:
         """Forget all tasks."""
-        self._tasks.clear()
-        self.job_count = 0
+        for ticket in list(self._tasks):
+            self.pop(ticket)
+
+    def running(self) -> dict[str, int]:
+        """Return how many tasks of each table run: a task makes one key at a time."""
+        return {table: count - self._room.waiting[table] for table, count in self.task_counts.items()}
+
+    def queued(self) -> dict[str, int]:
+        """Return how many jobs of each table wait at the pool, or for others of their task."""
+        running = self.running()
+        return {table: count - running[table] for table, count in self.job_counts.items()}
 
     def look(self, tasks: Collection[Task]) -> None:
         """Ask the store which job of each task runs."""
@@ -156,8 +178,9 @@ class InFlight:
     def _leave_out(self, jobs: Collection[Job]) -> None:
         left_out = {job.identity for job in jobs}
         for task in self if left_out else ():
-            before = len(task.jobs)
-            task.jobs = tuple(job for job in task.jobs if job.identity not in left_out)
-            self.job_count -= before - len(task.jobs)
-            if not task.jobs:
-                del self._tasks[task.ticket]
+            left = tuple(job for job in task.jobs if job.identity not in left_out)
+            if not left:
+                self.pop(task.ticket)
+            else:
+                self.job_counts[task.table] -= len(task.jobs) - len(left)
+                task.jobs = left

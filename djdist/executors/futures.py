@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from djdist._executor import Executor, default_slots
 from djdist._job import Breakage, BreakageKind, Completion, Job, Report, TaskFunction
-from djdist._task_pool import TaskPool, window
+from djdist._needs import Needs, Node
+from djdist._task_pool import TaskPool
 from djdist.errors import ClusterError
 from djdist.shipping.pickled_task import Sendable, sent
 
@@ -48,21 +49,19 @@ class _OnFutures(TaskPool):
 
     def __init__(self, pool: cf.Executor, slots: int, tasks: Mapping[str, TaskFunction]) -> None:
         self._pool = pool
-        self._slots = slots
+        self._nodes = [Node({"cpus": slots}, slots=slots)]
+        self._most_vain = slots + max(1, slots // 4)
         self._tasks = {table: (sent(work), work) for table, work in tasks.items()}
         self._running: dict[cf.Future[Report | None], tuple[int, str, tuple[Job, ...]]] = {}
         self._submitted = 0
         self._spared = 0
 
-    def slots(self) -> int:
-        return self._slots
+    def nodes(self) -> Sequence[Node]:
+        return self._nodes
 
-    def free_slots(self) -> int:
-        return window(self._slots) - len(self._running)
-
-    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         self._submitted += 1
-        keeps_work = self._spared >= -window(self._slots)  # else a new process has each task
+        keeps_work = self._spared >= -self._most_vain  # else a new process has each task
         self._send(self._tasks[table][0 if keeps_work else 1], self._submitted, table, tuple(jobs))
         return self._submitted
 

@@ -14,7 +14,8 @@ import loky
 
 from djdist._executor import Executor, default_slots
 from djdist._job import Breakage, Completion, Ending, Job, Outcome, Report, TaskFunction
-from djdist._task_pool import TaskPool, window
+from djdist._needs import Needs, Node
+from djdist._task_pool import TaskPool
 from djdist.errors import OptionError
 from djdist.executors.futures import completion_of
 from djdist.shipping.pickled_task import Sendable, sent
@@ -75,19 +76,18 @@ class _InCaller(TaskPool):
     """Makes one task at a time, when it is waited for."""
 
     runs_in_caller = True
+    waits_for_room = False
 
     def __init__(self, tasks: Mapping[str, TaskFunction]) -> None:
+        self._nodes = [Node({"cpus": 1}, slots=1)]
         self._tasks = tasks
         self._submitted = 0
         self._waiting: dict[int, tuple[TaskFunction, tuple[Job, ...]]] = {}
 
-    def slots(self) -> int:
-        return 1
+    def nodes(self) -> Sequence[Node]:
+        return self._nodes
 
-    def free_slots(self) -> int:
-        return 1 - len(self._waiting)
-
-    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         self._submitted += 1
         self._waiting[self._submitted] = self._tasks[table], tuple(jobs)
         return self._submitted
@@ -126,19 +126,17 @@ class _InProcesses(TaskPool):
         self, processes: int, idle: list[loky.ProcessPoolExecutor], tasks: Mapping[str, TaskFunction]
     ) -> None:
         self._slots = processes
+        self._nodes = [Node({"cpus": processes}, slots=processes)]
         self._idle = idle
         self._tasks = {table: (sent(work), work) for table, work in tasks.items()}
         self._waiting: dict[int, tuple[str, tuple[Job, ...]]] = {}
         self._running: dict[cf.Future[Report | None], _Running] = {}
         self._submitted = 0
 
-    def slots(self) -> int:
-        return self._slots
+    def nodes(self) -> Sequence[Node]:
+        return self._nodes
 
-    def free_slots(self) -> int:
-        return window(self._slots) - len(self._waiting) - len(self._running)
-
-    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         self._submitted += 1
         self._waiting[self._submitted] = table, tuple(jobs)
         self._fill()

@@ -145,7 +145,7 @@ def result_of(summary: Summary, info: RunInfo) -> dict[str, Any]:
     if summary.errors and not info.suppress_errors:
         raise exception_of(summary.errors[0][1])
     errors = [
-        (key, exception_of(failure) if info.return_exception_objects else failure.message)
-        for key, failure in summary.errors
+        (job.key, exception_of(failure) if info.return_exception_objects else failure.message)
+        for job, failure in summary.errors
     ]
     return {"success_count": summary.success_count, "error_list": errors}

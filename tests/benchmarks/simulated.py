@@ -25,7 +25,8 @@ from typing import Any
 
 from benchmarks.many_keys import add_numbers
 from djdist._job import GROUP_SECONDS, Breakage, BreakageKind, Completion, Ending, Job, Key, Outcome, Report
-from djdist._task_pool import TaskPool, window
+from djdist._needs import Needs, Node
+from djdist._task_pool import TaskPool
 from djdist.database.dbapi import ConnectionSettings
 from djdist.database.job_statements import JobStatements, Statement, key_name
 from djdist.job_stores.jobs_table.refreshing import Refreshing
@@ -88,6 +89,7 @@ class SimulatedPool(TaskPool):
     def __init__(self, cluster: Cluster, statements: JobStatements, settings: ConnectionSettings) -> None:
         self.waited_seconds = 0.0
         self._places = cluster.places
+        self._nodes: list[Node] = []
         self._in_flight: dict[int, tuple[Job, ...]] = {}
         self._trials: list[int] = []
         self._unsent: list[tuple[int, list[Key]]] = []
@@ -98,13 +100,12 @@ class SimulatedPool(TaskPool):
         )
         self._process.start()
 
-    def slots(self) -> int:
-        return self._places
+    def nodes(self) -> Sequence[Node]:
+        if len(self._nodes) * NODE_PLACES != self._places:
+            self._nodes = [Node({"cpus": NODE_PLACES})] * (self._places // NODE_PLACES)
+        return self._nodes
 
-    def free_slots(self) -> int:
-        return window(self._places) - len(self._in_flight)
-
-    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         self._submitted += 1
         if jobs:
             self._in_flight[self._submitted] = tuple(jobs)
@@ -154,19 +155,19 @@ class SimulatedPool(TaskPool):
 class EagerPool(TaskPool):
     """Ends a tenth of its tasks whenever it is asked: it shows what a driver can do at most."""
 
+    waits_for_room = False
+
     def __init__(self, places: int) -> None:
         self.began_at = self.ended_at = 0.0
         self._places = places
+        self._nodes = [Node({"cpus": places})]
         self._in_flight: dict[int, tuple[Job, ...]] = {}
         self._submitted = 0
 
-    def slots(self) -> int:
-        return self._places
+    def nodes(self) -> Sequence[Node]:
+        return self._nodes
 
-    def free_slots(self) -> int:
-        return self._places - len(self._in_flight)
-
-    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         if jobs:
             self.began_at = self.began_at or time.monotonic()
         self._submitted += 1

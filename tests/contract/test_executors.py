@@ -21,7 +21,9 @@ import pytest
 
 from djdist._executor import Executor
 from djdist._job import BreakageKind, Completion, Job, Policy, Recipe, Report, RunInfo, Status, Summary
+from djdist._needs import ONE_CPU, Needs
 from djdist._task_pool import TaskPool
+from djdist.driver.room import Room
 from djdist.errors import ClusterError, OptionError
 from djdist.executors.futures import FuturesExecutor
 from djdist.executors.local import LocalExecutor
@@ -169,8 +171,13 @@ def fragile(fresh: Executor) -> Iterator[TaskPool]:
         yield pool
 
 
-def submit(pool: TaskPool, *jobs: Job) -> int:
-    return pool.submit("Table", jobs)
+def submit(pool: TaskPool, *jobs: Job, needs: Needs = ONE_CPU) -> int:
+    return pool.submit("Table", jobs, needs)
+
+
+def free(executor: Executor) -> int:
+    """Return how many tasks a driver submits at first to a new pool."""
+    return Room(opened(executor)).free(executor.needs)
 
 
 def wait_for(pool: TaskPool, count: int) -> list[Completion]:
@@ -191,13 +198,15 @@ def wait_for_beginning(pool: TaskPool, folder: Path) -> None:
 def run_all(pool: TaskPool, jobs: Sequence[Job]) -> dict[int, tuple[Job, Completion]]:
     """Run the jobs one a task, never more at once than there are slots; give them by ticket."""
     left, tickets, ended = list(jobs), dict[int, Job](), dict[int, tuple[Job, Completion]]()
-    deadline = time.monotonic() + SECONDS
+    room, deadline = Room(pool), time.monotonic() + SECONDS
     while len(ended) < len(jobs) and time.monotonic() < deadline:
-        while left and pool.free_slots() > 0:
+        while left and room.free(ONE_CPU) > 0:
             job = left.pop(0)
-            tickets[submit(pool, job)] = job
+            tickets[ticket := submit(pool, job)] = job
+            room.take(ticket, ONE_CPU, "Table")
         for completion in pool.wait(1):
             assert completion.ticket not in ended
+            room.leave(completion.ticket)
             ended[completion.ticket] = tickets[completion.ticket], completion
     assert len(ended) == len(jobs)
     return ended
@@ -225,13 +234,10 @@ class TestEveryExecutor:
         ticket = submit(pool)
         assert wait_for(pool, 1) == [Completion(ticket, Report())]
 
-    def test_there_is_a_slot_for_a_task_and_it_comes_back(self, pool: TaskPool, tmp_path: Path) -> None:
-        free = pool.free_slots()
-        assert free >= 1
-        submit(pool, work.job(tmp_path, 0))
-        assert pool.free_slots() == free - 1
-        wait_for(pool, 1)
-        assert pool.free_slots() == free
+    def test_it_has_nodes_which_stay_the_same_object_while_nothing_changes(self, pool: TaskPool) -> None:
+        nodes = pool.nodes()
+        assert nodes
+        assert pool.nodes() is nodes
 
     def test_waiting_for_nothing_gives_nothing(self, pool: TaskPool) -> None:
         assert pool.wait(0.01) == []
@@ -256,7 +262,7 @@ class TestElsewhere:
         assert [completion.ticket for completion in wait_for(pool, 1)] == [ticket]
 
     def test_a_task_that_ends_does_not_wait_for_the_others(self, pool: TaskPool, tmp_path: Path) -> None:
-        if pool.free_slots() < 3:  # one slot and one in reserve
+        if Room(pool).free(ONE_CPU) < 3:  # one slot and one in reserve
             quick = submit(pool, work.job(tmp_path, 1))
             slow = submit(pool, work.job(tmp_path, 0, "wait"))
         else:
@@ -449,7 +455,7 @@ class TestPoisonousKey:
             Recipe("Table"),
         )
         summary = driver.run(going_on)
-        assert [key["n"] for key, _ in summary.errors] == [1]
+        assert [job.key["n"] for job, _ in summary.errors] == [1]
         assert summary.success_count == 4
 
 
@@ -546,10 +552,10 @@ class TestDriving:
 class Refusing(ScriptedPool):
     """Breaks after its first task."""
 
-    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         if self.running:
             raise ClusterError("the pool is broken")
-        return super().submit(table, jobs)
+        return super().submit(table, jobs, needs)
 
 
 class TestWhatIsGiven:
@@ -565,10 +571,10 @@ class TestWhatIsGiven:
 
     def test_slots_are_the_pools_or_the_given_ones(self) -> None:
         with cf.ThreadPoolExecutor(4) as pool:
-            assert opened(FuturesExecutor(pool)).free_slots() == 5
-            assert opened(FuturesExecutor(pool, slots=8)).free_slots() == 10
+            assert free(FuturesExecutor(pool)) == 5
+            assert free(FuturesExecutor(pool, slots=8)) == 10
             with pytest.warns(FutureWarning, match="slots="):
-                assert opened(FuturesExecutor(pool, places=8)).free_slots() == 10
+                assert free(FuturesExecutor(pool, places=8)) == 10
 
     @pytest.fixture
     def broken(self, modules_folder: Path, tmp_path: Path) -> Iterator[TaskPool]:
@@ -618,9 +624,10 @@ class TestWhatIsGiven:
     def test_dask_resources_are_asked_for(self, dask_client: Any, tmp_path: Path) -> None:
         from djdist.executors.dask import DaskExecutor
 
-        with started(DaskExecutor(dask_client, resources={"no worker has it": 1})) as pool:
-            assert (pool.slots(), pool.free_slots()) == (0, 1)  # demand that an autoscaler sees
-            submit(pool, work.job(tmp_path, 0))
+        executor = DaskExecutor(dask_client, resources={"no worker has it": 1})
+        with started(executor) as pool:
+            assert free(executor) == 1  # demand that an autoscaler sees
+            submit(pool, work.job(tmp_path, 0), needs=executor.needs)
             assert pool.wait(0.5) == []
         assert work.begun(tmp_path) == []
 
@@ -635,10 +642,8 @@ class TestWhatIsGiven:
     def test_ray_counts_the_slots_that_a_key_needs(self, ray_cluster: Any) -> None:
         from djdist.executors.ray import RayExecutor
 
-        with started(RayExecutor(num_cpus=2)) as two, started(RayExecutor(num_cpus=0.5)) as half:
-            assert (two.free_slots(), half.free_slots()) == (2, 5)
-        with started(RayExecutor(resources={"camera": 1})) as none:
-            assert none.free_slots() == 1  # demand that an autoscaler sees
+        assert (free(RayExecutor(num_cpus=2)), free(RayExecutor(num_cpus=0.5))) == (2, 5)
+        assert free(RayExecutor(resources={"camera": 1})) == 1  # demand that an autoscaler sees
 
     @pytest.mark.parametrize(
         ("needs", "slots"),

@@ -9,6 +9,7 @@ from djdist._job import (
     Breakage,
     BreakageKind,
     Completion,
+    Counts,
     Ending,
     Failure,
     Job,
@@ -16,9 +17,9 @@ from djdist._job import (
     Policy,
     Recipe,
     Report,
-    Status,
 )
 from djdist._job_store import JobStore
+from djdist._needs import Needs, Node
 from djdist._task_pool import TaskPool, task_name
 from djdist.driver import Driver, RunContext
 
@@ -56,8 +57,11 @@ class ScriptedPool(TaskPool):
     ``answer`` says what to do with a task while it is waited for: give its completion or keep it running.
     """
 
+    waits_for_room = False
+
     def __init__(self, slots: int, answer: Callable[[int, Job], Completion | None] | None = None) -> None:
         self.size = slots
+        self._nodes: list[Node] = []
         self.answer = answer or (lambda ticket, job: made(ticket, job))
         self.running: dict[int, Job] = {}
         self.begun: list[Job] = []
@@ -69,20 +73,19 @@ class ScriptedPool(TaskPool):
         self.killed: list[Job] = []
         self.closed = False
         self.has_dashboard = False
-        self.shown: list[tuple[str, Status, tuple[float, ...]]] = []
+        self.shown: list[tuple[str, Counts, tuple[float, ...]]] = []
         self._trials: list[int] = []
         self._submitted = 0
 
-    def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
-        self.shown.append((table, status, tuple(make_seconds)))
+    def show(self, table: str, counts: Counts, make_seconds: Sequence[float]) -> None:
+        self.shown.append((table, counts, tuple(make_seconds)))
 
-    def slots(self) -> int:
-        return self.size
+    def nodes(self) -> Sequence[Node]:
+        if self.size != len(self._nodes):
+            self._nodes = [Node({"cpus": 1}, slots=1)] * self.size
+        return self._nodes
 
-    def free_slots(self) -> int:
-        return self.size - len(self.running)
-
-    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         self._submitted += 1
         self.names.append(task_name(table, jobs))
         if jobs:

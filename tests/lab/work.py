@@ -15,6 +15,7 @@ from typing import Any
 
 from djdist._executor import Executor
 from djdist._job import Ending, Job, Outcome, Report, RunInfo, Status, Summary, TaskFunction, Watch
+from djdist.driver.room import Room
 from djdist.errors import OptionError
 from djdist.shipping.pickled_task import LARGE_BYTES, PickledTask
 
@@ -86,11 +87,14 @@ def run_tasks(
     """Run tasks, twenty by default, from where the driver is and count those that were made."""
     with executor.open({"Table": work or _made_at_once}) as pool:
         left, running, made = list(jobs or [Job("Table", {"n": n}) for n in range(20)]), set[int](), 0
+        room, needs = Room(pool), executor.needs
         while left or running:
-            while left and pool.free_slots() > 0:
-                running.add(pool.submit("Table", (left.pop(),)))
+            while left and room.free(needs) > 0:
+                running.add(ticket := pool.submit("Table", (left.pop(),), needs))
+                room.take(ticket, needs, "Table")
             for completion in pool.wait(0.5):
                 running.remove(completion.ticket)
+                room.leave(completion.ticket)
                 made += len(completion.report.outcomes) if completion.report else 0
             watch(Status(made=made))
         return Summary(success_count=made)

@@ -13,6 +13,7 @@ import pytest
 import djdist
 from djdist._job import (
     Completion,
+    Counts,
     Ending,
     Failure,
     Handover,
@@ -51,6 +52,13 @@ def paced(store: JobStore, pool: TaskPool, policy: Policy) -> Driver:
     """Give a driver whose pauses take no time."""
     clock = Clock()
     return driver_of(store, pool, policy, clock=clock, sleep=clock.sleep)
+
+
+def lost_status(
+    made: int, failed: int = 0, handover: Handover | None = None, *, begun: bool = False
+) -> Status:
+    """Return where a driver of one table had got to that was lost."""
+    return Status.of({"Square": Counts(made, failed)}, handover or Handover(), begun=begun)
 
 
 class CountingStore(MemoryStore):
@@ -160,7 +168,7 @@ def test_errors_are_recorded_and_the_rest_goes_on_when_suppressed() -> None:
     pool = ScriptedPool(slots=2, answer=lambda t, job: failed(t, job) if job.key["n"] % 2 else made(t, job))
     summary = driver_of(store, pool, Policy(suppress_errors=True)).run(going_on)
     assert summary.success_count == 5
-    assert [key["n"] for key, _ in summary.errors] == [1, 3, 5, 7, 9]
+    assert [job.key["n"] for job, _ in summary.errors] == [1, 3, 5, 7, 9]
     assert [job.key["n"] for job, _ in store.failures] == [1, 3, 5, 7, 9]
 
 
@@ -177,7 +185,7 @@ def test_the_first_error_stops_reserving_and_gives_back_what_has_not_begun() -> 
     while driver.step():
         pass
     assert driver.summary().success_count == 2
-    assert [key["n"] for key, _ in driver.summary().errors] == [0]
+    assert [job.key["n"] for job, _ in driver.summary().errors] == [0]
     assert store.pending() == 7
 
 
@@ -195,8 +203,8 @@ def test_a_key_that_always_loses_its_worker_becomes_an_error_and_the_rest_is_mad
     store = CountingStore(5)
     summary = driver_of(store, pool, Policy(suppress_errors=True, max_worker_losses=3)).run(going_on)
     assert summary.success_count == 4
-    ((key, failure),) = summary.errors
-    assert key == {"n": 1}
+    ((job, failure),) = summary.errors
+    assert job.key == {"n": 1}
     assert failure.message == "lost 3 times, last: WorkerCrashedError: out of memory"
     assert sum(job.key["n"] == 1 for job in pool.begun) == 3
     assert sum("was lost" in record.message for record in caplog.records) == 3
@@ -289,7 +297,7 @@ def test_an_error_of_a_job_that_is_somebody_elses_now_is_none_of_this_run() -> N
     store.taken_over = {0}
     driver = driver_of(store, ScriptedPool(slots=1, answer=failed), Policy(suppress_errors=True))
     summary = driver.run(going_on)
-    assert [key["n"] for key, _ in summary.errors] == [1, 2]
+    assert [job.key["n"] for job, _ in summary.errors] == [1, 2]
     assert driver.status().failed == 2
 
 
@@ -400,7 +408,7 @@ def test_a_key_that_fails_once_too_often_is_an_error() -> None:
     pool = ScriptedPool(slots=1, answer=failed)
     policy, recipe = Policy(suppress_errors=True), Recipe("Square", retries=2)
     summary = driver_of(store, pool, policy, recipe, clock=clock, sleep=waking(clock)).run(going_on)
-    assert [key["n"] for key, _ in summary.errors] == [0]
+    assert [job.key["n"] for job, _ in summary.errors] == [0]
     assert len(pool.begun) == 3
 
 
@@ -428,8 +436,8 @@ def test_a_make_that_takes_too_long_is_ended_and_becomes_an_error() -> None:
     policy = Policy(suppress_errors=True)
     summary = driver_of(store, pool, policy, TEN_SECONDS, clock=clock).run(going_on)
     assert summary.success_count == 3
-    ((key, failure),) = summary.errors
-    assert (key, failure.message) == ({"n": 1}, "TimeoutError: timed out after 10 seconds")
+    ((job, failure),) = summary.errors
+    assert (job.key, failure.message) == ({"n": 1}, "TimeoutError: timed out after 10 seconds")
     assert [job.key["n"] for job in pool.killed] == [1]
     assert 10 <= clock.seconds <= 14
 
@@ -460,7 +468,7 @@ def test_tasks_that_take_too_long_are_all_recorded_before_the_first_is_ended() -
     summary = driver_of(store, SlowToKill(2, answer, kill_slowly), policy, TEN_SECONDS, clock=clock).run(
         going_on
     )
-    assert [key["n"] for key, _ in summary.errors] == [0, 1]
+    assert [job.key["n"] for job, _ in summary.errors] == [0, 1]
 
 
 def test_what_is_made_while_another_task_is_ended_is_counted() -> None:
@@ -488,7 +496,7 @@ def test_what_is_made_while_another_task_is_ended_is_counted() -> None:
     summary = driver_of(store, SlowToKill(2, answer, make_the_other), policy, TEN_SECONDS, clock=clock).run(
         going_on
     )
-    assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (1, [0])
+    assert (summary.success_count, [job.key["n"] for job, _ in summary.errors]) == (1, [0])
 
 
 def test_a_worker_that_ended_itself_because_of_the_timeout_is_an_error_and_no_loss() -> None:
@@ -599,19 +607,19 @@ class TestSuccessor:
 
     def test_it_counts_on_and_keeps_to_max_calls(self) -> None:
         store = CountingStore(10)
-        summary, reported = self.drive(store, Policy(max_calls=6, suppress_errors=True), Status(3, 1))
+        summary, reported = self.drive(store, Policy(max_calls=6, suppress_errors=True), lost_status(3, 1))
         assert (summary.success_count, store.pending()) == (5, 8)
         assert (reported[0].made, reported[0].failed) == (3, 1)
 
     def test_it_stays_stopped(self) -> None:
         store = CountingStore(3)
-        summary, _ = self.drive(store, Policy(), Status(1, handover=Handover(stopping=True)))
+        summary, _ = self.drive(store, Policy(), lost_status(1, handover=Handover(stopping=True)))
         assert (summary.success_count, store.pending()) == (1, 3)
 
     def test_it_keeps_the_error_that_ended_the_run(self) -> None:
-        error = ({"n": 7}, Failure("ValueError: no"))
+        error = (Job("Square", {"n": 7}), Failure("ValueError: no"))
         inherited = Handover(stopping=True, errors=(error,))
-        summary, _ = self.drive(CountingStore(3), Policy(), Status(1, 1, handover=inherited))
+        summary, _ = self.drive(CountingStore(3), Policy(), lost_status(1, 1, handover=inherited))
         assert summary == Summary(1, (error,), failed=1)
 
     def test_what_ran_in_the_process_of_the_lost_driver_has_lost_a_worker(self) -> None:
@@ -620,8 +628,8 @@ class TestSuccessor:
         losses = ((Job("Square", {"n": 0}).identity, 2),)
         lost_driver = Status(handover=Handover("node", 7, losses=losses))
         summary, reported = self.drive(store, Policy(max_worker_losses=3, suppress_errors=True), lost_driver)
-        ((key, failure),) = summary.errors
-        assert (summary.success_count, key) == (2, {"n": 0})
+        ((job, failure),) = summary.errors
+        assert (summary.success_count, job.key) == (2, {"n": 0})
         assert "lost 3 times" in failure.message
         assert reported[0].failed == 1
 
@@ -642,9 +650,9 @@ class TestSuccessor:
                 return super().begun_by(host, pid)
 
         losses = ((Job("Square", {"n": 0}).identity, 2),)
-        error = ({"n": 7}, Failure("ValueError: no"))
+        error = (Job("Square", {"n": 7}), Failure("ValueError: no"))
         inherited = Handover("node", 7, stopping=True, losses=losses, errors=(error,))
-        lost_driver = Status(300, 2, handover=inherited, begun=True)
+        lost_driver = lost_status(300, 2, handover=inherited, begun=True)
         _, reported = self.drive(Asking(3), Policy(), lost_driver)
         for status in reported:
             assert (status.made, status.failed, status.begun) == (300, 2, True)
@@ -804,11 +812,9 @@ def test_status_counts_what_is_left_only_if_the_policy_asks() -> None:
 
 
 def test_what_waits_on_the_cluster_is_not_told_as_running() -> None:
-    class Busy(ScriptedPool):
-        def free_slots(self) -> int:
-            return 3 - len(self.running)
-
-    driver = driver_of(MemoryStore("Square", keys(10)), Busy(slots=2, answer=lambda t, job: None), Policy())
+    pool = ScriptedPool(slots=2, answer=lambda t, job: None)
+    pool.waits_for_room = True
+    driver = driver_of(MemoryStore("Square", keys(10)), pool, Policy())
     driver.step()
     assert (driver.status().running, driver.status().queued) == (2, 1)
     assert driver.status().counts == "0 made, 0 failed, 2 running, 1 queued, 0 pending"

@@ -18,6 +18,7 @@ from djdist._job import (
     Report,
     Status,
 )
+from djdist._needs import Needs
 from djdist._task_pool import task_name
 from djdist.driver import Driver
 from djdist.driver.backlog import LOOK_AHEAD, LOOK_SECONDS, Backlog
@@ -85,11 +86,6 @@ class TestSplit:
     def test_what_is_scarce_is_spread_over_the_slots(self) -> None:
         assert sizes(grown(0.001, 8), 10, slots=4) == [3, 3, 3, 1]
         assert sizes(grown(0.001, 8), 3, slots=4) == [1, 1, 1]
-
-    def test_no_group_mixes_tables(self) -> None:
-        mixed = [Job(table, {"n": n}) for n in range(3) for table in ("Root", "Square")]
-        groups = [[job.table for job in group] for group in grown(0.001, 8).split(mixed, 8, 1)]
-        assert groups == [["Root"] * 3, ["Square"] * 3]
 
     def test_suspects_go_alone_once(self) -> None:
         grouping = grown(0.001, 8)
@@ -177,12 +173,9 @@ class Groups(ScriptedPool):
         self.submitted: list[list[int]] = []
         self.answer_group = answer_group
 
-    def free_slots(self) -> int:
-        return self.size - len(self.groups)
-
-    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         if not jobs:
-            return super().submit(table, jobs)
+            return super().submit(table, jobs, needs)
         self._submitted += 1
         self.names.append(task_name(table, jobs))
         self.groups[self._submitted] = jobs
@@ -296,8 +289,8 @@ class TestDriver:
 
         pool = Groups(1, answer)
         summary = timed(store, pool, Policy(suppress_errors=True), Clock()).run(going_on)
-        ((key, failure),) = summary.errors
-        assert (summary.success_count, key) == (59, {"n": 40})
+        ((job, failure),) = summary.errors
+        assert (summary.success_count, job.key) == (59, {"n": 40})
         assert failure.message.startswith("lost 3 times")
 
     def test_where_nobody_knows_which_key_it_was_they_go_alone(self) -> None:
@@ -307,7 +300,7 @@ class TestDriver:
         store = MemoryStore("Square", ({"n": n} for n in range(60)))
         pool = Groups(1, answer)
         summary = timed(store, pool, Policy(suppress_errors=True), Clock()).run(going_on)
-        assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (59, [40])
+        assert (summary.success_count, [job.key["n"] for job, _ in summary.errors]) == (59, [40])
 
     def test_what_a_worker_leaves_is_made_by_another_task(self) -> None:
         def answer(ticket: int, jobs: Sequence[Job]) -> Completion:
@@ -365,7 +358,7 @@ class TestDriver:
 
         policy, recipe = Policy(suppress_errors=True), Recipe("Square", timeout_seconds=3)
         summary = timed(store, Groups(1, answer), policy, clock, recipe).run(going_on)
-        assert (summary.success_count, [key["n"] for key, _ in summary.errors]) == (29, [10])
+        assert (summary.success_count, [job.key["n"] for job, _ in summary.errors]) == (29, [10])
 
     def test_the_store_is_asked_at_most_once_per_round_which_jobs_run(self) -> None:
         class Counting(SeeingStore):
@@ -401,4 +394,4 @@ class TestDriver:
             going_on
         )
         assert summary.success_count == 90
-        assert sorted(key["n"] for key, _ in summary.errors) == list(range(9, 100, 10))
+        assert sorted(job.key["n"] for job, _ in summary.errors) == list(range(9, 100, 10))

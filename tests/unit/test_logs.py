@@ -138,7 +138,7 @@ def test_the_dashboard_is_told_once_a_second_and_at_the_end() -> None:
     timed(pool, 10, clock).run(going_on)
     tables, statuses, seconds = zip(*pool.shown, strict=True)
     assert set(tables) == {"Square"}
-    assert [str(status) for status in statuses] == [
+    assert [counts.counts for counts in statuses] == [
         "0 made, 0 failed, 0 running, 10 pending",
         "4 made, 0 failed, 0 running, 6 pending",
         "8 made, 0 failed, 0 running, 2 pending",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import djdist
-from djdist._job import Failure, RunInfo, Status, Summary
+from djdist._job import Failure, Job, RunInfo, Status, Summary
 
 NOW = datetime.now(timezone.utc)
 INFO = RunInfo("1a2b", "Square", "lab", "ada", "laptop", 7, NOW, detached=True, suppress_errors=True)
@@ -28,7 +28,7 @@ def test_who_waits_no_time_for_a_run_that_is_over_gets_its_result() -> None:
 
 
 def test_a_handle_knows_how_many_failed_beyond_those_listed() -> None:
-    run = run_with(Summary(3, errors=(({"n": 1}, Failure("bad")),), failed=2000), Status())
+    run = run_with(Summary(3, errors=((Job("Square", {"n": 1}), Failure("bad")),), failed=2000), Status())
     assert run.failed is None
     assert run.wait() == {"success_count": 3, "error_list": [({"n": 1}, "bad")]}
     assert run.failed == 2000

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 import djdist
+from djdist._needs import bytes_of
 from djdist.cli.app import (
     ERRORS_LEFT,
     TABLE,
@@ -23,7 +24,7 @@ from djdist.cli.app import (
     say,
     shows_bar,
 )
-from djdist.cli.clusters import bytes_of, executor_of, flags_of, resources_of
+from djdist.cli.clusters import executor_of, flags_of, resources_of
 
 
 @app.command(

@@ -11,6 +11,7 @@ import distributed
 
 from djdist._executor import ActorCall, Executor, Loop
 from djdist._job import RunInfo, Status, Summary, TaskFunction, Watch
+from djdist._needs import Needs
 from djdist._settings import config
 from djdist._task_pool import TaskPool
 from djdist.driver.following import follow, supervise
@@ -50,6 +51,7 @@ class DaskExecutor(Executor):
         **dask_options: Any,
     ) -> None:
         self._options = dask_options | ({"resources": resources} if resources else {})
+        self.needs = Needs(custom=resources or {})
         self._connection = Connection(cluster)
 
     def __repr__(self) -> str:

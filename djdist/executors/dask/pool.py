@@ -8,8 +8,9 @@ from uuid import uuid4
 
 import distributed
 
-from djdist._job import Breakage, BreakageKind, Completion, Job, Report, Status, TaskFunction
-from djdist._task_pool import TaskPool, what_is_made, window
+from djdist._job import Breakage, BreakageKind, Completion, Counts, Job, Report, TaskFunction
+from djdist._needs import Needs, Node
+from djdist._task_pool import TaskPool, what_is_made
 from djdist.executors.dask.offers import fetch, offered
 from djdist.executors.dask.worker_side import with_plugin
 from djdist.executors.dask.workers import Workers
@@ -20,12 +21,12 @@ KINDS: dict[type[BaseException], BreakageKind] = {
     distributed.scheduler.NoValidWorkerError: BreakageKind.REFUSED,
 }
 """Why a worker died Dask doesn't tell."""
-counts: dict[str, str] = {}
+shown: dict[tuple[str, str], str] = {}
 
 
 def counts_here(worker: distributed.Worker) -> str:
     """Return how the runs stand whose drivers are in this process."""
-    return "; ".join(list(counts.values()))
+    return "; ".join(list(shown.values()))
 
 
 class Pool(TaskPool):
@@ -61,16 +62,13 @@ class Pool(TaskPool):
         self._offered.append(work)
         return fetched(work, partial(fetch, self._own_worker, work.name))
 
-    def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
-        counts[self._run] = f"{table}: {status}"
+    def show(self, table: str, counts: Counts, make_seconds: Sequence[float]) -> None:
+        shown[self._run, table] = f"{table}: {counts.counts}"
 
-    def slots(self) -> int:
-        return self._workers.slots()
+    def nodes(self) -> Sequence[Node]:
+        return self._workers.nodes()
 
-    def free_slots(self) -> int:
-        return window(self.slots()) - len(self._tickets)
-
-    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         self._submitted += 1
         key = (table, what_is_made(jobs), f"{self._run}-{self._driver}-{self._submitted}")
         options = self._options if "workers" in self._options else self._workers.aim() | self._options
@@ -102,7 +100,9 @@ class Pool(TaskPool):
 
     def close(self) -> None:
         """End what runs, but for what shares a worker with the driver, which the caller ends."""
-        counts.pop(self._run, None)
+        for run, table in list(shown):
+            if run == self._run:
+                del shown[run, table]
         if self._tickets:
             workers = self._workers.running(partial(belongs_to, self._run))
             beside = workers.pop(self._own_worker, set())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import distributed
 
 from djdist._job import Status, Watch
+from djdist._needs import Node
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Workers:
         among = () if options.get("allow_other_workers") else options.get("workers") or ()
         self._among = [among] if isinstance(among, str) else list(among)
         self._able: set[str] = set()
+        self._nodes: list[Node] = []
         self._counted_at = float("-inf")
         self._absent_since: float | None = None
         self._explained = False
@@ -84,6 +86,13 @@ class Workers:
             able = self.client.run_on_scheduler(_workers_with, self._needs, self._among)
             self._able, self._counted_at = set(able), now
         return len(self._fit())
+
+    def nodes(self) -> list[Node]:
+        """Return the workers that may make keys, each of which makes one at a time."""
+        count = self.slots()
+        if count != len(self._nodes):
+            self._nodes = [Node({"cpus": 1, **self._needs}, slots=1) for _ in range(count)]
+        return self._nodes
 
     def explaining(self, watch: Watch) -> Watch:
         """Tell the user, while a run is watched, why none of its tasks begins."""

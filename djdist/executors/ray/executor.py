@@ -9,6 +9,7 @@ import ray
 
 from djdist._executor import ActorCall, Executor, Loop
 from djdist._job import RunInfo, Status, Summary, TaskFunction, Watch
+from djdist._needs import Needs
 from djdist._settings import config
 from djdist._task_pool import TaskPool
 from djdist.driver.following import follow, supervise
@@ -60,6 +61,7 @@ class RayExecutor(Executor):
         needs = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory or 0} | (resources or {})
         options = {k: v for k, v in given.items() if v is not None} | ray_options | of_tasks
         self._keys = KeyOptions(needs, options, warm=num_gpus > 0 and "max_calls" not in ray_options)
+        self.needs = Needs(num_cpus, num_gpus, None if memory is None else int(memory), resources or {})
         self._actors = ClusterActors(of_tasks)
         self._connection = Connection(address, sent_along)
         self._caller = Caller()

@@ -5,7 +5,7 @@ from functools import cache
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from djdist._job import Status
+from djdist._job import Counts
 
 BUCKET_SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]
 
@@ -22,7 +22,7 @@ class _Metrics:
         seconds = "How long a task took for a key"
         self._seconds = Histogram("djdist_make_seconds", seconds, boundaries=BUCKET_SECONDS, **by_table)
 
-    def record(self, table: str, before: Status, now: Status, make_seconds: Sequence[float]) -> None:
+    def record(self, table: str, before: Counts, now: Counts, make_seconds: Sequence[float]) -> None:
         tags = {"table": table}
         if now.made > before.made:
             self._finished.inc(now.made - before.made, tags)

@@ -9,12 +9,13 @@ from typing import Any
 import ray
 
 from djdist._executor import Executor
-from djdist._job import Completion, Job, Status, TaskFunction
-from djdist._task_pool import TaskPool, task_name, window
+from djdist._job import Completion, Counts, Job, TaskFunction
+from djdist._needs import Needs, Node
+from djdist._task_pool import TaskPool, task_name
 from djdist.executors.ray.connection import gcs_address
 from djdist.executors.ray.metrics import metrics
 from djdist.executors.ray.modules import Caller, FindingModules
-from djdist.executors.ray.slots import Slots
+from djdist.executors.ray.slots import Nodes
 from djdist.executors.ray.workers import KeyOptions, Tasks, WarmWorkers
 from djdist.shipping.pickled_task import fetched
 
@@ -41,7 +42,7 @@ class OnDriver(Executor):
         if self.keys.warm:
             logger.info("Each GPU slot keeps its process, and what that has loaded, until the run ends")
         workers = WarmWorkers if self.keys.warm else Tasks
-        return Pool(workers(self.keys, sent), self.keys.needs, self.imports)
+        return Pool(workers(self.keys, sent), self.imports)
 
     def _sent(self, work: TaskFunction) -> TaskFunction:
         fetch: Callable[[], Any] = partial(ray.get, ray.put(work))
@@ -56,22 +57,18 @@ class Pool(TaskPool):
     def __init__(
         self,
         workers: Tasks | WarmWorkers,
-        needs: dict[str, float],
         imports: "list[ray.ObjectRef[None]]",
     ) -> None:
         self._workers = workers
-        self._slots = Slots(needs)
+        self._nodes = Nodes()
         self._imports = imports
         self._submitted = 0
-        self._shown: dict[str, Status] = {}
+        self._shown: dict[str, Counts] = {}
 
-    def slots(self) -> int:
-        return self._slots.count()
+    def nodes(self) -> Sequence[Node]:
+        return self._nodes.seen()
 
-    def free_slots(self) -> int:
-        return window(self.slots()) - len(self._workers)
-
-    def submit(self, table: str, jobs: Sequence[Job]) -> int:
+    def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         self._submitted += 1
         name = task_name(table, jobs) if self._submitted <= NAMED_TASKS else table
         if self._imports:
@@ -93,11 +90,11 @@ class Pool(TaskPool):
     def kill(self, ticket: int) -> None:
         self._workers.kill(ticket)
 
-    def show(self, table: str, status: Status, make_seconds: Sequence[float]) -> None:
-        metrics().record(table, self._shown.get(table, status), status, make_seconds)
-        self._shown[table] = status
+    def show(self, table: str, counts: Counts, make_seconds: Sequence[float]) -> None:
+        metrics().record(table, self._shown.get(table, counts), counts, make_seconds)
+        self._shown[table] = counts
 
     def close(self) -> None:
         self._workers.close()
-        for table, status in self._shown.items():
-            self.show(table, replace(status, running=0, queued=0, pending=0), ())
+        for table, counts in self._shown.items():
+            self.show(table, replace(counts, running=0, queued=0, pending=0), ())

@@ -1,6 +1,7 @@
 """How many keys the cluster's nodes can hold, and a warning where none can."""
 
 import logging
+import re
 import time
 from collections import Counter
 from contextlib import suppress
@@ -9,12 +10,35 @@ from typing import Any
 import ray
 
 from djdist._job import Status, Watch
+from djdist._needs import Node
 
 logger = logging.getLogger(__name__)
 
 SLOTS_AGE_SECONDS = 1.0
 UNMET_SECONDS = 10.0
 ROUNDING = 1e-6
+NAMES = {"CPU": "cpus", "GPU": "gpus"}
+INTERNAL = re.compile("node:|object_store_memory$").match
+
+
+class Nodes:
+    """The nodes of the cluster and what they have, looked up at most once per second."""
+
+    def __init__(self) -> None:
+        self._seen: list[Node] = []
+        self._looked_at = float("-inf")
+
+    def seen(self) -> list[Node]:
+        now = time.monotonic()
+        if now - self._looked_at >= SLOTS_AGE_SECONDS:
+            self._looked_at = now
+            found = [Node(_amounts_of(node["Resources"])) for node in _nodes() if node["Alive"]]
+            self._seen = self._seen if found == self._seen else found
+        return self._seen
+
+
+def _amounts_of(resources: dict[str, float]) -> dict[str, float]:
+    return {NAMES.get(name, name): amount for name, amount in resources.items() if not INTERNAL(name)}
 
 
 class Slots:
