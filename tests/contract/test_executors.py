@@ -595,7 +595,7 @@ class TestWhatIsGiven:
     def test_no_job_that_can_not_be_submitted_is_forgotten(self) -> None:
         store = MemoryStore("Table", [{"n": n} for n in range(9)])
         with pytest.raises(ClusterError):
-            driver_of(store, Refusing(slots=3)).run(going_on)
+            driver_of(store, Refusing(slots=3), recipe=Recipe("Table")).run(going_on)
         assert store.pending() == 9
 
     def test_the_ray_cluster_stays(self, ray_cluster: Any) -> None:
