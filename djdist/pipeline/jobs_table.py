@@ -1,6 +1,7 @@
 """A jobs table as its store has to know it, without DataJoint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datajoint as dj
@@ -8,8 +9,12 @@ from datajoint.expression import QueryExpression
 
 from djdist.database.sessions import TIME_ZONE
 from djdist.errors import OptionError
-from djdist.pipeline.jobs_table_spec import JobsTableSpec
-from djdist.pipeline.keys import has_several_keys_per_job, new_keys
+from djdist.pipeline.expected import held_back
+from djdist.pipeline.foreign_keys import AttributeMap
+from djdist.pipeline.jobs_table_spec import PARENTS, Following, JobsTableSpec, KeysSpec
+from djdist.pipeline.key_sources import restricted_at
+from djdist.pipeline.keys import has_several_keys_per_job, missing_keys, new_keys
+from djdist.pipeline.plan import Plan, PlannedTable
 from djdist.pipeline.rights import check_key_is_seen
 from djdist.shipping.packing import settings_of
 
@@ -33,7 +38,7 @@ def jobs_table_spec(
         jobs_table=jobs.table_name,
         target_table=table.table_name,
         key=tuple(jobs.primary_key),
-        uuids=frozenset(n for n in jobs.primary_key if _is_binary_uuid(jobs, n)),
+        uuids=_binary_uuids(jobs, jobs.primary_key),
         several_keys_per_job=has_several_keys_per_job(todo, jobs),
         target_key=tuple(name for name in todo.primary_key if name in table.primary_key),
         key_source_sql=_plain_sql(todo),
@@ -41,6 +46,74 @@ def jobs_table_spec(
         new_keys_sql=_plain_sql(new_keys(wanted, jobs, known=jobs)),
         keep_completed=table.connection._config.jobs.keep_completed,
         time_zone=_time_zone(table.connection),
+    )
+
+
+def jobs_table_spec_of(
+    plan: Plan, planned: PlannedTable, jobs: dj.Job, *, ship_credentials: bool = True
+) -> JobsTableSpec:
+    """Return what a store has to know of the jobs table of one of a run's tables."""
+    return replace(
+        jobs_table_spec(jobs, planned.restrictions, ship_credentials=ship_credentials),
+        table=planned.name,
+        follows=_follows(plan, planned, lambda todo: new_keys(todo, jobs, known=jobs)),
+        held_back=_held_back(plan, planned, has_jobs_tables=True),
+    )
+
+
+def keys_spec_of(plan: Plan, planned: PlannedTable, *, ship_credentials: bool = True) -> KeysSpec:
+    """Return what a store without a jobs table has to know of one of a run's tables."""
+    table = planned.table
+    check_key_is_seen(table, table)
+    todo = table._jobs_to_do(planned.restrictions)
+    check_key_is_seen(table, todo)
+    todo - table.proj()  # DataJoint refuses keys that come from elsewhere than the table's
+    return KeysSpec(
+        settings=settings_of(table.connection, ship_credentials=ship_credentials),
+        table=planned.name,
+        schema=table.database,
+        key=tuple(todo.primary_key),
+        uuids=_binary_uuids(todo, todo.primary_key),
+        missing_keys_sql=_plain_sql(missing_keys(todo, table, in_order=True)),
+        follows=_follows(plan, planned, lambda todo: missing_keys(todo, table)),
+        held_back=_held_back(plan, planned, has_jobs_tables=False),
+    )
+
+
+def _follows(
+    plan: Plan, planned: PlannedTable, new: Callable[[QueryExpression], QueryExpression]
+) -> tuple[Following, ...]:
+    conditions = dj.AndList(planned.restrictions)
+    return tuple(
+        _following(
+            plan[follow.table],
+            follow.attributes,
+            new((restricted_at(planned.table, follow.key, PARENTS) & conditions).proj()),
+        )
+        for follow in planned.follows
+    )
+
+
+def _held_back(plan: Plan, planned: PlannedTable, *, has_jobs_tables: bool) -> tuple[Following, ...]:
+    return tuple(
+        _following(plan[table], attributes, dj.U().aggr(query & PARENTS, keys="count(*)"), has_jobs_tables)
+        for table, attributes, query in held_back(plan, planned)
+    )
+
+
+def _following(
+    parent: PlannedTable, attributes: AttributeMap, query: QueryExpression, has_jobs_table: bool = False
+) -> Following:
+    table, adapter = parent.table, parent.table.connection.adapter
+    columns, names = zip(*attributes, strict=True)
+    jobs_table = f"~~{table.table_name.lstrip('_')}"
+    return Following(
+        parent=parent.name,
+        columns=tuple(map(adapter.quote_identifier, columns)),
+        names=names,
+        uuids=_binary_uuids(table, names),
+        sql=_plain_sql(query),
+        jobs_table=adapter.make_full_table_name(table.database, jobs_table) if has_jobs_table else None,
     )
 
 
@@ -74,5 +147,6 @@ def _time_zone(connection: dj.Connection) -> str | None:
     return str(connection.query(f"SELECT {TIME_ZONE['postgresql']}").fetchone()[0])
 
 
-def _is_binary_uuid(jobs: dj.Job, name: str) -> bool:
-    return bool(jobs.heading[name].uuid) and jobs.connection.adapter.backend == "mysql"
+def _binary_uuids(query: QueryExpression, names: Sequence[str]) -> frozenset[str]:
+    is_binary = query.connection.adapter.backend == "mysql"
+    return frozenset(name for name in names if is_binary and query.heading[name].uuid)

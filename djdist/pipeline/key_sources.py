@@ -1,7 +1,7 @@
 """What key sources are made of, and which of them can be followed key by key."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import mul
 from typing import Any
@@ -33,9 +33,13 @@ def restricted_at(table: Any, key: ForeignKey, condition: str) -> QueryExpressio
     for parent, properties in table.parents(primary=True, as_objects=True, foreign_key_info=True):
         names = properties["attr_map"]
         is_meant = parent.full_table_name == key.parent and tuple(names.items()) == key.attributes
-        rows = parent & condition if is_meant else parent
-        sources.append(rows.proj(**{name: other for name, other in names.items() if name != other}))
+        sources.append(renamed(parent & condition if is_meant else parent, names))
     return reduce(mul, sources)
+
+
+def renamed(parent: QueryExpression, names: Mapping[str, str]) -> QueryExpression:
+    """Return the key of a parent's rows, named as a foreign key names it."""
+    return parent.proj(**{name: other for name, other in names.items() if name != other})
 
 
 def tables_read(query: QueryExpression, tables: Iterable[str]) -> set[str]:

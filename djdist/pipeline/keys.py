@@ -48,7 +48,7 @@ def missing_keys(
     absent = [f"table{number}.{quote(table.primary_key[0])} IS NULL" for number, table in enumerate(tables)]
     names = ", ".join(f"todo.{quote(name)}" for name in todo.primary_key)
     missing = f"SELECT {names} FROM {source} {' '.join(joins)} WHERE {' AND '.join(absent)}{order}"
-    return _as_expression(missing if limit is None else f"{missing} LIMIT {limit}", todo)
+    return as_expression(missing if limit is None else f"{missing} LIMIT {limit}", todo)
 
 
 def _outer_join(todo: QueryExpression, table: QueryExpression, alias: str) -> str:
@@ -63,7 +63,7 @@ def _outer_join(todo: QueryExpression, table: QueryExpression, alias: str) -> st
     return f"LEFT JOIN ({table.proj().make_sql()}) AS {alias} ON {' AND '.join(same) or 'TRUE'}"
 
 
-def _as_expression(sql: str, like: QueryExpression) -> QueryExpression:
+def as_expression(sql: str, like: QueryExpression) -> QueryExpression:
     """Return a query's rows as DataJoint reads those of its own queries."""
     expression = QueryExpression()
     expression._connection, expression._support = like.connection, [f"({sql}) AS djdist_keys"]

@@ -45,6 +45,8 @@ class Plan:
 
     tables: tuple[PlannedTable, ...]
     foreign_keys: ForeignKeys = field(repr=False)
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """The attributes that the jobs of each table have, by its full name."""
 
     def __getitem__(self, name: str) -> PlannedTable:
         return next(planned for planned in self.tables if planned.name == name)
@@ -201,7 +203,7 @@ class _Planning:
 
     def plan(self) -> Plan:
         ordered = in_order([*self._tables], self._foreign_keys)
-        return Plan(tuple(map(self._planned, ordered)), self._foreign_keys)
+        return Plan(tuple(map(self._planned, ordered)), self._foreign_keys, self._keys)
 
     def _source(self, name: str) -> KeySource:
         table = self._tables[name]
@@ -229,10 +231,10 @@ class _Planning:
 
     @cached_property
     def _keys(self) -> dict[str, tuple[str, ...]]:
-        return {name: job_key(table, self._foreign_keys) for name, table in self._tables.items()}
+        return {name: _job_key(table, self._foreign_keys) for name, table in self._tables.items()}
 
 
-def job_key(table: Any, foreign_keys: ForeignKeys) -> tuple[str, ...]:
+def _job_key(table: Any, foreign_keys: ForeignKeys) -> tuple[str, ...]:
     """Return the attributes that a table's jobs have, whether they are in a jobs table or not."""
     handed_down = {
         name for k in foreign_keys.of(table.full_table_name) if k.primary for name, _ in k.attributes

@@ -1,0 +1,60 @@
+"""Which keys a table of a run will have once all that is upstream in the run is made."""
+
+from functools import reduce
+from operator import mul
+
+import datajoint as dj
+from datajoint.expression import QueryExpression
+
+from djdist.pipeline.foreign_keys import AttributeMap
+from djdist.pipeline.key_sources import is_default, renamed
+from djdist.pipeline.keys import as_expression, missing_keys
+from djdist.pipeline.plan import Plan, PlannedTable
+
+
+def expected_keys(plan: Plan, planned: PlannedTable) -> QueryExpression:
+    """Return the query of all keys that a table is to have, made or not.
+
+    Parents in the run count with their own expected keys. A key source of one's own is taken
+    as it stands, and so are Part tables, whose rows nobody knows before they are made.
+    """
+    if not is_default(planned.table):
+        return planned.table._jobs_to_do(planned.restrictions)
+    members = {member.table.full_table_name: member for member in plan.tables}
+    sources = [
+        renamed(_expected_rows(plan, members[name]) if name in members else parent, properties["attr_map"])
+        for parent, properties in planned.table.parents(primary=True, as_objects=True, foreign_key_info=True)
+        if (name := parent.full_table_name)
+    ]
+    return (reduce(mul, sources) & dj.AndList(planned.restrictions)).proj()
+
+
+def held_back(plan: Plan, planned: PlannedTable) -> list[tuple[str, AttributeMap, QueryExpression]]:
+    """Return which keys are to come of each table upstream, and are in no table and no key source yet.
+
+    Beside the upstream table's name and the query there are pairs of the key's attributes and its.
+    """
+    members = {member.table.full_table_name: member for member in plan.tables if member is not planned}
+    primary = [key for key in plan.foreign_keys.of(planned.table.full_table_name) if key.primary]
+    routes = plan.foreign_keys.routes(primary, members, beyond=True) if is_default(planned.table) else ()
+    handed_down = {
+        (route.table, pairs)
+        for route in routes
+        if (pairs := tuple(pair for pair in route.attributes if pair[1] in plan.keys[route.table]))
+        and {name for _, name in pairs} == {*plan.keys[route.table]}
+    }
+    if not handed_down:
+        return []
+    todo = planned.table._jobs_to_do(planned.restrictions)
+    to_come = missing_keys(expected_keys(plan, planned), planned.table, todo)
+    return [(members[table].name, attributes, to_come) for table, attributes in sorted(handed_down)]
+
+
+def _expected_rows(plan: Plan, planned: PlannedTable) -> QueryExpression:
+    """Return the query of the primary key of all rows that a table is to have, as far as that is known."""
+    rows = dj.FreeTable(planned.table.connection, planned.table.full_table_name).proj()
+    keys = expected_keys(plan, planned)
+    if {*keys.primary_key} != {*rows.primary_key}:  # make() chooses the rest of it
+        return rows
+    to_come = keys.make_sql(fields=rows.primary_key)
+    return as_expression(f"{rows.make_sql(fields=rows.primary_key)} UNION {to_come}", rows)
