@@ -1,8 +1,10 @@
 """Jobs kept in this process, for runs without a jobs table."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from djdist._job import Failure, Job, Key
 from djdist._job_store import JobStore
@@ -21,19 +23,27 @@ class MemoryStore(JobStore):
 
     sees_beginnings = False
 
-    def __init__(self, table: str, keys: Iterable[Key]) -> None:
+    def __init__(self, table: str, keys: Iterable[Key] = ()) -> None:
         self._pending = deque(Job(table, key) for key in keys)
         self._reserved: dict[object, Job] = {}
         self._later: list[tuple[float, Job]] = []
+        self._changing = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_changing"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _changing=threading.Lock())
 
     def refresh(self) -> dict[str, int]:
         """Nothing to do: the keys are given once."""
         return {}
 
     def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
-        self._let_due_in()
-        jobs = [self._pending.popleft() for _ in range(min(limit, len(self._pending)))]
-        self._reserved |= {job.identity: job for job in jobs}
+        with self._changing:
+            self._let_due_in()
+            jobs = [self._pending.popleft() for _ in range(min(limit, len(self._pending)))]
+            self._reserved |= {job.identity: job for job in jobs}
         return jobs
 
     def next_priority(self) -> int | None:
@@ -44,11 +54,12 @@ class MemoryStore(JobStore):
         return list(self._reserved.values())
 
     def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
-        released = [job for job in jobs if self._reserved.pop(job.identity, None)]
-        if delay_seconds:
-            self._later += [(time.monotonic() + delay_seconds, job) for job in released]
-        else:
-            self._pending.extendleft(reversed(released))
+        with self._changing:
+            released = [job for job in jobs if self._reserved.pop(job.identity, None)]
+            if delay_seconds:
+                self._later += [(time.monotonic() + delay_seconds, job) for job in released]
+            else:
+                self._pending.extendleft(reversed(released))
         return len(released)
 
     def release_waiting(self, jobs: Sequence[Job]) -> list[Job]:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -31,13 +31,16 @@ from djdist.database.marks import worker_mark
 from djdist.errors import DatabaseError, LeaseLostError
 from djdist.job_stores.jobs_table.advisory_lock import LONGEST_WAIT_SECONDS, advisory_lock
 from djdist.job_stores.jobs_table.lease import new_token
+from djdist.job_stores.jobs_table.missing_keys import MissingKeys
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
+from djdist.job_stores.jobs_table.transactions import Transactions
 from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.pipeline import PipelineStore
 from djdist.jobs.table import Jobs, jobs_of, refreshing
-from djdist.pipeline.jobs_table import jobs_table_spec
-from djdist.pipeline.jobs_table_spec import PARENTS, Following
-from djdist.shipping.packing import is_alive
+from djdist.pipeline.jobs_table import _plain_sql, jobs_table_spec
+from djdist.pipeline.jobs_table_spec import PARENTS, Following, KeysSpec
+from djdist.pipeline.keys import missing_keys
+from djdist.shipping.packing import is_alive, settings_of
 from djdist.worker import make_session
 from djdist.worker.group import WorkerContext
 from djdist.worker.session import (
@@ -348,6 +351,32 @@ def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
 
 class TestJobsTable(JobStoreContract):
     """The contract, on each database."""
+
+
+class TestHeldByOthers:
+    def test_living_runs_hold_what_they_reserve(self, store: JobsTable, other: JobsTable, jobs: Jobs) -> None:
+        assert store.held_by_others() == 0
+        store.reserve(1)
+        other.reserve(3)
+        assert (store.held_by_others(), other.held_by_others()) == (3, 1)
+        age(jobs, "reserved_time", 61)
+        assert (store.held_by_others(), other.held_by_others()) == (0, 0)
+
+    def test_native_workers_hold_it_while_their_session_lasts(
+        self, lab: ModuleType, store: JobsTable, server: Any, keys: list[dict[str, Any]]
+    ) -> None:
+        with server.connect() as elsewhere:
+            worker = dj.Job(lab.Square())
+            worker._connection = elsewhere
+            assert worker.reserve(keys[0])
+            assert store.held_by_others() == 1
+        wait_until(lambda: not store.held_by_others(), "the server to end the session")
+
+    def test_what_restrictions_leave_out_is_no_concern(
+        self, lab: ModuleType, open_store: OpenStore, other: JobsTable, keys: list[dict[str, Any]]
+    ) -> None:
+        other.reserve(6)
+        assert open_store(lab.Square, {"subject_id": 1}).held_by_others() == 3
 
 
 class TestReserving:
@@ -1387,6 +1416,160 @@ class TestNewKeys:
         nothing = Job("Session", dict.fromkeys(parents[0].key))
         assert store.add_new([nothing]) == 0
         assert store.add_new([nothing, *parents]) == 6
+
+
+def coming_of(table: str, *names: str, sql: str, jobs_table: str | None = None) -> Following:
+    """Tell how keys that come of another table's are found by attributes of the same names."""
+    columns = tuple(map(dj.conn().adapter.quote_identifier, names))
+    return Following(table, columns, names, frozenset(), sql, jobs_table)
+
+
+class TestHeldBack:
+    def test_counts_what_is_to_come_of_failed_jobs_upstream(
+        self, lab: ModuleType, store: JobsTable, jobs: Jobs
+    ) -> None:
+        counted = f"SELECT COUNT(*) FROM {lab.Session().full_table_name} AS s WHERE ({PARENTS})"
+        follows = [
+            coming_of(name, "subject_id", sql=counted, jobs_table=jobs.full_table_name)
+            for name in ("Square", "Other")
+        ]
+        store.spec = replace(store.spec, held_back=tuple(follows[:1]))
+        assert store.held_back() == {}
+        jobs.update1({**store.reserve(1)[0].key, "status": "error"})
+        assert store.held_back() == {"Square": 3}
+
+
+OpenMissing = Callable[..., MissingKeys]
+
+
+def missing_keys_spec(table: Any, **given: Any) -> KeysSpec:
+    """Tell what there is to know of a table, as the plan of a run does."""
+    todo = table()._jobs_to_do(())
+    is_binary = table().connection.adapter.backend == "mysql"
+    return KeysSpec(
+        settings=settings_of(table().connection),
+        table=table.__name__,
+        schema=table.database,
+        key=tuple(todo.primary_key),
+        uuids=frozenset(name for name in todo.primary_key if is_binary and todo.heading[name].uuid),
+        missing_keys_sql=_plain_sql(missing_keys(todo, table(), in_order=True)),
+        **given,
+    )
+
+
+class TestMissingKeys(JobStoreContract):
+    """The keys that a table lacks, for a run without a jobs table."""
+
+    @pytest.fixture
+    def open_missing(self) -> Iterator[OpenMissing]:
+        with ExitStack() as stack:
+
+            def open_missing(table: Any, failed: dict[str, list[Job]] | None = None, **given: Any) -> Any:
+                spec = missing_keys_spec(table, **given)
+                transactions = stack.enter_context(closing(Transactions(spec.settings, 2.0)))
+                return MissingKeys(spec, transactions, {} if failed is None else failed)
+
+            yield open_missing
+
+    @pytest.fixture
+    def keys(self, lab: ModuleType) -> list[dict[str, Any]]:
+        pipelines.fill(lab)
+        keys: list[dict[str, Any]] = (lab.Square.key_source - lab.Square.proj()).keys()
+        return keys
+
+    @pytest.fixture
+    def store(self, lab: ModuleType, keys: list[dict[str, Any]], open_missing: OpenMissing) -> MissingKeys:
+        store = open_missing(lab.Square)
+        assert store.refresh() == {"added": 6, "removed": 0}
+        return store
+
+    def test_nothing_that_was_tried_is_given_again(
+        self, lab: ModuleType, store: MissingKeys, keys: list[dict[str, Any]]
+    ) -> None:
+        made, failed, waits = store.reserve(3)
+        lab.Square.insert1({**made.key, "result": 1}, allow_direct_insert=True)
+        store.forget(made)
+        store.fail(failed, FAILURE)
+        store.release([waits], delay_seconds=60)
+        for _ in range(2):
+            assert store.refresh() == {"added": 0, "removed": 0}
+        assert keys_of(store.reserve(9)) == keys[3:]
+
+    def test_what_others_have_made_is_dropped(
+        self, lab: ModuleType, store: MissingKeys, keys: list[dict[str, Any]]
+    ) -> None:
+        mine = store.reserve(1)
+        made = [{**key, "result": 1} for key in keys[:3]]
+        lab.Square.insert(made, allow_direct_insert=True)
+        assert store.refresh() == {"added": 0, "removed": 2}
+        assert store.reserved() == mine
+        assert keys_of(store.reserve(9)) == keys[3:]
+
+    def test_a_key_comes_again_that_was_away(self, lab: ModuleType, store: MissingKeys) -> None:
+        store.fail(store.reserve(1)[0], FAILURE)
+        sessions = lab.Session.to_dicts()
+        lab.Session.delete_quick()
+        assert store.refresh() == {"added": 0, "removed": 5}
+        lab.Session.insert(sessions)
+        assert store.refresh() == {"added": 6, "removed": 0}
+
+    def test_keys_come_in_datajoints_order_with_its_types(
+        self, lab: ModuleType, open_missing: OpenMissing
+    ) -> None:
+        lab.AnyKey.insert(lab.AnyKey.rows)
+        store = open_missing(lab.FromAnyKey)
+        store.refresh()
+        native = lab.FromAnyKey().key_source.keys()
+        given = keys_of(store.reserve(9))
+        assert [[*map(type, key.values())] for key in given] == [[*map(type, key.values())] for key in native]
+        assert given == native
+
+    def test_lets_in_what_comes_of_parents(self, lab: ModuleType, open_missing: OpenMissing) -> None:
+        pipelines.fill(lab)
+        sql = f"SELECT subject_id, session_date FROM {lab.Session().full_table_name} AS s WHERE ({PARENTS})"
+        follow = coming_of("Session", "subject_id", "session_date", sql=sql)
+        store, parents = open_missing(lab.Square, follows=(follow,)), parents_in(lab)
+        assert store.add_new(parents[1:3]) == 2
+        assert store.add_new([Job("Other", job.key) for job in parents]) == 0
+        assert store.add_new(parents[:3]) == 1
+        assert keys_of(store.reserve(9)) == [parents[n].key for n in (1, 2, 0)]
+        assert store.add_new(parents) == 3
+
+    def test_counts_what_is_held_back_by_errors_of_other_tables(
+        self, lab: ModuleType, open_missing: OpenMissing
+    ) -> None:
+        pipelines.fill(lab)
+        counted = f"SELECT COUNT(*) FROM {lab.Session().full_table_name} AS s WHERE ({PARENTS})"
+        failed: dict[str, list[Job]] = {}
+        upstream = open_missing(lab.Square, failed)
+        below = open_missing(
+            lab.Upstream, failed, held_back=(coming_of("Square", "subject_id", sql=counted),)
+        )
+        assert below.held_back() == {}
+        upstream.refresh()
+        upstream.fail(upstream.reserve(1)[0], FAILURE)
+        both = PipelineStore({"Square": upstream, "Upstream": below})
+        assert pickle.loads(pickle.dumps(both)).of("Upstream").held_back() == {"Square": 3}
+        assert both.held_back() == {"Square": 3}
+
+    def test_new_keys_may_come_while_others_are_taken(
+        self, lab: ModuleType, store: MissingKeys, keys: list[dict[str, Any]]
+    ) -> None:
+        add_sessions(lab, 300)
+
+        def work(number: int) -> list[Job]:
+            if number % 2:
+                store.refresh()
+            return [job for _ in range(200) for job in store.reserve(1)]
+
+        given = [job.identity for jobs in at_once(4, work) for job in jobs]
+        assert len(given) == len({*given}) == 306
+
+    def test_errors_name_the_key_source(self, lab: ModuleType, open_missing: OpenMissing) -> None:
+        store = open_missing(lab.Filtered)
+        lab.Filtered.drop_quick()
+        with pytest.raises(DatabaseError, match=r"key source of \w+.Filtered can't be read"):
+            store.refresh()
 
 
 RESTRICTIONS: dict[str, Any] = {

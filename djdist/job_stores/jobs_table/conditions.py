@@ -87,15 +87,30 @@ class Conditions:
         due = [self.columns.status == "pending", self.columns.scheduled_time <= NOW]
         if max_priority is not None:
             due.append(self.columns.priority <= max_priority)
-        if self.spec.restricted_sql is not None:
-            due.append(self.has_key_in(self.spec.restricted_sql))
-        return due
+        return [*due, *self.restricted]
+
+    @property
+    def restricted(self) -> Where:
+        """That a job is one of those to which a call's restrictions confine it."""
+        return [] if self.spec.restricted_sql is None else [self.has_key_in(self.spec.restricted_sql)]
 
     def expired(self, status: sa.ColumnElement[Any]) -> Where:
         """Reservations of runs whose lease is over."""
         token = self.columns.connection_id
         is_over = lease.is_over(token, self.columns.reserved_time, in_seconds)
         return status == "reserved", lease.is_of_run(token), is_over
+
+    @property
+    def is_held(self) -> sa.ColumnElement[bool]:
+        """Whoever has reserved a job is alive, as far as the account may see native workers' sessions."""
+        token, reserved_time = self.columns.connection_id, self.columns.reserved_time
+        of_run, is_over = lease.is_of_run(token), lease.is_over(token, reserved_time, in_seconds)
+        processes = sa.table("processlist", sa.column("id"), schema="information_schema")
+        sessions = sa.table("pg_stat_activity", sa.column("pid"), sa.column("backend_start"))
+        its_session = sa.exists().where(sessions.c.pid == token, sessions.c.backend_start <= reserved_time)
+        is_mysql = self.spec.settings.backend == "mysql"  # PostgreSQL gives a session's number again
+        has_session = token.in_(sa.select(processes.c.id)) if is_mysql else its_session
+        return sa.or_(sa.and_(of_run, ~is_over), sa.and_(~of_run, has_session))
 
     def has_key_in(self, query: str) -> sa.ColumnElement[bool]:
         """The key is one of a query's."""

@@ -17,6 +17,7 @@ from djdist.job_stores.jobs_table.blob import pack_text
 from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, batches, discourage
 from djdist.job_stores.jobs_table.conditions import Conditions, Where
 from djdist.job_stores.jobs_table.dead_workers import DeadWorkers
+from djdist.job_stores.jobs_table.following import coming_of_failed
 from djdist.job_stores.jobs_table.functions import NOW, in_seconds, verbatim, without_index
 from djdist.job_stores.jobs_table.lease import SMALLEST_TOKEN
 from djdist.job_stores.jobs_table.refreshing import Refreshing, add_new, refresh
@@ -211,7 +212,21 @@ class JobsTable(JobStore):
         due: sa.Select[Any] = sa.select(sa.literal_column("1").label("due"))
         few = due.where(*self._due).limit(most).subquery()
         count = sa.select(sa.func.count()).select_from(few)
-        return self._transactions.run(lambda connection: int(connection.execute(count).scalar_one()))
+        return self._transactions.number(count)
+
+    def held_by_others(self) -> int:
+        jobs = self._where.columns
+        others = [jobs.status == "reserved", jobs.connection_id != self.owner.token, *self._where.restricted]
+        count = sa.select(sa.func.count()).select_from(jobs.status.table).where(*others, self._where.is_held)
+        return self._transactions.number(count)
+
+    def held_back(self) -> dict[str, int]:
+        backend = self.spec.settings.backend
+        counts = {
+            following.parent: self._transactions.number(coming_of_failed(following, backend))
+            for following in self.spec.held_back
+        }
+        return {table: count for table, count in counts.items() if count}
 
     def assume_reached(self) -> None:
         self._shared.assume_reached()

@@ -187,6 +187,10 @@ class TransactionsOn:
         """Execute a statement in a transaction of its own; return how many rows it hit."""
         return self.run(lambda connection: int(connection.execute(statement).rowcount))
 
+    def number(self, query: sa.Executable) -> int:
+        """Return the one number that a query gives."""
+        return self.run(lambda connection: int(connection.execute(query).scalar_one()))
+
 
 def _unreachable(error: sa.exc.DBAPIError, trouble: str) -> DatabaseError:
     message = f"{trouble} from {platform.node()}: {str(error.orig).strip()}"
