@@ -18,6 +18,12 @@ VARYING_NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?")
 UNITS = {"d": DAY_SECONDS, "h": 3600, "min": 60, "s": 1, "ms": 0.001}
 
 
+def shortened(text: str, length: int) -> str:
+    """Leave out the middle of a long text: names and keys differ at their ends."""
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration in the unit that fits it."""
     unit = next((unit for unit, size in UNITS.items() if seconds >= size), "ms")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ import pandas as pd
 from djdist._style import VARYING_NUMBER
 from djdist.database.sessions import server_now
 from djdist.job_stores.jobs_table.lease import is_of_run, is_over
+from djdist.jobs.critical_path import Relation, critical_path, relations_of
 from djdist.pipeline.keys import new_keys
 
 LAST_ERRORS = 1000
@@ -58,20 +60,29 @@ class History:
         How many keys are ``made`` and how many jobs there are by status, by table (index).
     jobs : pandas.DataFrame
         Those that ended: table, key, status, began, ended, seconds, host, pid, error_message.
-        An error has no seconds; a pid of 0 is an unknown process.
+        An error has no seconds; a pid of 0 is an unknown process; ``values`` holds the key as a dict.
     notes : tuple of str
         What was not kept, and how to keep it.
+    relations : tuple of Relation
+        Which tables need which.
     """
 
     counts: pd.DataFrame
     jobs: pd.DataFrame
     notes: tuple[str, ...]
+    relations: tuple[Relation, ...] = ()
 
     @property
     def made(self) -> pd.DataFrame:
         """The jobs that were made."""
         made: pd.DataFrame = self.jobs[self.jobs["status"] == "success"]
         return made
+
+    @cached_property
+    def critical_path(self) -> pd.DataFrame:
+        """The jobs of the chain that took longest, of which each needed the one before."""
+        path: pd.DataFrame = self.jobs.loc[[*critical_path(self.jobs, self.relations)]]
+        return path
 
     @property
     def causes(self) -> pd.DataFrame:
@@ -99,6 +110,7 @@ def history(all_jobs: Sequence[dj.Job]) -> History:
         counts=pd.DataFrame([counts for counts, _, _ in read], index=names),
         jobs=pd.concat([ended for _, ended, _ in read], ignore_index=True),
         notes=tuple(note for _, _, notes in read for note in notes),
+        relations=tuple(relations_of(dict(zip(names, all_jobs, strict=True)))) if len(names) > 1 else (),
     )
 
 
@@ -235,6 +247,7 @@ def _frame(name: str, key: Sequence[str], rows: pd.DataFrame) -> pd.DataFrame:
     frame: pd.DataFrame = rows[["status", "host", "pid", "error_message"]].assign(
         table=name,
         key=_texts(rows, key),
+        values=rows[[*key]].to_dict("records"),
         began=ended - _timedelta(rows["duration"]),
         ended=ended,
         seconds=rows["duration"].astype(float),

@@ -1,9 +1,10 @@
 """``Table.jobs`` as users see it while djdist is enabled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import reduce
 from operator import and_
+from types import ModuleType
 from typing import Any
 
 import datajoint as dj
@@ -17,6 +18,8 @@ from djdist.jobs.html import jobs_html, notice_html, rows_html
 from djdist.pipeline.checks import check_has_schema, check_priority
 from djdist.pipeline.jobs_table import condition_sql, declared_type, jobs_table_spec
 from djdist.pipeline.rights import check_key_is_seen
+from djdist.pipeline.tables import tables_of
+from djdist.pipeline.targets import tables_meant
 
 
 class Jobs(dj.Job):
@@ -227,6 +230,27 @@ def jobs_to_look_at(table: Any) -> dj.Job:
             "Table.jobs & \"completed_time > '2026-11-01'\""
         )
     return Jobs(table)
+
+
+def all_jobs_to_look_at(targets: Iterable[Any]) -> list[dj.Job]:
+    """Return the jobs of all auto-populated tables of modules, schemas and lists, each table's once.
+
+    Raises
+    ------
+    OptionError
+        One of them has no such table.
+    """
+    tables = (table for target in targets for table in _tables_meant(target))
+    found = [jobs_to_look_at(table) for table in tables]
+    return [*{jobs.full_table_name: jobs for jobs in reversed(found)}.values()][::-1]
+
+
+def _tables_meant(target: Any) -> list[Any]:
+    if isinstance(target, ModuleType):
+        return tables_of(target)
+    if isinstance(target, list | tuple | set):
+        return [table for one in target for table in _tables_meant(one)]
+    return tables_meant(target) if isinstance(target, dj.Schema) else [target]
 
 
 def declare(jobs: dj.Job) -> None:

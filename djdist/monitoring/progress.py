@@ -1,14 +1,12 @@
 """``djdist.progress()``: how far all tables of a pipeline are."""
 
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
 
 from djdist.errors import OptionError
 from djdist.jobs.history import NO_JOBS, count_new, counts_of, names_of, rate, runs_seen
-from djdist.jobs.table import jobs_to_look_at
-from djdist.pipeline.tables import tables_of
+from djdist.jobs.table import all_jobs_to_look_at
 
 
 def progress(*modules_or_tables: Any) -> pd.DataFrame:
@@ -19,7 +17,7 @@ def progress(*modules_or_tables: Any) -> pd.DataFrame:
     Parameters
     ----------
     *modules_or_tables
-        Modules, for all of their Computed and Imported tables, or such tables.
+        Modules or schemas, for all of their Computed and Imported tables, or such tables.
 
     Returns
     -------
@@ -38,8 +36,7 @@ def progress(*modules_or_tables: Any) -> pd.DataFrame:
     """
     if not modules_or_tables:
         raise OptionError("progress() needs a module or a table: djdist.progress(my_pipeline)")
-    tables = [table for given in modules_or_tables for table in _tables(given)]
-    all_jobs = [jobs_to_look_at(table) for table in tables]
+    all_jobs = all_jobs_to_look_at(modules_or_tables)
     index = pd.Index(names_of(all_jobs), name="table")
     return with_time_left(pd.DataFrame([_row(jobs) for jobs in all_jobs], index=index, columns=COLUMNS))
 
@@ -53,10 +50,6 @@ def with_time_left(frame: pd.DataFrame) -> pd.DataFrame:
         seconds_left=(frame["pending"] + frame["reserved"]) / frame["keys_per_second"]
     )
     return left
-
-
-def _tables(given: Any) -> list[Any]:
-    return tables_of(given) if isinstance(given, ModuleType) else [given]
 
 
 def _row(jobs: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 from djdist._libraries import explained
 from djdist.errors import OptionError
 from djdist.jobs.history import History, history
-from djdist.jobs.table import jobs_to_look_at
+from djdist.jobs.table import all_jobs_to_look_at
 
 if TYPE_CHECKING:
     from djdist.monitoring.report_figure import ReportFigure
@@ -42,11 +42,13 @@ td {{ overflow-wrap: anywhere }}
 
 
 @overload
-def report(*tables: Any, file: None = None) -> "ReportFigure": ...
+def report(*modules_or_tables: Any, file: None = None) -> "ReportFigure": ...
 @overload
-def report(*tables: Any, file: str | Path) -> Path: ...
-def report(*tables: Any, file: str | Path | None = None) -> "ReportFigure | Path":
+def report(*modules_or_tables: Any, file: str | Path) -> Path: ...
+def report(*modules_or_tables: Any, file: str | Path | None = None) -> "ReportFigure | Path":
     """Draw how the jobs of some tables went: when and where, how many, how long, and the errors.
+
+    Of several tables it also draws which need which, and the longest chain of keys that need one another.
 
     It reads the jobs table, which keeps the jobs that were made if ``dj.config.jobs.keep_completed``
     was on where ``populate()`` was called, or else the hidden columns of
@@ -55,9 +57,9 @@ def report(*tables: Any, file: str | Path | None = None) -> "ReportFigure | Path
 
     Parameters
     ----------
-    *tables
-        Computed or Imported tables, or a part of their jobs, such as
-        ``Table.jobs & "completed_time > '2026-11-01'"``.
+    *modules_or_tables
+        Modules or schemas, for all of their Computed and Imported tables, or such tables, or a part of
+        their jobs, such as ``Table.jobs & "completed_time > '2026-11-01'"``.
     file : str or pathlib.Path, optional
         Where to write it: ``.html`` for one page that holds all, with tables of the slowest
         keys and of the errors, or ``.png`` for the picture. Default: nowhere.
@@ -75,10 +77,10 @@ def report(*tables: Any, file: str | Path | None = None) -> "ReportFigure | Path
         matplotlib isn't installed.
     """
     path = None if file is None else _checked(Path(file).expanduser())
-    if not tables:
-        raise OptionError("report() needs a table: djdist.report(Table)")
+    if not modules_or_tables:
+        raise OptionError("report() needs a module or a table: djdist.report(my_pipeline)")
     drawing = _drawing()
-    found = history([jobs_to_look_at(table) for table in tables])
+    found = history(all_jobs_to_look_at(modules_or_tables))
     figure: ReportFigure = drawing.draw(found)
     if path is None:
         return figure

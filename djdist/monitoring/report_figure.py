@@ -18,14 +18,17 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from djdist._style import DAY_SECONDS, ERROR, OTHER_TABLES, TABLES, format_duration
+from djdist._style import DAY_SECONDS, ERROR, OTHER_TABLES, TABLES, format_duration, shortened
 from djdist.jobs.history import History
+from djdist.monitoring.report_graph import Graph
 
 Colours = dict[str, str]
 Floats = NDArray[np.float64]
 
 WIDTH_INCHES = 13.0
 DOTS_PER_INCH = 110
+GRAPH_INCHES = 9.0
+"""What long labels beside the other drawings leave of the width."""
 DECORATION_INCHES = 0.75
 """What a row's title and labels take."""
 MOST_BARS = 2000
@@ -36,11 +39,13 @@ BUSY_COLUMNS = 300
 DOTS = 1500
 FAINTEST = 0.25
 MOST_GAPS, ROWS_PER_LANE = 60, 10
-LABEL_INCHES = 0.17
+LABEL_INCHES, LEGEND_INCHES = 0.17, 0.1
 MOST_CAUSES = 8
 LONGEST_NAME, LONGEST_KEY, LONGEST_CAUSE = 30, 50, 120
 LONGEST_LEGEND, LONGEST_LINE = 90, 175
 MOST_TICKS = 6
+MOST_LABELS = 20
+"""More tables than that have one line each."""
 RATES = {"second": 1, "minute": 60, "hour": 3600, "day": DAY_SECONDS}
 NICE_SECONDS = [size * 10**power for power in (-3, -2, -1, 0) for size in (1, 2, 5)] + [10, 20, 30]
 NICE_SECONDS += [size * 60 for size in (1, 2, 5, 10, 20, 30)] + [size * 3600 for size in (1, 2, 5, 12)]
@@ -64,7 +69,8 @@ def draw(history: History) -> ReportFigure:
     jobs, causes = _with_lanes(history.jobs), history.causes
     timed = jobs[(jobs["status"] == "success") & jobs["seconds"].notna()]
     notes = [line for note in history.notes for line in textwrap.wrap(note, LONGEST_LINE)]
-    heights = _heights(jobs, timed, causes)
+    graph = Graph(list(history.counts.index), history.relations) if history.relations else None
+    heights = _heights(jobs, timed, causes, len(history.counts), graph)
     decoration = DECORATION_INCHES * (len(heights) + 1) + LABEL_INCHES * len(notes)
     figure = ReportFigure((WIDTH_INCHES, sum(heights.values()) + decoration), layout="constrained")
     figure.suptitle(headline(history), fontsize=15, fontweight="bold", x=0.01, ha="left")
@@ -72,9 +78,12 @@ def draw(history: History) -> ReportFigure:
     rows: list[Any] = [names.split() for names in heights]
     axes = figure.subplot_mosaic(rows, height_ratios=[*heights.values()]) if rows else {}
     colours = _colours(list(history.counts.index))
+    if graph is not None:
+        graph.draw(axes["graph"], history.counts, colours, GRAPH_INCHES)
     if len(jobs):
-        _draw_timeline(axes["timeline"], jobs, colours)
+        _draw_timeline(axes["timeline"], jobs, colours, history.critical_path)
         _draw_rate(axes["rate"], jobs, colours)
+        _add_legend(axes["legend" if "legend" in axes else "rate"], jobs, colours)
     if len(timed):
         _draw_seconds(axes["seconds"], timed, colours)
         _draw_slowest(axes["slowest"], timed, colours)
@@ -93,10 +102,13 @@ def headline(history: History) -> str:
     return f"{subject}: {', '.join(said)}"
 
 
-def _heights(jobs: pd.DataFrame, timed: pd.DataFrame, causes: pd.DataFrame) -> dict[str, float]:
+def _heights(
+    jobs: pd.DataFrame, timed: pd.DataFrame, causes: pd.DataFrame, tables: int, graph: Graph | None
+) -> dict[str, float]:
     """Return the rows' heights in inches by the names of what is in them."""
-    heights: dict[str, float] = {}
+    heights: dict[str, float] = {} if graph is None else {"graph graph": graph.inches}
     if len(jobs):
+        heights |= {"legend legend": LEGEND_INCHES} if tables > 1 else {}
         heights |= {"timeline timeline": _timeline_inches(jobs), "rate rate": 1.3}
     if len(timed):
         heights["seconds slowest"] = float(np.clip(0.6 * timed["table"].nunique(), 2, 8))
@@ -106,7 +118,7 @@ def _heights(jobs: pd.DataFrame, timed: pd.DataFrame, causes: pd.DataFrame) -> d
 
 
 def _timeline_inches(jobs: pd.DataFrame) -> float:
-    return float(np.clip(0.22 * (jobs["lane"].max() + 1), 0.7, 4.5))
+    return float(np.clip(0.22 * (jobs["lane"].max() + 1), 0.9, 4.5))
 
 
 def _colours(tables: Sequence[str]) -> Colours:
@@ -118,7 +130,7 @@ def _with_lanes(jobs: pd.DataFrame) -> pd.DataFrame:
 
     Times become numbers, as matplotlib counts them.
     """
-    jobs = jobs.assign(left=date2num(jobs["began"]), right=date2num(jobs["ended"]))
+    jobs = jobs.assign(job=jobs.index, left=date2num(jobs["began"]), right=date2num(jobs["ended"]))
     jobs["process"] = jobs["pid"].where(jobs["pid"] != 0, -1 - jobs.index.to_numpy())
     spans = jobs.groupby(["host", "process"]).agg(left=("left", "min"), right=("right", "max"))
     spans = spans.sort_values(["host", "left"]).reset_index()
@@ -141,7 +153,7 @@ def _lanes(spans: Floats) -> list[int]:
     return lanes
 
 
-def _draw_timeline(axis: Axes, jobs: pd.DataFrame, colours: Colours) -> None:
+def _draw_timeline(axis: Axes, jobs: pd.DataFrame, colours: Colours, path: pd.DataFrame) -> None:
     made, errors = jobs[jobs["status"] == "success"], jobs[jobs["status"] == "error"]
     left, right = _limits(jobs)
     few = len(made) <= MOST_BARS
@@ -150,11 +162,24 @@ def _draw_timeline(axis: Axes, jobs: pd.DataFrame, colours: Colours) -> None:
     for colour, width in (("white", size / 2), (ERROR, size / 4)):
         axis.plot(errors["right"], errors["lane"], "x", color=colour, markersize=size, markeredgewidth=width)
     axis.set(xlim=(left, right), ylim=(jobs["lane"].max() + 0.5, -0.5))
-    axis.set_title(_span(jobs) + ("" if few else _reading(made)), loc="left", fontsize=11)
+    title = _span(jobs) + ("" if few else _reading(made))
+    if len(path):
+        _draw_path(axis, jobs.set_index("job").loc[path.index])
+        seconds = format_duration(path["seconds"].sum())
+        title += f"\nBlack: the longest chain of keys that need one another ({seconds})"
+    axis.set_title(title, loc="left", fontsize=11)
     _label_hosts(axis, jobs)
     _mark_time(axis)
     axis.tick_params(labelbottom=False)
     axis.xaxis.offsetText.set_visible(False)
+
+
+def _draw_path(axis: Axes, path: pd.DataFrame) -> None:
+    """Draw a line through jobs, thick where one of them ran."""
+    times = path[["left", "right"]].to_numpy()
+    for colour, width in (("white", 4.0), ("black", 2.2)):
+        axis.hlines(path["lane"], *times.T, color=colour, linewidth=width)
+    axis.plot(times.ravel(), path["lane"].repeat(2), color="black", linewidth=0.9)
 
 
 def _draw_bars(axis: Axes, made: pd.DataFrame, colours: Colours, left: float, right: float) -> None:
@@ -225,7 +250,6 @@ def _draw_rate(axis: Axes, jobs: pd.DataFrame, colours: Colours) -> None:
     axis.set_title(f"Jobs that ended, per {unit}", loc="left", fontsize=11)
     axis.yaxis.set_major_locator(MaxNLocator(4))
     _mark_time(axis)
-    _add_legend(axis, jobs, colours)
 
 
 def _draw_seconds(axis: Axes, made: pd.DataFrame, colours: Colours) -> None:
@@ -240,7 +264,8 @@ def _draw_seconds(axis: Axes, made: pd.DataFrame, colours: Colours) -> None:
         axis.stairs(steps, edges, baseline=base, fill=True, color=colours[table])
         median = seconds[made["table"] == table].median()
         axis.plot([median, median], [base, base + 0.85], color="black", linewidth=1.5)
-        labels[base + 0.4] = f"{_shortened(table, LONGEST_NAME)}\nmedian {format_duration(median)}"
+        between = ", " if made["table"].nunique() > MOST_LABELS else "\nmedian "
+        labels[base + 0.4] = f"{shortened(table, LONGEST_NAME)}{between}{format_duration(median)}"
     axis.set(xscale="log", xlim=(shortest, longest), ylim=(0, len(labels)))
     axis.set_yticks(list(labels), list(labels.values()))
     axis.tick_params(axis="y", length=0)
@@ -323,7 +348,7 @@ def _label_hosts(axis: Axes, jobs: pd.DataFrame) -> None:
         axis.set_yticks([], [])
         axis.set_ylabel(f"{len(lanes):,} hosts")
         return
-    labels = [_shortened(host, LONGEST_NAME) or "unknown host" for host in lanes.index]
+    labels = [shortened(host, LONGEST_NAME) or "unknown host" for host in lanes.index]
     axis.set_yticks(lanes.mean(axis=1), labels, parse_math=False)
     for first in lanes["min"][1:]:
         axis.axhline(first - 0.5, color="0.3", linewidth=0.8)
@@ -339,21 +364,19 @@ def _add_legend(axis: Axes, jobs: pd.DataFrame, colours: Colours) -> None:
     """Add a legend of the colours, but not of a single table's."""
     named = [table for table in colours if len(colours) > 1 and colours[table] != OTHER_TABLES]
     length = LONGEST_LEGEND // max(1, len(named))
-    handles: list[Any] = [Patch(color=colours[t], label=_shortened(t, length)) for t in named]
+    handles: list[Any] = [Patch(color=colours[t], label=shortened(t, length)) for t in named]
     if OTHER_TABLES in colours.values():
         handles.append(Patch(color=OTHER_TABLES, label="other tables"))
     if "error" in jobs["status"].to_numpy():
         handles.append(Patch(facecolor=ERROR, edgecolor="white", hatch="////", label="errors (×)"))
     place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
+    if axis.get_label() == "legend":
+        axis.set_axis_off()
+        place |= {"loc": "center right", "bbox_to_anchor": (1, 0.5)}
     if handles:
-        axis.legend(handles=handles, ncols=len(handles), frameon=False, handlelength=1, **place)
+        legend = axis.legend(handles=handles, ncols=len(handles), frameon=False, handlelength=1, **place)
+        legend.set_in_layout(False)  # it may begin under the labels at the left
 
 
 def _brief_key(key: str) -> str:
-    return key if len(key) <= LONGEST_KEY else _shortened(re.sub(r"\w+=", "", key), LONGEST_KEY)
-
-
-def _shortened(text: str, length: int) -> str:
-    """Leave out the middle of a long text: names and keys differ at their ends."""
-    half = (length - 1) // 2
-    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
+    return key if len(key) <= LONGEST_KEY else shortened(re.sub(r"\w+=", "", key), LONGEST_KEY)

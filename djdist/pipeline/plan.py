@@ -81,7 +81,7 @@ def plan(
     meant = {table.full_table_name: table for table in tables_meant(targets)}
     _check_any(meant, targets)
     _check_one_server([*meant.values()])
-    foreign_keys = _foreign_keys([*meant.values()], downstream=downstream)
+    foreign_keys = loaded_foreign_keys([*meant.values()], downstream=downstream)
     chosen = _with_relatives(meant, foreign_keys, upstream=upstream, downstream=downstream)
     _check_any(chosen, targets)
     for table in chosen.values():
@@ -109,7 +109,7 @@ def in_order(tables: Sequence[str], foreign_keys: ForeignKeys) -> list[str]:
     return ordered
 
 
-def _foreign_keys(tables: Sequence[Any], *, downstream: bool) -> ForeignKeys:
+def loaded_foreign_keys(tables: Sequence[Any], *, downstream: bool = False) -> ForeignKeys:
     """Load DataJoint's graph of the schemas that are activated, and of all that these refer to."""
     keys: dict[ForeignKey, None] = {}
     masters: dict[str, str] = {}

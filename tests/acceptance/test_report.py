@@ -173,6 +173,20 @@ class TestReport:
         assert "unknown hosts" in shown
         assert not Jobs(lab.Reading()).is_declared
 
+    def test_of_a_module_and_of_a_schema_it_draws_what_needs_what(
+        self, lab: ModuleType, keeping: None
+    ) -> None:
+        pipelines.fill(lab)
+        lab.Reading.populate(reserve_jobs=True)
+        drawn = [texts(djdist.report(target)) for target in (lab, lab.schema, [lab.Reading, lab.Square])]
+        for shown in drawn[:2]:
+            assert "Reading\n6 made\n" in shown
+        assert (
+            len(djdist.progress(lab.schema))
+            == len(djdist.progress(lab))
+            == len(djdist.progress(lab, lab.schema))
+        )
+
     def test_nothing_to_draw(self, lab: ModuleType) -> None:
         assert "Square: 0 made, 0 failed" in texts(djdist.report(lab.Square))
 
@@ -218,7 +232,7 @@ class TestRefusals:
             djdist.report(lab.Square, file=tmp_path / "missing" / "report.png")
 
     def test_of_tables(self, lab: ModuleType) -> None:
-        with pytest.raises(djdist.OptionError, match=r"needs a table: djdist\.report\(Table\)"):
+        with pytest.raises(djdist.OptionError, match=r"needs a module or a table: djdist\.report"):
             djdist.report()
         with pytest.raises(djdist.OptionError, match=r"Session is not a dj\.Computed or dj\.Imported table"):
             djdist.report(lab.Session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,16 @@ import pandas as pd
 import pytest
 
 from djdist._style import DAY_SECONDS, TABLES, format_duration
+from djdist.jobs.critical_path import Relation
 from djdist.jobs.history import History, by_cause
 
 pytest.importorskip("matplotlib")
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from djdist.monitoring import report_figure
 from djdist.monitoring.report_figure import MOST_BARS, RATES, draw
+from djdist.monitoring.report_graph import Graph
 
 BEGIN = pd.Timestamp("2026-01-01 20:00")
 
@@ -47,8 +51,12 @@ def history(*parts: pd.DataFrame) -> History:
     return History(counts, found, ())
 
 
+def part(figure: Any, name: str) -> Any:
+    return next(axis for axis in figure.axes if axis.get_label() == name)
+
+
 def timeline(found: History) -> Any:
-    return draw(found).axes[0]
+    return part(draw(found), "timeline")
 
 
 def test_a_process_takes_the_lane_of_one_that_ended() -> None:
@@ -97,7 +105,7 @@ def test_all_jobs_that_ended_are_counted(number: int, monkeypatch: pytest.Monkey
     failed = jobs((0, 1, "elsewhere", 7), table="Other", error="ValueError: $\\frac{x$ and _y^")
     figure = draw(history(made, failed))
     assert figure.png().startswith(b"\x89PNG")
-    rates: Any = figure.axes[1]
+    rates = part(figure, "rate")
     unit_seconds = RATES[rates.get_title("left").split()[-1]]
     areas = [bar.get_height() * bar.get_width() * DAY_SECONDS / unit_seconds for bar in rates.patches]
     assert sum(areas) == pytest.approx(number + 1)
@@ -143,3 +151,74 @@ def test_errors_are_grouped_whatever_their_numbers() -> None:
 )
 def test_durations_are_written_in_the_unit_that_fits(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def relations(*pairs: str) -> list[Relation]:
+    """Give relations written as parent and child."""
+    return [Relation(pair.split()[1], pair.split()[0]) for pair in pairs]
+
+
+def drawn(tables: str, *pairs: str) -> tuple[Graph, Any]:
+    names = tables.split()
+    counts = dict.fromkeys(["made", "pending", "reserved", "error", "ignore"], 0) | {"made": 3, "error": 1}
+    graph, axis = Graph(names, relations(*pairs)), Figure().add_subplot()
+    graph.draw(axis, pd.DataFrame(counts, index=names), dict.fromkeys(names, "C0"), 10)
+    return graph, axis
+
+
+def test_a_graph_says_how_many_keys_each_table_has_made() -> None:
+    _, axis = drawn("Raw Spikes", "Raw Spikes")
+    assert [text.get_text() for text in axis.texts] == [
+        "Raw",
+        "3 made, 1 failed",
+        "Spikes",
+        "3 made, 1 failed",
+    ]
+
+
+def test_tables_stand_to_the_right_of_what_they_need() -> None:
+    graph, axis = drawn("C A B D", "A B", "B C", "A C", "A D")
+    columns = {text.get_text(): text.get_position()[0] for text in axis.texts[::2]}
+    assert columns == {"A": 0, "B": 1, "D": 1, "C": 2}
+    assert (graph.columns, graph.rows) == (3, 2)
+
+
+def test_a_line_that_others_imply_is_left_out() -> None:
+    graph, _ = drawn("A B C", "A B", "B C", "A C")
+    assert graph._lines == [[("A",), ("B",)], [("B",), ("C",)]]
+
+
+def test_a_long_line_passes_beside_the_tables_between_its_ends() -> None:
+    graph, _ = drawn("A B C D E", "A B", "B C", "C D", "E D")
+    (passing,) = [line for line in graph._lines if len(line) > 2]
+    assert all(graph._places[node] != graph._places[other,] for node in passing[1:-1] for other in "ABCD")
+
+
+def test_lines_cross_no_more_than_they_have_to() -> None:
+    graph, _ = drawn("A B X Y Z", "A Z", "A Y", "B X")
+    heights = {table: graph._places[table,][1] for table in "ABXYZ"}
+    assert (heights["A"] < heights["B"]) == (max(heights["Y"], heights["Z"]) < heights["X"])
+
+
+def test_a_report_of_several_tables_draws_their_graph_and_the_longest_chain() -> None:
+    raw, spikes = jobs((0, 5, "a", 1), table="Raw"), jobs((6, 9, "b", 1), table="Spikes")
+    found = history(*(rows.assign(values=pd.Series([{"id": 1}])) for rows in (raw, spikes)))
+    figure: Any = draw(replace(found, relations=(Relation("Spikes", "Raw", (("id", "id"),)),)))
+    assert len(part(figure, "graph").texts) == 4
+    chain = "Black: the longest chain of keys that need one another (8 s)"
+    assert chain in part(figure, "timeline").get_title("left")
+    assert figure.png().startswith(b"\x89PNG")
+
+
+def test_a_report_of_30_tables_has_no_text_over_another() -> None:
+    names = [f"Table{n}OfAPipelineWithLongNames" for n in range(30)]
+    pairs = [f"{names[n]} {names[min(29, n // 3 * 3 + step)]}" for n in range(27) for step in (3, 4, 5)]
+    parts = [
+        jobs((n, n + 1, "a", 1), table=name).assign(values=pd.Series([{"id": n}]))
+        for n, name in enumerate(names)
+    ]
+    figure: Any = draw(replace(history(*parts), relations=tuple(relations(*pairs))))
+    figure.draw_without_rendering()
+    legend = part(figure, "legend").get_legend().get_texts()
+    boxes = [text.get_window_extent() for text in (*part(figure, "graph").texts, *legend)]
+    assert not [box for n, box in enumerate(boxes) for other in boxes[:n] if box.overlaps(other)]
