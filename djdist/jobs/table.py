@@ -15,7 +15,7 @@ from djdist.job_stores.jobs_table.refreshing import Refreshing
 from djdist.job_stores.jobs_table.store import JobsTable
 from djdist.jobs.history import snapshot
 from djdist.jobs.html import jobs_html, notice_html, rows_html
-from djdist.pipeline.checks import check_has_schema, check_priority
+from djdist.pipeline.checks import check_has_schema, check_is_auto_populated, check_priority
 from djdist.pipeline.jobs_table import condition_sql, declared_type, jobs_table_spec
 from djdist.pipeline.rights import check_key_is_seen
 from djdist.pipeline.tables import tables_of
@@ -220,9 +220,7 @@ def jobs_to_look_at(table: Any) -> dj.Job:
     if isinstance(table, dj.Job):
         return table
     table = table() if isinstance(table, type) else table
-    if not isinstance(table, dj.Table) or not isinstance(table, dj.AutoPopulate):
-        name = type(table).__name__
-        raise OptionError(f"{name} is not a dj.Computed or dj.Imported table, so it has no jobs.")
+    check_is_auto_populated(table)
     check_has_schema(table)
     if table.restriction:
         raise OptionError(

@@ -23,8 +23,7 @@ def check_populates(table: Any) -> None:
         The table is restricted or a transaction is open, as DataJoint says it.
     """
     name = type(table).__name__
-    if not isinstance(table, dj.Table) or not isinstance(table, dj.AutoPopulate):
-        raise OptionError(f"{name} is not a dj.Computed or dj.Imported table, so it can't be populated.")
+    check_is_auto_populated(table)
     if not has_make(table):
         raise OptionError(
             f"{name} has no make(): define make(self, key), or make_fetch, make_compute and make_insert."
@@ -43,12 +42,19 @@ def check_populates(table: Any) -> None:
         raise dj.DataJointError("Populate cannot be called during a transaction.")
 
 
-def check_has_schema(table: Any) -> None:
-    """Raise OptionError for a table that was never declared."""
+def check_is_auto_populated(table: Any, name: str = "") -> None:
+    """Raise OptionError for what is neither a table that has jobs nor the class of one."""
+    kind = table if isinstance(table, type) else type(table)
+    if not issubclass(kind, dj.Table) or not issubclass(kind, dj.AutoPopulate):
+        name = name or kind.__name__
+        raise OptionError(f"{name} is not a dj.Computed or dj.Imported table, so it has no jobs to make.")
+
+
+def check_has_schema(table: Any, name: str = "") -> None:
+    """Raise OptionError for a table, or the class of one, that was never declared."""
     if table._connection is None or not table.database:
-        raise OptionError(
-            f"{type(table).__name__} belongs to no schema yet: put @schema above it, and activate the schema."
-        )
+        name = name or type(table).__name__
+        raise OptionError(f"{name} belongs to no schema yet: put @schema above it, and activate the schema.")
 
 
 def check_priority(table: dj.Table, priority: int | None) -> None:

@@ -10,6 +10,7 @@ import datajoint as dj
 
 from djdist.database.errors import is_infrastructure, is_refused_login
 from djdist.errors import DatabaseError, OptionError
+from djdist.pipeline.checks import check_has_schema, check_is_auto_populated
 
 
 def tables_of(module: ModuleType) -> list[Any]:
@@ -58,11 +59,9 @@ def _has_schema(table: Any) -> bool:
 
 
 def _checked(table: Any, name: str) -> Any:
-    if not isinstance(table, type) or not issubclass(table, dj.AutoPopulate):
-        raise OptionError(f"{name} is not a dj.Computed or dj.Imported table, so it has no jobs.")
-    if not _has_schema(table):
-        raise OptionError(f"{name} belongs to no schema yet: put @schema above it, and activate the schema.")
-    return table
+    check_is_auto_populated(table, name)
+    check_has_schema(table, name)
+    return table if isinstance(table, type) else type(table)
 
 
 def _imported(name: str) -> ModuleType:

@@ -319,6 +319,7 @@ def test_a_cluster_that_is_not_there_is_a_clear_error(
     untouched: Any, executor: Callable[[], Any], message: str
 ) -> None:
     import dask
+    import distributed  # noqa: F401 - as it is imported it would put its own time limit back
 
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),

@@ -1,9 +1,9 @@
-"""A cluster of thousands of places that only pretends to make keys.
+"""A cluster of thousands of slots that only pretends to make keys.
 
 Real are the driver, its job store, the database and the clock, and what workers do to the jobs table:
 they begin the jobs of a group together and delete each one that is made, in its moment, but with one
 statement for all workers that do so in the same hundredth of a second. A worker begins no more keys of
-its group once it has been busy for ``GROUP_SECONDS``, as real ones do. No ``make()`` runs: a place is
+its group once it has been busy for ``GROUP_SECONDS``, as real ones do. No ``make()`` runs: a slot is
 busy for as long as a heavy-tailed distribution says. Nothing travels over a network. The cluster is a
 process of its own, so that its work is none of the driver's.
 """
@@ -37,7 +37,7 @@ from djdist.pipeline.jobs_table_spec import JobsTableSpec
 from djdist.shipping.packing import open_dbapi_connection
 from djdist.worker.session import Session
 
-NODE_PLACES = 50
+NODE_SLOTS = 50
 """So many die together."""
 BACK_SECONDS = 3.0
 SIGMA = 1.5
@@ -63,7 +63,7 @@ def fill(lab: ModuleType, keys: int) -> JobsTableSpec:
 class Cluster:
     """What a simulated cluster is like, and how many keys it will get."""
 
-    places: int
+    slots: int
     mean_seconds: float
     keys: int
     death_every_seconds: float = math.inf
@@ -72,12 +72,12 @@ class Cluster:
     @property
     def steady_keys(self) -> float:
         """So many have begun when keys become scarce."""
-        return self.keys - 1.25 * self.places
+        return self.keys - 1.25 * self.slots
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What places did from when all had got a key until keys became scarce."""
+    """What slots did from when all had got a key until keys became scarce."""
 
     busy_share: float
     keys_per_second: float
@@ -88,7 +88,7 @@ class SimulatedPool(TaskPool):
 
     def __init__(self, cluster: Cluster, statements: JobStatements, settings: ConnectionSettings) -> None:
         self.waited_seconds = 0.0
-        self._places = cluster.places
+        self._slots = cluster.slots
         self._nodes: list[Node] = []
         self._in_flight: dict[int, tuple[Job, ...]] = {}
         self._trials: list[int] = []
@@ -101,8 +101,8 @@ class SimulatedPool(TaskPool):
         self._process.start()
 
     def nodes(self) -> Sequence[Node]:
-        if len(self._nodes) * NODE_PLACES != self._places:
-            self._nodes = [Node({"cpus": NODE_PLACES})] * (self._places // NODE_PLACES)
+        if len(self._nodes) * NODE_SLOTS != self._slots:
+            self._nodes = [Node({"cpus": NODE_SLOTS})] * (self._slots // NODE_SLOTS)
         return self._nodes
 
     def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
@@ -125,7 +125,7 @@ class SimulatedPool(TaskPool):
         self.waited_seconds += time.monotonic() - began
         ended: list[tuple[int, int, float]] = []
         while self._line.poll():
-            self._places, several = self._line.recv()
+            self._slots, several = self._line.recv()
             ended += several
         return [self._completion(*each) for each in ended]
 
@@ -157,10 +157,10 @@ class EagerPool(TaskPool):
 
     waits_for_room = False
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, slots: int) -> None:
         self.began_at = self.ended_at = 0.0
-        self._places = places
-        self._nodes = [Node({"cpus": places})]
+        self._slots = slots
+        self._nodes = [Node({"cpus": slots})]
         self._in_flight: dict[int, tuple[Job, ...]] = {}
         self._submitted = 0
 
@@ -176,7 +176,7 @@ class EagerPool(TaskPool):
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
         self.ended_at = time.monotonic()
-        oldest = list(islice(self._in_flight, max(1, self._places // 10)))
+        oldest = list(islice(self._in_flight, max(1, self._slots // 10)))
         return [_all_made(ticket, self._in_flight.pop(ticket)) for ticket in oldest]
 
     def cancel(self, ticket: int) -> bool:
@@ -220,24 +220,24 @@ class _Simulation:
         self._now = time.monotonic()
         self._dies_at = self._next_death()
         self._begun = self._counted_keys = 0
-        self._busy_seconds = self._place_seconds = self._counted_seconds = 0.0
+        self._busy_seconds = self._slot_seconds = self._counted_seconds = 0.0
 
     def run(self) -> Usage:
         while self._receive():
             passed_seconds, self._now = time.monotonic() - self._now, time.monotonic()
             self._count(passed_seconds)
             if ended := self._die() + self._end():
-                self._line.send((self._places, ended))
+                self._line.send((self._slots, ended))
             self._begin()
-        return Usage(self._busy_seconds / self._place_seconds, self._counted_keys / self._counted_seconds)
+        return Usage(self._busy_seconds / self._slot_seconds, self._counted_keys / self._counted_seconds)
 
     @property
-    def _places(self) -> int:
-        return self._cluster.places - NODE_PLACES * len(self._back_at)
+    def _slots(self) -> int:
+        return self._cluster.slots - NODE_SLOTS * len(self._back_at)
 
     @property
     def _is_steady(self) -> bool:
-        return self._cluster.places <= self._begun <= self._cluster.steady_keys
+        return self._cluster.slots <= self._begun <= self._cluster.steady_keys
 
     def _receive(self) -> bool:
         """Take in tasks for a moment; False when the driver has had enough."""
@@ -252,11 +252,11 @@ class _Simulation:
     def _count(self, passed_seconds: float) -> None:
         if self._is_steady:
             self._busy_seconds += passed_seconds * len(self._running)
-            self._place_seconds += passed_seconds * self._places
+            self._slot_seconds += passed_seconds * self._slots
             self._counted_seconds += passed_seconds
 
     def _begin(self) -> None:
-        free = max(0, self._places - len(self._running))
+        free = max(0, self._slots - len(self._running))
         begun = [self._waiting.popleft() for _ in range(min(len(self._waiting), free))]
         for batch in _batches([values for task in begun for values in task.values()]):
             self._statements.begins(self._session, batch)
@@ -303,7 +303,7 @@ class _Simulation:
             return []
         self._dies_at = self._next_death()
         self._back_at.append(self._now + BACK_SECONDS)
-        dead = self._chance.sample(self._running, min(NODE_PLACES, len(self._running)))
+        dead = self._chance.sample(self._running, min(NODE_SLOTS, len(self._running)))
         tickets = {ticket for _, ticket, _ in dead}
         self._running = [each for each in self._running if each[1] not in tickets]
         heapq.heapify(self._running)

@@ -43,7 +43,7 @@ Napped.populate(reserve_jobs=True, executor="ray")
 """
 
 
-def test_places_idle_between_keys(server: Server, lab: ModuleType, tmp_path: Path, record: Record) -> None:
+def test_slots_idle_between_keys(server: Server, lab: ModuleType, tmp_path: Path, record: Record) -> None:
     lab.Number.insert({"n": n, "x": n} for n in range(KEYS))
     Bench(server, lab.__name__, tmp_path, {}).run(SCRIPT)
     figures = idle_times((lab.Napped & f"n >= {WARM_UP}").to_pandas())
@@ -52,18 +52,18 @@ def test_places_idle_between_keys(server: Server, lab: ModuleType, tmp_path: Pat
 
 
 def idle_times(naps: pd.DataFrame) -> dict[str, float]:
-    """Tell how long places make nothing, from when all have begun until one gets no more.
+    """Tell how long slots make nothing, from when all have begun until one gets no more.
 
     What follows on the sleep counts as idle too: the INSERT, the end of the job and the COMMIT.
     """
-    by_place = naps.sort_values("began").groupby("pid")
-    assert len(by_place) == WORKERS
-    since, until = by_place.began.min().max(), by_place.ended.max().min()
-    gaps = (by_place.began.shift(-1) - naps.ended)[(naps.ended > since) & (naps.ended < until)]
-    place_seconds = WORKERS * (until - since)
+    by_slot = naps.sort_values("began").groupby("pid")
+    assert len(by_slot) == WORKERS
+    since, until = by_slot.began.min().max(), by_slot.ended.max().min()
+    gaps = (by_slot.began.shift(-1) - naps.ended)[(naps.ended > since) & (naps.ended < until)]
+    slot_seconds = WORKERS * (until - since)
     figures = {
-        "idle share": gaps.sum() / place_seconds,
-        "of it in gaps over 50 ms": gaps[gaps > LONG_GAP_SECONDS].sum() / place_seconds,
+        "idle share": gaps.sum() / slot_seconds,
+        "of it in gaps over 50 ms": gaps[gaps > LONG_GAP_SECONDS].sum() / slot_seconds,
         "median gap in ms": gaps.median() * 1000,
     }
     return {name: round(float(figure), 3) for name, figure in figures.items()}

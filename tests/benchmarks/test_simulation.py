@@ -29,15 +29,15 @@ SIMULATED = "simulated clusters"
 SATURATED = "drivers that never wait"
 KEYS_TO_SATURATE = 60_000
 CASES = {
-    "1,000 places, 1 s": (1, Cluster(places=1_000, mean_seconds=1.0, keys=20_000)),
-    "1,000 places, 1 s, Pareto, a node dies every 2 s": (
+    "1,000 slots, 1 s": (1, Cluster(slots=1_000, mean_seconds=1.0, keys=20_000)),
+    "1,000 slots, 1 s, Pareto, a node dies every 2 s": (
         1,
         Cluster(1_000, mean_seconds=1.0, keys=20_000, death_every_seconds=2.0, lengths="Pareto"),
     ),
-    "10,000 places, 20 s": (1, Cluster(places=10_000, mean_seconds=20.0, keys=30_000)),
-    "10,000 places, 1 s, 1 driver": (1, Cluster(places=10_000, mean_seconds=1.0, keys=60_000)),
-    "10,000 places, 1 s, 2 drivers": (2, Cluster(places=5_000, mean_seconds=1.0, keys=30_000)),
-    "10,000 places, 1 s, 4 drivers": (4, Cluster(places=2_500, mean_seconds=1.0, keys=15_000)),
+    "10,000 slots, 20 s": (1, Cluster(slots=10_000, mean_seconds=20.0, keys=30_000)),
+    "10,000 slots, 1 s, 1 driver": (1, Cluster(slots=10_000, mean_seconds=1.0, keys=60_000)),
+    "10,000 slots, 1 s, 2 drivers": (2, Cluster(slots=5_000, mean_seconds=1.0, keys=30_000)),
+    "10,000 slots, 1 s, 4 drivers": (4, Cluster(slots=2_500, mean_seconds=1.0, keys=15_000)),
 }
 
 
@@ -52,27 +52,25 @@ def test_simulated_cluster(case: str, server: Server, lab: ModuleType, record: R
     print(server.backend, case, *figures, sep="\n  ")
 
 
-@pytest.mark.parametrize("places", [1_000, 10_000])
+@pytest.mark.parametrize("slots", [1_000, 10_000])
 @pytest.mark.parametrize("drivers", [1, 2, 4])
-def test_saturated_drivers(
-    drivers: int, places: int, server: Server, lab: ModuleType, record: Record
-) -> None:
+def test_saturated_drivers(drivers: int, slots: int, server: Server, lab: ModuleType, record: Record) -> None:
     spec = fill(lab, KEYS_TO_SATURATE)
     with ProcessPoolExecutor(drivers, multiprocessing.get_context("spawn")) as processes:
-        spans = [*processes.map(saturate, [spec] * drivers, [places] * drivers, [drivers] * drivers)]
+        spans = [*processes.map(saturate, [spec] * drivers, [slots] * drivers, [drivers] * drivers)]
     began_at, ended_at, cpu_seconds = zip(*spans, strict=True)
     rate = KEYS_TO_SATURATE / (max(ended_at) - min(began_at))
     figures = {
         "jobs per second": round(rate),
         "CPU milliseconds a job": round(sum(cpu_seconds) / KEYS_TO_SATURATE * 1000, 3),
     }
-    record(SATURATED, f"{server.backend}, {drivers} drivers, {places:,} in flight each", figures)
-    print(server.backend, drivers, places, figures)
+    record(SATURATED, f"{server.backend}, {drivers} drivers, {slots:,} in flight each", figures)
+    print(server.backend, drivers, slots, figures)
 
 
-def saturate(spec: JobsTableSpec, places: int, drivers: int) -> tuple[float, float, float]:
+def saturate(spec: JobsTableSpec, slots: int, drivers: int) -> tuple[float, float, float]:
     """Give a driver no pause; tell from when to when it ran and how much of its thread's time that took."""
-    pool = EagerPool(places)
+    pool = EagerPool(slots)
     policy = Policy(max_calls=KEYS_TO_SATURATE // drivers)
     cpu = time.thread_time()
     driver_of(JobsTable(spec, Owner(new_token(60))), pool, policy, Recipe(spec.table)).run(
