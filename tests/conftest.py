@@ -235,7 +235,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = _on_one_database(chosen)
     kept = {*chosen}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = sorted(chosen, key=_database)  # a server that is left has to start anew when it is met again
+    items[:] = sorted(chosen, key=_neighbourhood)
 
 
 def _on_one_database(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -254,6 +254,16 @@ def _test(item: pytest.Item) -> str:
 
 def _database(item: pytest.Item) -> str:
     return str(_parameters(item).get("server", ""))
+
+
+def _neighbourhood(item: pytest.Item) -> int:
+    """Keep a server's tests together, which starts anew when it is met again, and a cluster's beside them.
+
+    Of two processes that share the tests in this order the one meets Dask and the other Ray.
+    """
+    executors = _executors(item)
+    database = _database(item) or (PAIRS[executors[0]] if executors else "")
+    return NEIGHBOURHOODS.index(database)
 
 
 def _on_all(item: pytest.Item) -> bool:
@@ -296,6 +306,8 @@ def _parameters(item: pytest.Item) -> dict[str, Any]:
 def _executors(item: pytest.Item) -> list[str]:
     named = [str(value).removeprefix("executor=").strip("'") for value in _parameters(item).values()]
     named += [mark.args[0] for mark in item.iter_markers("on")]
+    fixtures = getattr(item, "fixturenames", ())
+    named += [executor for executor, cluster in CLUSTERS.items() if cluster in fixtures]
     return [name for name in named if name in PAIRS]
 
 
@@ -333,3 +345,5 @@ SHORT_ON = {
 """What the short run tries there: classes and tests."""
 
 PAIRS = {"local": "postgresql", "processes": "mysql", "ray": "postgresql", "dask": "mysql"}
+CLUSTERS = {"ray": "ray_cluster", "dask": "dask_client"}
+NEIGHBOURHOODS = ["mysql", "new-mariadb", "", "real-mysql", "postgresql"]

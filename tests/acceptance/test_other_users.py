@@ -27,6 +27,8 @@ print(Scripted.populate(reserve_jobs=True, executor="dask", make_kwargs=make_kwa
 """
 INTRUDER = """
 import os, pwd, sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 import cryptography.hazmat.primitives.asymmetric.rsa, dask.array
 from distributed import Client, Security
 
@@ -36,12 +38,18 @@ os.setgid(nobody.pw_gid)
 os.setuid(nobody.pw_uid)
 os.chdir("/")
 addresses = sys.argv[1].split()
-for address in [*addresses, *(address.replace("tls", "tcp") for address in addresses)]:
-    for security in (None, Security.temporary()):
-        try:
-            print("in", address, Client(address, security=security, timeout=5).run(os.getuid))
-        except Exception as error:
-            print("refused", type(error).__name__)
+
+def attempt(address, security):
+    try:
+        return f"in {address} {Client(address, security=security, timeout=5).run(os.getuid)}"
+    except Exception as error:
+        return f"refused {type(error).__name__}"
+
+everywhere = [*addresses, *(address.replace("tls", "tcp") for address in addresses)]
+with ThreadPoolExecutor() as threads:  # some are waited for until the timeout
+    attempts = [threads.submit(attempt, *to) for to in product(everywhere, (None, Security.temporary()))]
+for made in attempts:
+    print(made.result())
 for file in sys.argv[2].split():
     try:
         print("read", file, len(open(file).read()))

@@ -26,7 +26,7 @@ folder = pathlib.Path(sys.argv[1])
 (folder / f"{{sys.argv[2]}}-begun-").touch()
 while not (folder / "gate").exists():
     time.sleep(0.01)
-made, seconds = 0, {{"seconds": 0.25}}
+made, seconds = 0, {{"seconds": 0.1}}
 while count := Logged.populate(reserve_jobs=True, make_kwargs=seconds, {options})["success_count"]:
     made += count
 print("made", made)
@@ -146,7 +146,7 @@ def test_a_job_that_takes_longer_than_its_lease_is_left_to_its_run(
     monkeypatch.setattr(djdist.config, "lease_seconds", lease_seconds)
     pipelines.fill(lab, subjects=1, sessions=1)
     refreshers = script(REFRESHERS.format(lab=lab.__name__, seconds=lease_seconds), str(tmp_path))
-    busy = {"do": doing.keep_the_processor_busy, "folder": str(tmp_path), "seconds": 3 * lease_seconds}
+    busy = {"do": doing.keep_the_processor_busy, "folder": str(tmp_path), "seconds": 2 * lease_seconds}
     summary = lab.Scripted.populate(reserve_jobs=True, executor=executor, make_kwargs=busy)
     (tmp_path / "done").touch()
     output, error = refreshers.communicate(timeout=SECONDS)

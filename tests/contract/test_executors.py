@@ -117,6 +117,7 @@ class Case:
     """The driver belongs there, too."""
     keeps: bool = False
     """A pool keeps its slots for itself until it is closed."""
+    marks: Sequence[pytest.MarkDecorator] = ()
 
 
 CASES = {
@@ -124,20 +125,19 @@ CASES = {
     "local processes": Case(local(2)),
     "threads": Case(on_threads, processes=False),
     "process pool": Case(on_process_pool, survives=False),
-    "loky": Case(on_loky, survives=False),
-    "ray": Case(on_ray, cluster=True),
-    "GPUs of ray": Case(on_gpus_of_ray, cluster=True, keeps=True),
-    "dask": Case(on_dask, once=False, cluster=True),
+    "loky": Case(on_loky, survives=False, marks=[pytest.mark.long]),
+    "ray": Case(on_ray, cluster=True, marks=[pytest.mark.on("ray")]),
+    "GPUs of ray": Case(
+        on_gpus_of_ray, cluster=True, keeps=True, marks=[pytest.mark.on("ray"), pytest.mark.long]
+    ),
+    "dask": Case(on_dask, once=False, cluster=True, marks=[pytest.mark.on("dask")]),
 }
-
-LONG = {"loky", "GPUs of ray"}
-"""Much as another case."""
 
 
 def cases(**wanted: bool) -> Any:
     """Let a test run on the executors that are as it needs them."""
     names = [n for n, case in CASES.items() if all(getattr(case, k) == v for k, v in wanted.items())]
-    chosen = [pytest.param(CASES[n], id=n, marks=pytest.mark.long if n in LONG else ()) for n in names]
+    chosen = [pytest.param(CASES[n], id=n, marks=CASES[n].marks) for n in names]
     return pytest.mark.parametrize("case", chosen, scope="module")
 
 
@@ -347,6 +347,9 @@ class TestInProcesses:
             killed = submit(other, work.job(tmp_path, 1, "wait"))
             wait_until(lambda: work.begun(tmp_path) == [0, 1], "both tasks")
             other.kill(killed)
+            if fresh.can_kill:  # so that no later task meets its end
+                (pid,) = {int(file.name.split("-")[2]) for file in tmp_path.glob("1-begun-*")}
+                wait_until(lambda: not alive(pid), "its end")
         work.open_gate(tmp_path)
         (completion,) = wait_for(fragile, 1)
         assert completion.report is not None

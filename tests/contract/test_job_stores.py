@@ -29,6 +29,7 @@ from djdist.database import dbapi, silence
 from djdist.database.job_statements import key_values
 from djdist.database.marks import worker_mark
 from djdist.errors import DatabaseError, LeaseLostError
+from djdist.job_stores.jobs_table import transactions
 from djdist.job_stores.jobs_table.advisory_lock import LONGEST_WAIT_SECONDS, advisory_lock
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.missing_keys import MissingKeys
@@ -113,7 +114,7 @@ class JobStoreContract:
         self, store: JobStore, keys: list[dict[str, Any]]
     ) -> None:
         (job,) = store.reserve(1)
-        assert store.release([job], delay_seconds=1.5) == 1
+        assert store.release([job], delay_seconds=1) == 1
         assert keys_of(store.reserve(6)) == keys[1:]
         wait_until(store.pending, "the delay to end")
         assert store.reserve(6) == [job]
@@ -571,9 +572,10 @@ class TestReserving:
         assert "fell silent" in caplog.text
 
     def test_a_server_that_falls_silent_is_waited_for_no_longer_than_that_is_wanted(
-        self, far: tuple[JobsTable, Relay]
+        self, far: tuple[JobsTable, Relay], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store, relay = far
+        monkeypatch.setattr(transactions, "LAST_SECONDS", 0.5)
         relay.fall_silent()
         store.wait_while(lambda: False)
         with pytest.raises(DatabaseError, match=r"no answer|can't be reached"):
@@ -587,14 +589,17 @@ class TestReserving:
             other.start_transaction()
             other.query(f"SELECT status FROM {jobs.full_table_name} FOR UPDATE")
             released = thread.submit(slow.release, reserved)
-            assert not wait([released], 4).done
+            assert not wait([released], dbapi.TIMEOUT_SECONDS + 0.5).done
             other.cancel_transaction()
             assert released.result() == 1
 
-    def test_a_silent_server_keeps_no_signal_from_ending_the_wait(self, far: tuple[JobsTable, Relay]) -> None:
+    def test_a_silent_server_keeps_no_signal_from_ending_the_wait(
+        self, far: tuple[JobsTable, Relay], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         store, relay = far
+        monkeypatch.setattr(transactions, "LAST_SECONDS", 0.5)
         relay.fall_silent()
-        timer = threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             store.pending()
@@ -1639,7 +1644,7 @@ class TestKeysAndRestrictions:
             ("mysql", "latin1"),
             pytest.param("mysql", "utf8mb4", marks=pytest.mark.long),
             ("real-mysql", "latin1"),
-            ("postgresql", None),
+            pytest.param("postgresql", None, marks=pytest.mark.long),
         ],
         indirect=["server"],
     )

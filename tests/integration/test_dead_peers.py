@@ -19,7 +19,7 @@ from servers import Server
 
 ADDRESS = f"127.77.{os.getpid() % 250}.{os.getpid() // 250 % 250 + 1}"
 SLEEP = {"mysql": "SELECT SLEEP({})", "postgresql": "SELECT pg_sleep({})"}
-SOON = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 2, "TCP_USER_TIMEOUT": 3000}
+SOON = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 1, "TCP_USER_TIMEOUT": 2000}
 
 Connect = Callable[[], Any]
 
@@ -48,7 +48,7 @@ def connect(server: Server, relay: Relay) -> Connect:
 
 def test_a_server_that_is_gone_is_noticed_while_it_owes_an_answer(server: Server, connect: Connect) -> None:
     connection, noticed = connect(), threading.Event()
-    connection.cursor().execute(SLEEP[server.backend].format(4))  # it is longer silent than it may be gone
+    connection.cursor().execute(SLEEP[server.backend].format(2.5))  # it is longer silent than it may be gone
 
     def be_gone() -> None:
         with lost_packets(ADDRESS):

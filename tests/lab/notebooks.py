@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,11 @@ VARYING = {
 """What a notebook prints differently each time, and what to compare instead."""
 
 
-def executed(name: str, folder: Path) -> Any:
-    """Execute a notebook in a folder, from which it reads and into which it writes."""
+def executed(name: str, folder: Path, instead: Mapping[str, str] | None = None) -> Any:
+    """Execute a notebook in a folder, from which it reads and into which it writes.
+
+    ``instead`` says what to replace in its code before.
+    """
     import nbclient
     import nbformat
 
@@ -40,6 +44,9 @@ def executed(name: str, folder: Path) -> Any:
     quiet = {"PYTHONWARNINGS": "ignore", "DJ_LOG_LEVEL": "WARNING", "PYTHONPATH": os.pathsep.join(paths)}
     quiet["RAY_agent_register_timeout_ms"] = "60000"  # or no Ray starts on a busy machine
     notebook = nbformat.read(FOLDER / name, as_version=4)
+    for cell in notebook.cells:
+        for words, others in (instead or {}).items():
+            cell.source = cell.source.replace(words, others)
     client = nbclient.NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(folder)}})
     client.create_kernel_manager().shutdown_wait_time = SECONDS  # the database ends with the kernel
     client.execute(env={**os.environ, **quiet})
