@@ -336,6 +336,7 @@ FEW_ON = {
 SHORT_ON = {
     "real-mysql": {
         "TestJobsTable",
+        "TestTablesOfARun",
         "TestLease",
         "test_what_fails_at_first_is_made_in_the_same_call",
         "test_results_are_those_of_native_populate",

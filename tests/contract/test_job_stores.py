@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from copy import copy
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -38,9 +39,10 @@ from djdist.job_stores.jobs_table.transactions import Transactions
 from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.pipeline import PipelineStore
 from djdist.jobs.table import Jobs, jobs_of, refreshing
-from djdist.pipeline.jobs_table import _plain_sql, jobs_table_spec
+from djdist.pipeline.jobs_table import _plain_sql, jobs_table_spec, jobs_table_spec_of
 from djdist.pipeline.jobs_table_spec import PARENTS, Following, KeysSpec
 from djdist.pipeline.keys import missing_keys
+from djdist.pipeline.plan import plan
 from djdist.shipping.packing import is_alive, settings_of
 from djdist.worker import make_session
 from djdist.worker.group import WorkerContext
@@ -1390,7 +1392,7 @@ class TestNewKeys:
         many = parents_in(lab)
         with counting_statements() as sent:
             assert store.add_new(many) == len(many)
-        assert sum(sql.startswith("INSERT") for sql in sent) == 2
+        assert sum(sql.startswith("INSERT") for sql in sent) == 3
 
     def test_two_runs_add_the_same_at_the_same_time(
         self, lab: ModuleType, open_store: OpenStore, jobs: Jobs
@@ -1575,6 +1577,162 @@ class TestMissingKeys(JobStoreContract):
         lab.Filtered.drop_quick()
         with pytest.raises(DatabaseError, match=r"key source of \w+.Filtered can't be read"):
             store.refresh()
+
+
+def open_pipeline(lab: ModuleType, *tables: Any, lease_seconds: int = 60) -> PipelineStore:
+    """Open the store of a new run over several tables."""
+    planned, owner = plan([*tables]), Owner(new_token(lease_seconds), "me", "v1")
+    transactions = Transactions(settings_of(tables[0].connection), 2.0)
+    stores: dict[str, JobStore] = {}
+    for member in planned.tables:
+        jobs = jobs_of(member.table)
+        spec = jobs_table_spec_of(planned, member, jobs)
+        stores[member.name] = JobsTable(spec, owner, None, refreshing(jobs), transactions=transactions)
+    return PipelineStore(stores)
+
+
+class TestTablesOfARun:
+    @pytest.fixture
+    def store(self, lab: ModuleType) -> Iterator[PipelineStore]:
+        pipelines.fill(lab)
+        with closing(open_pipeline(lab, lab.Square, lab.Upstream)) as store:
+            yield store
+
+    @pytest.mark.parametrize("travels", [False, True])
+    def test_share_two_connections(self, store: PipelineStore, connection: Any, travels: bool) -> None:
+        store = pickle.loads(pickle.dumps(store)) if travels else store
+        before = sessions(connection)
+        at_once(6, lambda number: [store.pending() for _ in range(5)])
+        assert len(sessions(connection) - before) == 2
+        store.close()
+        wait_until(lambda: sessions(connection) <= before, "both connections to end")
+
+    def test_have_their_own_errors(self, lab: ModuleType, store: PipelineStore) -> None:
+        store.refresh()
+        jobs_of(lab.Upstream()).drop()
+        with pytest.raises(DatabaseError, match=r"jobs table \w+.~~upstream can't be reached"):
+            store.reserve(3)
+        assert len(store.of("Square").reserve(9)) == 6
+
+    def test_give_the_most_urgent_first_and_then_the_deepest(
+        self, lab: ModuleType, store: PipelineStore
+    ) -> None:
+        keys = lab.Session.keys(order_by="KEY")
+        for table, priorities in ((lab.Square, [5, 5, 2]), (lab.Upstream, [5, 7, 2])):
+            jobs_of(table()).insert(
+                {**key, "status": "pending", "priority": priority}
+                for key, priority in zip(keys, priorities, strict=False)
+            )
+        assert store.next_priorities() == {"Square": 2, "Upstream": 2}
+        assert [job.table for job in store.reserve(1)] == ["Upstream"]
+        assert [job.table for job in store.reserve(9, max_priority=5)] == ["Square", "Upstream"] + [
+            "Square"
+        ] * 2
+        assert (store.next_priority(), store.next_priorities()) == (7, {"Upstream": 7})
+        assert len(store.reserve(9)) == 1
+        assert store.next_priority() is None
+
+    def test_stream_from_one_to_the_next(self, lab: ModuleType, store: PipelineStore) -> None:
+        assert store.refresh()["added"] == 6
+        made, failed, *_ = store.reserve(9)
+        assert store.of("Upstream").add_new([made]) == 0
+        lab.Square.insert1({**made.key, "result": 1}, allow_direct_insert=True)
+        assert store.add_new([made]) == 1
+        assert keys_of(store.of("Upstream").reserve(9)) == [made.key]
+        store.fail(failed, FAILURE)
+        assert store.held_back() == {"Square": 1}
+
+    def test_lose_nothing_and_make_nothing_twice_under_several_runs_and_native_workers(
+        self, lab: ModuleType, server: Any, connection: Any
+    ) -> None:
+        """Whatever meets: streaming, whole refreshes, renewals, rescues and the workers' statements."""
+        count = 60
+        pipelines.fill(lab, subjects=1, sessions=count)
+        work = SharedWork(lab, server, count)
+        for thread in at_once(6, work.as_one_of_many):
+            assert thread is None
+        assert [len(lab.Square()), len(lab.Upstream())] == [count, count]
+        assert [len(jobs_of(table())) for table in (lab.Square, lab.Upstream)] == [0, 0]
+
+
+class SharedWork:
+    """Two tables that two runs, each in two threads, and two native workers make at the same time."""
+
+    def __init__(self, lab: ModuleType, server: Any, count: int) -> None:
+        self.lab, self.server, self.count = lab, server, count
+        self.runs = [open_pipeline(lab, lab.Square, lab.Upstream) for _ in range(2)]
+        self.names = {name: getattr(lab, name)().full_table_name for name in ("Square", "Upstream")}
+        self.native = {name: dj.Job(getattr(lab, name)()) for name in self.names}
+        for jobs in self.native.values():
+            assert jobs.heading.names  # they are read now, not by a connection that threads share
+        self.ended = threading.Event()
+
+    def as_one_of_many(self, number: int) -> None:
+        with self.server.connect() as connection:
+            try:
+                if number < 2:
+                    self.run(self.runs[number], connection)
+                elif number < 4:
+                    self.keep(self.runs[number - 2])
+                else:
+                    self.work_natively(connection)
+            except BaseException:
+                self.ended.set()
+                raise
+
+    def run(self, store: PipelineStore, connection: Any) -> None:
+        while not self.is_done(connection):
+            for job in store.reserve(3):
+                self.make(store, connection, job)
+                store.add_new([job])
+        self.ended.set()
+
+    def make(self, store: PipelineStore, connection: Any, job: Job) -> None:
+        table = store.of(job.table)
+        assert isinstance(table, JobsTable)
+        statements, values = table.job_statements(), worker_values(table, job)
+        assert statements.begins(connection, [values]) == [True]
+        with connection.transaction:
+            self.insert(connection, job.table, job.key)
+            statements.finish_or_undo(connection, values)
+
+    def keep(self, store: PipelineStore) -> None:
+        """Do what a run does beside its loop."""
+        while not self.ended.is_set():
+            store.renew(store.reserved())
+            store.rescue()
+            store.refresh()
+            store.pending()
+            store.held_by_others()
+
+    def work_natively(self, connection: Any) -> None:
+        while not self.ended.is_set():
+            for name, jobs in self.native.items():
+                worker = copy(jobs)
+                worker._connection = connection
+                for key in worker.pending.keys(limit=2):
+                    if worker.reserve(key):
+                        self.insert(connection, name, key)
+                        worker.complete(key)
+
+    def insert(self, connection: Any, name: str, key: dict[str, Any]) -> None:
+        connection.query(
+            f"INSERT INTO {self.names[name]} (subject_id, session_date, result) VALUES (%s, %s, 1)",
+            args=(key["subject_id"], key["session_date"]),
+        )
+
+    def is_done(self, connection: Any) -> bool:
+        if self.ended.is_set():
+            return True
+        (made,) = connection.query(f"SELECT COUNT(*) FROM {self.names['Upstream']}").fetchone()
+        return bool(made == self.count)
+
+
+def sessions(connection: Any) -> set[int]:
+    """Return the numbers of the sessions that the account has at the server."""
+    is_mysql = connection.adapter.backend == "mysql"
+    sql = "SELECT id FROM information_schema.processlist" if is_mysql else "SELECT pid FROM pg_stat_activity"
+    return {number for (number,) in connection.query(sql).fetchall()}
 
 
 RESTRICTIONS: dict[str, Any] = {

@@ -103,9 +103,9 @@ class Changes:
         return sum(self._transactions.run(partial(change_batch, batch=batch)) for batch in batches(found))
 
 
-def batches(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+def batches(jobs: Sequence[Job], size: int = BATCH) -> Iterator[Sequence[Job]]:
     """Part jobs into as many as one statement changes."""
-    return (jobs[first : first + BATCH] for first in range(0, len(jobs), BATCH))
+    return (jobs[first : first + size] for first in range(0, len(jobs), size))
 
 
 @contextmanager

@@ -1,16 +1,26 @@
 """SQL of what comes of jobs upstream: in place of its marker a condition on them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from djdist._job import Job
 from djdist.database.job_statements import are_searched_as_list
+from djdist.job_stores.jobs_table.changes import batches
 from djdist.job_stores.jobs_table.functions import verbatim
 from djdist.pipeline.jobs_table_spec import PARENTS, Following
 
 QUOTES = {"mysql": "`", "postgresql": '"'}
+VALUES_AT_ONCE = 600
+"""MariaDB makes a list of 1000 values or more (``in_predicate_conversion_threshold``) a table, which it joins
+with all rows instead of finding these by their key."""
+
+
+def parents_in(jobs: Sequence[Job], following: Following) -> Iterator[Sequence[Job]]:
+    """Part those of some jobs that are of the table upstream into as many as one statement looks for."""
+    parents = [job for job in jobs if job.table == following.parent]
+    return batches(parents, VALUES_AT_ONCE // len(following.columns))
 
 
 def coming_of(parents: Sequence[Job], following: Following) -> sa.TextClause:

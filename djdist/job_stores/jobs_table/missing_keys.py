@@ -7,8 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from djdist._job import Failure, Job
-from djdist.job_stores.jobs_table.changes import batches, discourage
-from djdist.job_stores.jobs_table.following import coming_of
+from djdist.job_stores.jobs_table.changes import discourage
+from djdist.job_stores.jobs_table.following import coming_of, parents_in
 from djdist.job_stores.jobs_table.functions import BinaryUuid, verbatim
 from djdist.job_stores.jobs_table.transactions import Transactions, TransactionsOn
 from djdist.job_stores.memory import MemoryStore
@@ -48,7 +48,7 @@ class MissingKeys(MemoryStore):
         return sum(
             self._let_in(self._found(coming_of(batch, following), "hashjoin", "mergejoin"))
             for following in self.spec.follows
-            for batch in _batches_of(following, parents)
+            for batch in parents_in(parents, following)
         )
 
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
@@ -72,7 +72,7 @@ class MissingKeys(MemoryStore):
 
     def _count(self, following: Following) -> int:
         """Count what is to come of failed keys upstream."""
-        failed = _batches_of(following, self._failed.get(following.parent, ()))
+        failed = parents_in(self._failed.get(following.parent, ()), following)
         return sum(self._transactions.number(coming_of(batch, following)) for batch in failed)
 
     def _found(self, query: sa.TextClause, *bad_steps: str) -> list[KeyValues]:
@@ -107,7 +107,3 @@ class MissingKeys(MemoryStore):
 
 def _values(job: Job) -> KeyValues:
     return tuple(job.key.values())
-
-
-def _batches_of(following: Following, jobs: Sequence[Job]) -> list[Sequence[Job]]:
-    return [*batches([job for job in jobs if job.table == following.parent])]

@@ -11,9 +11,9 @@ from djdist._job import Job
 from djdist.errors import DatabaseError
 from djdist.job_stores.jobs_table import lease
 from djdist.job_stores.jobs_table.advisory_lock import advisory_lock
-from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, batches, discourage, lenient
+from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, discourage, lenient
 from djdist.job_stores.jobs_table.conditions import Conditions
-from djdist.job_stores.jobs_table.following import coming_of
+from djdist.job_stores.jobs_table.following import coming_of, parents_in
 from djdist.job_stores.jobs_table.functions import in_seconds, verbatim
 from djdist.job_stores.jobs_table.transactions import TransactionsOn
 from djdist.pipeline.jobs_table_spec import Following
@@ -52,8 +52,7 @@ def add_new(
     """Add the new keys that come of some keys upstream, and count them."""
     steps, added = _Steps(where, changes, transactions), 0
     for following in where.spec.follows:
-        of_table = [job for job in parents if job.table == following.parent]
-        for batch in batches(of_table):
+        for batch in parents_in(parents, following):
             added += steps.add_coming_of(batch, following, options.priority, options.delay_seconds)
     return added
 
