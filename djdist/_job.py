@@ -181,7 +181,8 @@ class Recipe:
     names of exception classes, none of them for all. Numbers may be numpy's.
     ``needs`` is what one key needs, or says so of each key. ``upstream`` are the tables of the run
     on which the key source depends; new keys are found by the keys made of those that it ``follows``,
-    and by reading the whole key source where it follows not all.
+    and by reading the whole key source where it follows not all. Those of ``after`` have to be done before a
+    key is begun, since it may be made from any of their rows.
 
     Raises
     ------
@@ -197,6 +198,7 @@ class Recipe:
     needs: Needs | NeedsOfKey = ONE_CPU
     upstream: tuple[str, ...] = ()
     follows: frozenset[str] = frozenset()
+    after: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         timeout: object = self.timeout_seconds
@@ -355,7 +357,8 @@ class Summary:
 class RunInfo:
     """Who runs what, from where and since when.
 
-    ``detached`` runs go on without their caller; the last two say how the caller wants its errors.
+    ``detached`` runs go on without their caller; ``suppress_errors`` and ``return_exception_objects`` say how
+    the caller wants its errors, ``tables`` are those of a run that was asked for several.
     """
 
     id: str
@@ -368,6 +371,7 @@ class RunInfo:
     detached: bool = False
     suppress_errors: bool = False
     return_exception_objects: bool = False
+    tables: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"Run {self.id} of {self.schema}.{self.table}"

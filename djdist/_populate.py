@@ -5,42 +5,51 @@ import os
 import platform
 import signal
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Literal, TypedDict, overload
 from uuid import uuid4
 
 import cloudpickle
+import pandas as pd
 from typing_extensions import Unpack
 
 from djdist import executors
 from djdist._executor import Executor, Loop
-from djdist._job import Policy, Recipe, RunInfo, TaskFunction
+from djdist._job import Job, Policy, Recipe, RunInfo
 from djdist._job_store import JobStore
 from djdist._settings import ExceptionClasses, class_names, config
 from djdist._signals import catching
 from djdist.database.job_statements import JobStatements
 from djdist.driver import drive
+from djdist.errors import OptionError
 from djdist.executors import ExecutorLike
 from djdist.job_stores.jobs_table.lease import new_token
+from djdist.job_stores.jobs_table.missing_keys import MissingKeys
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
+from djdist.job_stores.jobs_table.transactions import Transactions
 from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.pipeline import PipelineStore
+from djdist.jobs.forecast import forecast
 from djdist.jobs.table import jobs_of, refreshing
 from djdist.monitoring.progress_bar import ProgressBar
 from djdist.monitoring.runs import Run, result_of
-from djdist.pipeline.checks import check_populates
 from djdist.pipeline.connection import reachable
-from djdist.pipeline.jobs_table import jobs_table_spec
+from djdist.pipeline.jobs_table import jobs_table_spec_of, keys_spec_of
 from djdist.pipeline.keys import keys_to_make
+from djdist.pipeline.plan import Plan, PlannedTable, plan_of, plan_of_one
 from djdist.pipeline.provenance import code_version, user_of
+from djdist.pipeline.targets import holds_tables, is_table
 from djdist.shipping.large_parts import warn_if_large
 from djdist.shipping.packing import pack, settings_of, shared_settings
 from djdist.shipping.pickled_task import PickledTask
 from djdist.worker import WorkerContext, WorkerTask, is_making
 
 logger = logging.getLogger(__name__)
+
+MOST_NAMES = 3
+"""A run of more tables than this is called by the first and the last one."""
 
 
 class Options(TypedDict, total=False):
@@ -59,20 +68,31 @@ class Options(TypedDict, total=False):
     timeout_seconds: float | None
     retries: int | None
     retry_on: ExceptionClasses | None
+    upstream: bool
+    downstream: bool
+    order: str
 
 
 @overload
 def populate(
-    table: Any, *restrictions: Any, detach: Literal[False] = False, **options: Unpack[Options]
+    target: Any,
+    *restrictions: Any,
+    detach: Literal[False] = False,
+    dry_run: Literal[False] = False,
+    **options: Unpack[Options],
 ) -> dict[str, Any]: ...
 @overload
-def populate(table: Any, *restrictions: Any, detach: Literal[True], **options: Unpack[Options]) -> Run: ...
+def populate(
+    target: Any, *restrictions: Any, dry_run: Literal[True], **options: Unpack[Options]
+) -> pd.DataFrame: ...
+@overload
+def populate(target: Any, *restrictions: Any, detach: Literal[True], **options: Unpack[Options]) -> Run: ...
 @overload
 def populate(
-    table: Any, *restrictions: Any, detach: bool, **options: Unpack[Options]
+    target: Any, *restrictions: Any, detach: bool, **options: Unpack[Options]
 ) -> dict[str, Any] | Run: ...
 def populate(
-    table: Any,
+    target: Any,
     *restrictions: Any,
     suppress_errors: bool = False,
     return_exception_objects: bool = False,
@@ -88,19 +108,28 @@ def populate(
     retries: int | None = None,
     retry_on: ExceptionClasses | None = None,
     detach: bool = False,
-) -> dict[str, Any] | Run:
-    """Make the missing keys of a Computed or Imported table, here or on a cluster.
+    upstream: bool = False,
+    downstream: bool = False,
+    order: str = "downstream",
+    dry_run: bool = False,
+) -> dict[str, Any] | Run | pd.DataFrame:
+    """Make the missing keys of a table, or of a whole pipeline in one run, here or on a cluster.
 
-    After :func:`djdist.enable` it is the method ``populate`` of every such table. It takes all
-    that DataJoint's own ``populate()`` takes, with the same meaning, and ``executor``. Called
+    After :func:`djdist.enable` it is the method ``populate`` of every Computed and Imported table. It takes
+    all that DataJoint's own ``populate()`` takes, with the same meaning, and ``executor``. Called
     within a ``make()``, it makes the keys at once in the same process, unless it names an executor.
+
+    A run of several tables makes each key as soon as its parents are there, while others are still
+    upstream. Where any rows of a table upstream may be part of a key's result, that table is finished first.
 
     Parameters
     ----------
-    table : datajoint.Computed or datajoint.Imported
-        The table, its class or an instance (``self`` where this is a method).
+    target : table, module, datajoint.Schema or list of these
+        A Computed or Imported table, its class or an instance (``self`` where this is a method), or what
+        holds such tables.
     *restrictions
-        Which keys of the key source to refresh and to make.
+        Which keys of the key source to refresh and to make. In a run of several tables each applies to
+        those that have its attributes. A module or a schema here is a further target.
     suppress_errors : bool, optional
         Collect errors instead of raising the first. Default False: at the first error
         no more tasks are begun, what runs is finished, and the error is raised.
@@ -117,7 +146,8 @@ def populate(
         Processes of the local executor, which is then the default; None for one per
         processor. Default 1.
     make_kwargs : dict, optional
-        Keyword arguments for each ``make()``.
+        Keyword arguments for each ``make()``; in a run of several tables a dict of them by the name of the
+        table.
     priority : int, optional
         Make only jobs of this priority or a more urgent one; new jobs get it.
     refresh : bool, optional
@@ -136,12 +166,25 @@ def populate(
     detach : bool, optional
         Return at once and let the run go on without this process, on a Ray or Dask cluster
         that lives longer. Default False.
+    upstream : bool, optional
+        Populate all that the target needs, too. Default False.
+    downstream : bool, optional
+        Populate all that depends on the target, too, which may be a Manual or Lookup table then. Default
+        False.
+    order : {"downstream", "upstream"}, optional
+        Which of two tables goes first where jobs are equally urgent: the one further downstream, so that
+        first results come early, or the one further upstream. Default ``"downstream"``.
+    dry_run : bool, optional
+        Return what the run would do, and touch nothing. Default False.
 
     Returns
     -------
-    dict or djdist.Run
+    dict, djdist.Run or pandas.DataFrame
         ``success_count`` and ``error_list``, pairs of a key and its error, of which there
-        are at most ``djdist.config.max_errors_listed``; with ``detach`` a handle of the run.
+        are at most ``djdist.config.max_errors_listed``. After a run of several tables these are triples that
+        begin with the table's name, and ``tables`` has by table how many keys were ``made``,
+        ``failed`` and ``held_back``, and ``held_back_by`` which tables' errors. With ``detach`` a handle of
+        the run. With ``dry_run`` a row for each table, in their order.
 
     Raises
     ------
@@ -152,9 +195,9 @@ def populate(
     Exception
         What ``make()`` raised, unless ``suppress_errors``.
     """
-    table = table() if isinstance(table, type) else table
-    check_populates(table)
-    recipe = _recipe(table, timeout_seconds, retries, retry_on)
+    plan, is_one = _plan(target, restrictions, upstream=upstream, downstream=downstream)
+    kwargs = _make_kwargs(plan, make_kwargs, is_one=is_one)
+    recipes = {planned.name: _recipe(planned, timeout_seconds, retries, retry_on) for planned in plan.tables}
     policy = Policy(
         max_calls=max_calls,
         suppress_errors=suppress_errors,
@@ -166,27 +209,28 @@ def populate(
         retry_pause_seconds=config.retry_pause_seconds,
         task_seconds=config.task_seconds,
         max_errors_listed=config.max_errors_listed,
+        order=order,
     )
     chosen = executors.resolve(_default(processes) if executor is None else executor, processes)
-    if recipe.timeout_seconds is not None:
+    if any(recipe.timeout_seconds is not None for recipe in recipes.values()):
         chosen = chosen.with_kill()
     if detach:
         chosen.check_detaches()
-    with reachable(table.connection):
-        version = code_version(table)
-        store, statements = (
-            _jobs_table(table, restrictions, priority, refresh, version)
-            if reserve_jobs
-            else (MemoryStore(recipe.table, keys_to_make(table, restrictions, policy.max_calls)), None)
+    with reachable(plan.tables[0].table.connection):
+        if dry_run:
+            return forecast(plan)
+        stores = (
+            _jobs_tables(plan, priority, refresh) if reserve_jobs else _missing_keys(plan, max_calls, is_one)
         )
-        info = _info(table, policy, detached=detach, return_exception_objects=return_exception_objects)
-    task: TaskFunction = (
-        WorkerContext(table, make_kwargs or {}, settings_of(table.connection), version, statements)
-        if chosen.runs_in_caller
-        else _worker_task(table, make_kwargs or {}, version, statements, recipe.timeout_seconds)
-    )
-    stores, recipes = {recipe.table: store}, {recipe.table: replace(recipe, task=task, needs=chosen.needs)}
-    loop = partial(drive, store=PipelineStore(stores), recipes=recipes, policy=policy, info=info)
+        info = _info(plan, policy, detached=detach, is_one=is_one)
+    for planned in plan.tables:
+        name = planned.name
+        context = WorkerContext(
+            planned.table, kwargs[name], settings_of(planned.table.connection), *stores.of_worker[name]
+        )
+        task = context if chosen.runs_in_caller else _worker_task(context, recipes[name])
+        recipes[name] = replace(recipes[name], task=task, needs=chosen.needs)
+    loop = partial(drive, store=PipelineStore(stores.of_table), recipes=recipes, policy=policy, info=info)
     if detach:
         return _detach(chosen, loop, info)
     with (
@@ -198,68 +242,136 @@ def populate(
     return result_of(summary, info)
 
 
+def _plan(target: Any, restrictions: Sequence[Any], *, upstream: bool, downstream: bool) -> tuple[Plan, bool]:
+    """Return the plan of a run, and whether it is DataJoint's own case, one table."""
+    more = [given for given in restrictions if holds_tables(given)]
+    if is_table(target) and not (more or upstream or downstream):
+        return plan_of_one(target() if isinstance(target, type) else target, restrictions), True
+    conditions = [given for given in restrictions if not holds_tables(given)]
+    targets = [target, *more] if more else target
+    return plan_of(targets, conditions, upstream=upstream, downstream=downstream), False
+
+
+def _make_kwargs(plan: Plan, given: dict[str, Any] | None, *, is_one: bool) -> dict[str, dict[str, Any]]:
+    """Return the keyword arguments for the ``make()`` of each table."""
+    names = [planned.name for planned in plan.tables]
+    if is_one:
+        return {names[0]: given or {}}
+    by_table = dict(given or {})
+    if unknown := by_table.keys() - {*names}:
+        raise OptionError(
+            "make_kwargs of a run of several tables is a dict by the table's name: "
+            f"{', '.join(unknown)} is none of {', '.join(names)}."
+        )
+    return {name: by_table.get(name, {}) for name in names}
+
+
 def _recipe(
-    table: Any, timeout_seconds: float | None, retries: int | None, retry_on: ExceptionClasses | None
+    planned: PlannedTable,
+    timeout_seconds: float | None,
+    retries: int | None,
+    retry_on: ExceptionClasses | None,
 ) -> Recipe:
     """Return how the table's keys are made, still without the task, for which its database is asked."""
     return Recipe(
-        type(table).__name__,
-        timeout_seconds=_timeout_seconds(table, timeout_seconds),
+        planned.name,
+        timeout_seconds=_timeout_seconds(planned.table, timeout_seconds),
         retries=config.retries if retries is None else retries,
         retry_on=config.retry_on if retry_on is None else class_names(retry_on),
+        upstream=planned.upstream,
+        follows=planned.followed,
+        after=planned.after,
     )
 
 
-def _jobs_table(
-    table: Any, restrictions: Sequence[Any], priority: int | None, refresh: bool | None, version: str
-) -> tuple[JobStore, JobStatements]:
-    settings = table.connection._config.jobs
-    spec = jobs_table_spec(jobs_of(table), restrictions, ship_credentials=config.ship_credentials)
-    owner = Owner(new_token(config.lease_seconds), user_of(table), version)
-    refreshes = settings.auto_refresh if refresh is None else refresh
-    options = refreshing(table, priority=priority)
-    max_priority = None if priority is None else int(priority)  # it may be numpy's
-    store = JobsTable(
-        spec, owner, max_priority, options if refreshes else None, config.database_patience_seconds
-    )
-    return store, store.job_statements()
+@dataclass
+class _Stores:
+    """The stores of a run's tables, and what workers of each have to know: the code's version, statements."""
+
+    of_table: dict[str, JobStore] = field(default_factory=dict)
+    of_worker: dict[str, tuple[str, JobStatements | None]] = field(default_factory=dict)
 
 
-def _info(table: Any, policy: Policy, *, detached: bool, return_exception_objects: bool) -> RunInfo:
+def _jobs_tables(plan: Plan, priority: int | None, refresh: bool | None) -> _Stores:
+    """Keep the jobs of all tables in their jobs tables, for one owner by two connections."""
+    ships, token = config.ship_credentials, new_token(config.lease_seconds)
+    stores, transactions = _Stores(), _transactions(plan)
+    for planned in plan.tables:
+        table = planned.table
+        settings = table.connection._config.jobs
+        refreshes = settings.auto_refresh if refresh is None else refresh
+        options = refreshing(table, priority=priority)
+        version = code_version(table)
+        store = JobsTable(
+            jobs_table_spec_of(plan, planned, jobs_of(table), ship_credentials=ships),
+            Owner(token, user_of(table), version),
+            None if priority is None else int(priority),  # it may be numpy's
+            options if refreshes else None,
+            config.database_patience_seconds,
+            transactions,
+        )
+        stores.of_table[planned.name] = store
+        stores.of_worker[planned.name] = version, store.job_statements()
+    return stores
+
+
+def _missing_keys(plan: Plan, max_calls: int | None, is_one: bool) -> _Stores:
+    """Keep the keys that tables lack in the driver's process: those of one table are all known now."""
+    stores, transactions, failed = _Stores(), _transactions(plan), dict[str, list[Job]]()
+    for planned in plan.tables:
+        stores.of_table[planned.name] = (
+            MemoryStore(planned.name, keys_to_make(planned.table, planned.restrictions, max_calls))
+            if is_one
+            else MissingKeys(
+                keys_spec_of(plan, planned, ship_credentials=config.ship_credentials), transactions, failed
+            )
+        )
+        stores.of_worker[planned.name] = code_version(planned.table), None
+    return stores
+
+
+def _transactions(plan: Plan) -> Transactions:
+    settings = settings_of(plan.tables[0].table.connection, ship_credentials=config.ship_credentials)
+    return Transactions(settings, config.database_patience_seconds)
+
+
+def _info(plan: Plan, policy: Policy, *, detached: bool, is_one: bool) -> RunInfo:
+    names = [planned.name for planned in plan.tables]
+    first = plan.tables[0].table
     return RunInfo(
         id=uuid4().hex[:8],
-        table=type(table).__name__,
-        schema=table.database,
-        user=user_of(table),
+        table=_title(names),
+        schema=", ".join(dict.fromkeys(planned.table.database for planned in plan.tables)),
+        user=user_of(first),
         host=platform.node(),
         pid=os.getpid(),
         started_at=datetime.now(timezone.utc),
         detached=detached,
         suppress_errors=policy.suppress_errors,
-        return_exception_objects=return_exception_objects,
+        return_exception_objects=policy.return_exception_objects,
+        tables=() if is_one else tuple(names),
     )
 
 
-def _worker_task(
-    table: Any,
-    make_kwargs: dict[str, Any],
-    version: str,
-    statements: JobStatements | None,
-    timeout_seconds: float | None,
-) -> PickledTask:
-    ships = config.ship_credentials
+def _title(names: Sequence[str]) -> str:
+    """Return what a run of these tables is called."""
+    return ", ".join(names) if len(names) <= MOST_NAMES else f"{names[0]} to {names[-1]}, {len(names)} tables"
+
+
+def _worker_task(context: WorkerContext, recipe: Recipe) -> PickledTask:
+    ships, table, connection = config.ship_credentials, context.table, context.table.connection
     task = WorkerTask(
-        name=type(table).__name__,
-        settings=settings_of(table.connection, ship_credentials=ships),
-        pickled=pack(table, make_kwargs, ship_credentials=ships),
-        version=version,
-        statements=statements,
+        name=recipe.table,
+        settings=settings_of(connection, ship_credentials=ships),
+        pickled=pack(table, context.make_kwargs, ship_credentials=ships),
+        version=context.version,
+        statements=context.statements,
         preload=config.preload,
-        timeout_seconds=timeout_seconds,
-        shared=shared_settings(table.connection, ship_credentials=ships),
+        timeout_seconds=recipe.timeout_seconds,
+        shared=shared_settings(connection, ship_credentials=ships),
     )
     pickled = PickledTask(cloudpickle.dumps(task))
-    warn_if_large(len(pickled.pickled), table, make_kwargs)
+    warn_if_large(len(pickled.pickled), table, context.make_kwargs)
     return pickled
 
 

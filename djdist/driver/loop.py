@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 from djdist._job import (
@@ -67,6 +68,7 @@ class Driver:
         self._results = Results(run, self._tables, self._streaming, self._needs, self._shutdown, self.stop)
         self._dashboard = Dashboard(run, self._tables, self._slots, lambda: self.last_status)
         self._begun = False
+        self._held_back: dict[str, dict[str, int]] = {}
         self._busy_at = run.clock()
 
     def run(self, watch: Watch, predecessor: Status | None = None) -> Summary:
@@ -88,6 +90,9 @@ class Driver:
         if self._policy.count_pending or logger.isEnabledFor(logging.INFO):
             with suppress(DatabaseError):  # all else is done
                 self._tables.count_in_the_end()
+        if len(self._tables) > 1:
+            with suppress(DatabaseError):
+                self._held_back = self._tables.held_back()
         watch(self.last_status)
         return self.summary()
 
@@ -132,7 +137,7 @@ class Driver:
 
     def summary(self) -> Summary:
         """Return the run's result so far."""
-        return self._results.summary()
+        return replace(self._results.summary(), held_back=self._held_back)
 
     def _begin(self, watch: Watch, predecessor: Status | None) -> None:
         if predecessor:

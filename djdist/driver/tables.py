@@ -156,5 +156,9 @@ class Tables:
         for table in self:
             table.backlog.count_in_the_end()
 
+    def held_back(self) -> dict[str, dict[str, int]]:
+        """Return by table how many of its keys the errors of which others keep from being made."""
+        return {table.name: table.store.held_back() for table in self}
+
     def _count_all(self) -> dict[str, int]:
         return {table.name: table.store.pending() for table in self}

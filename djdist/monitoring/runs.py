@@ -5,7 +5,7 @@ from typing import Any
 
 from djdist import executors
 from djdist._executor import ActorCall
-from djdist._job import RunInfo, Status, Summary
+from djdist._job import Counts, RunInfo, Status, Summary
 from djdist._settings import config
 from djdist.driver.following import await_summary
 from djdist.errors import DjdistError, DriverLostError
@@ -145,7 +145,20 @@ def result_of(summary: Summary, info: RunInfo) -> dict[str, Any]:
     if summary.errors and not info.suppress_errors:
         raise exception_of(summary.errors[0][1])
     errors = [
-        (job.key, exception_of(failure) if info.return_exception_objects else failure.message)
+        (job.table, job.key, exception_of(failure) if info.return_exception_objects else failure.message)
         for job, failure in summary.errors
     ]
-    return {"success_count": summary.success_count, "error_list": errors}
+    if info.tables:
+        tables = {name: _result_of_table(summary, name) for name in info.tables}
+        return {"success_count": summary.success_count, "error_list": errors, "tables": tables}
+    return {"success_count": summary.success_count, "error_list": [(key, error) for _, key, error in errors]}
+
+
+def _result_of_table(summary: Summary, name: str) -> dict[str, Any]:
+    counts, held_back = summary.tables.get(name, Counts()), dict(summary.held_back.get(name, {}))
+    return {
+        "made": counts.made,
+        "failed": counts.failed,
+        "held_back": sum(held_back.values()),
+        "held_back_by": held_back,
+    }

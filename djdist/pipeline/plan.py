@@ -10,6 +10,7 @@ from datajoint.dependencies import extract_master
 
 from djdist.errors import OptionError
 from djdist.pipeline.checks import check_populates, has_make
+from djdist.pipeline.connection import reachable
 from djdist.pipeline.foreign_keys import ForeignKey, ForeignKeys, foreign_keys_of
 from djdist.pipeline.key_sources import is_default, is_row_by_row, query_of, tables_read
 from djdist.pipeline.restrictions import applicable, check_applied
@@ -58,7 +59,7 @@ def plan_of_one(table: Any, restrictions: Sequence[Any] = ()) -> Plan:
     return Plan((PlannedTable(type(table).__name__, table, tuple(restrictions)),), ForeignKeys(()))
 
 
-def plan(
+def plan_of(
     targets: Any, restrictions: Sequence[Any] = (), *, upstream: bool = False, downstream: bool = False
 ) -> Plan:
     """Return the tables of a run in dependency order, and what each waits for.
@@ -81,13 +82,14 @@ def plan(
     meant = {table.full_table_name: table for table in tables_meant(targets)}
     _check_any(meant, targets)
     _check_one_server([*meant.values()])
-    foreign_keys = loaded_foreign_keys([*meant.values()], downstream=downstream)
-    chosen = _with_relatives(meant, foreign_keys, upstream=upstream, downstream=downstream)
-    _check_any(chosen, targets)
-    for table in chosen.values():
-        check_populates(table)
-    _check_filled(chosen, foreign_keys)
-    return _Planning(chosen, foreign_keys, restrictions).plan()
+    with reachable(next(iter(meant.values())).connection):
+        foreign_keys = loaded_foreign_keys([*meant.values()], downstream=downstream)
+        chosen = _with_relatives(meant, foreign_keys, upstream=upstream, downstream=downstream)
+        _check_any(chosen, targets)
+        for table in chosen.values():
+            check_populates(table)
+        _check_filled(chosen, foreign_keys)
+        return _Planning(chosen, foreign_keys, restrictions).plan()
 
 
 def in_order(tables: Sequence[str], foreign_keys: ForeignKeys) -> list[str]:

@@ -31,6 +31,16 @@ def tables_meant(target: Any) -> list[Any]:
     return [_checked(target() if isinstance(target, type) and issubclass(target, dj.Table) else target)]
 
 
+def is_table(target: Any) -> bool:
+    """Return whether a target is one table, its class or an instance."""
+    return isinstance(target, dj.Table) or (isinstance(target, type) and issubclass(target, dj.Table))
+
+
+def holds_tables(target: Any) -> bool:
+    """Return whether a target is a module or a schema, for all of its tables."""
+    return isinstance(target, ModuleType | dj.Schema)
+
+
 def class_of(connection: Any, full_table_name: str) -> Any | None:
     """Return the class of an auto-populated table, if some imported module has it; one with a make first."""
     found = [

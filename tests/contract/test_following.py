@@ -14,7 +14,7 @@ from djdist.jobs.table import jobs_of
 from djdist.pipeline.expected import expected_keys
 from djdist.pipeline.jobs_table import jobs_table_spec_of, keys_spec_of
 from djdist.pipeline.jobs_table_spec import PARENTS, Following
-from djdist.pipeline.plan import Plan, plan
+from djdist.pipeline.plan import Plan, plan_of
 
 __all__ = ["pipeline"]
 
@@ -57,7 +57,7 @@ def found(planned: Plan, name: str, parents: Sequence[Key]) -> list[list[Key]]:
 
 
 def test_only_what_comes_of_these_parents_and_is_not_made_is_found(filled: ModuleType) -> None:
-    planned = plan([filled.Sorting, filled.Detection], ["param = 1"])
+    planned = plan_of([filled.Sorting, filled.Detection], ["param = 1"])
     first, second, other = keys = [{"subject_id": 0, "session": 0, "param": n} for n in (1, 2)] + [
         {"subject_id": 1, "session": 1, "param": 1}
     ]
@@ -72,7 +72,7 @@ def test_only_what_comes_of_these_parents_and_is_not_made_is_found(filled: Modul
 
 
 def test_part_tables_and_renamed_attributes_are_followed(filled: ModuleType) -> None:
-    planned = plan([filled.Detection, filled.Shape])
+    planned = plan_of([filled.Detection, filled.Shape])
     key, other = ({"subject_id": 0, "session": n, "param": 1} for n in (0, 1))
     make(filled.Detection, key, other)
     make(filled.Detection.Spike, *({**k, "spike": n} for k in (key, other) for n in range(3)))
@@ -89,7 +89,7 @@ def test_tables_of_others_and_two_foreign_keys_are_followed(filled: ModuleType) 
         """
 
     filled.results(Pair, context={"Detection": filled.Detection})
-    planned = plan([filled.Detection, filled.Sorting, filled.FromChosen, Pair])
+    planned = plan_of([filled.Detection, filled.Sorting, filled.FromChosen, Pair])
     key, other = ({"subject_id": 0, "session": n, "param": 1} for n in (0, 1))
     make(filled.Detection, key, other)
     make(filled.Sorting, key, other)
@@ -106,7 +106,7 @@ def test_what_is_to_come_is_known_down_to_the_last_table(filled: ModuleType) -> 
         definition = "-> Sorting"
 
     filled.results(Last, context={"Sorting": filled.Sorting})
-    planned = plan([filled.Detection, filled.Sorting, Last], ["subject_id > 0"])
+    planned = plan_of([filled.Detection, filled.Sorting, Last], ["subject_id > 0"])
     number = (SUBJECTS - 1) * SESSIONS * len(filled.Param())
     assert [len(expected_keys(planned, table)) for table in planned.tables] == [number] * 3
     make(filled.Detection, {"subject_id": 1, "session": 0, "param": 1})
@@ -114,7 +114,7 @@ def test_what_is_to_come_is_known_down_to_the_last_table(filled: ModuleType) -> 
 
 
 def test_what_an_error_holds_back_is_counted(filled: ModuleType) -> None:
-    planned = plan([filled.Detection, filled.Sorting, filled.FromChosen])
+    planned = plan_of([filled.Detection, filled.Sorting, filled.FromChosen])
     failed = [{"subject_id": n, "session": 0, "param": 1} for n in (0, 1)]
     jobs = jobs_of(filled.Detection())
     jobs.insert([{**key, "status": "error", "priority": 5} for key in failed])
@@ -133,7 +133,7 @@ def test_what_an_error_holds_back_is_counted(filled: ModuleType) -> None:
 
 @pytest.mark.parametrize("number", [1, 100])
 def test_its_cost_follows_the_parents_not_the_tables(filled: ModuleType, number: int) -> None:
-    planned = plan([filled.Detection, filled.Sorting, filled.Shape])
+    planned = plan_of([filled.Detection, filled.Sorting, filled.Shape])
     parents = [{"subject_id": 100 + n, "session": 3, "param": 1} for n in range(number)]
     costs: list[list[int]] = []
     for subjects in (range(100, 300), range(300, 6000)):

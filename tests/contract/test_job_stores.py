@@ -42,7 +42,7 @@ from djdist.jobs.table import Jobs, jobs_of, refreshing
 from djdist.pipeline.jobs_table import _plain_sql, jobs_table_spec, jobs_table_spec_of
 from djdist.pipeline.jobs_table_spec import PARENTS, Following, KeysSpec
 from djdist.pipeline.keys import missing_keys
-from djdist.pipeline.plan import plan
+from djdist.pipeline.plan import plan_of
 from djdist.shipping.packing import is_alive, settings_of
 from djdist.worker import make_session
 from djdist.worker.group import WorkerContext
@@ -1581,7 +1581,7 @@ class TestMissingKeys(JobStoreContract):
 
 def open_pipeline(lab: ModuleType, *tables: Any, lease_seconds: int = 60) -> PipelineStore:
     """Open the store of a new run over several tables."""
-    planned, owner = plan([*tables]), Owner(new_token(lease_seconds), "me", "v1")
+    planned, owner = plan_of([*tables]), Owner(new_token(lease_seconds), "me", "v1")
     transactions = Transactions(settings_of(tables[0].connection), 2.0)
     stores: dict[str, JobStore] = {}
     for member in planned.tables:

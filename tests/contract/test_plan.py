@@ -11,7 +11,7 @@ import datajoint as dj
 import pytest
 
 from djdist.errors import OptionError
-from djdist.pipeline.plan import Plan, plan
+from djdist.pipeline.plan import Plan, plan_of
 from servers import Server
 
 Key = dict[str, Any]
@@ -103,24 +103,24 @@ def names(planned: Plan) -> list[str]:
 def test_tables_come_in_dependency_order_across_schemas_and_through_tables_of_others(
     pipeline: ModuleType,
 ) -> None:
-    found = plan(pipeline)
+    found = plan_of(pipeline)
     assert sorted(names(found)) == ["Detection", "FromChosen", "Shape", "Sorting", "Summary"]
     assert names(found)[0] == "Detection"
     assert names(found).index("Sorting") < names(found).index("FromChosen")
     for given in itertools.permutations([pipeline.FromChosen, pipeline.Detection, pipeline.Sorting()]):
-        assert names(plan([*given])) == ["Detection", "Sorting", "FromChosen"]
+        assert names(plan_of([*given])) == ["Detection", "Sorting", "FromChosen"]
 
 
 def test_schemas_and_virtual_modules_stand_for_the_classes_of_their_tables(pipeline: ModuleType) -> None:
-    assert names(plan(pipeline.raw)) == ["Detection"]
-    assert plan([pipeline.results, pipeline.raw])["Sorting"].table.make.__func__ is Made.make
+    assert names(plan_of(pipeline.raw)) == ["Detection"]
+    assert plan_of([pipeline.results, pipeline.raw])["Sorting"].table.make.__func__ is Made.make
     virtual = dj.VirtualModule("virtual", pipeline.results.database)
-    assert sorted(names(plan(virtual))) == ["FromChosen", "Shape", "Sorting", "Summary"]
-    assert plan(virtual)["Sorting"].table.make.__func__ is Made.make
+    assert sorted(names(plan_of(virtual))) == ["FromChosen", "Shape", "Sorting", "Summary"]
+    assert plan_of(virtual)["Sorting"].table.make.__func__ is Made.make
 
 
 def test_keys_are_followed_through_renames_part_tables_and_tables_of_others(pipeline: ModuleType) -> None:
-    found = plan(pipeline)
+    found = plan_of(pipeline)
     key = (("subject_id", "subject_id"), ("session", "session"), ("param", "param"))
     for name, upstream in (("Sorting", "Detection"), ("Shape", "Detection"), ("FromChosen", "Sorting")):
         (follow,) = found[name].follows
@@ -131,18 +131,18 @@ def test_keys_are_followed_through_renames_part_tables_and_tables_of_others(pipe
 
 
 def test_what_a_table_needs_and_what_depends_on_it_are_added(pipeline: ModuleType) -> None:
-    assert names(plan(pipeline.FromChosen)) == ["FromChosen"]
-    assert names(plan(pipeline.FromChosen, upstream=True)) == ["Detection", "Sorting", "FromChosen"]
-    assert names(plan(pipeline.Sorting, downstream=True)) == ["Sorting", "FromChosen"]
+    assert names(plan_of(pipeline.FromChosen)) == ["FromChosen"]
+    assert names(plan_of(pipeline.FromChosen, upstream=True)) == ["Detection", "Sorting", "FromChosen"]
+    assert names(plan_of(pipeline.Sorting, downstream=True)) == ["Sorting", "FromChosen"]
     everything = {"Detection", "FromChosen", "Shape", "Sorting", "Summary"}
-    assert {*names(plan(pipeline.Session, downstream=True))} == everything
-    assert {*names(plan(pipeline.Summary(), upstream=True))} == {"Detection", "Summary"}
+    assert {*names(plan_of(pipeline.Session, downstream=True))} == everything
+    assert {*names(plan_of(pipeline.Summary(), upstream=True))} == {"Detection", "Summary"}
 
 
 def test_key_sources_of_ones_own(pipeline: ModuleType) -> None:
     pipeline.Sorting.key_source = pipeline.Detection & "param = 1"
     pipeline.Shape.key_source = property(lambda table: pipeline.Session & pipeline.Detection)
-    found = plan([pipeline.Sorting, pipeline.Detection])
+    found = plan_of([pipeline.Sorting, pipeline.Detection])
     assert (found["Sorting"].upstream, found["Sorting"].follows, found["Sorting"].after) == (
         ("Detection",),
         (),
@@ -157,7 +157,7 @@ def test_key_sources_of_ones_own(pipeline: ModuleType) -> None:
             return pipeline.Session & pipeline.Sorting
 
     pipeline.results(Counting, context={"Session": pipeline.Session})
-    found = plan([Counting, pipeline.Sorting])
+    found = plan_of([Counting, pipeline.Sorting])
     assert names(found) == ["Sorting", "Counting"]
     assert (found["Counting"].upstream, found["Counting"].after) == ((), ("Sorting",))
 
@@ -167,7 +167,7 @@ def test_names_have_their_schema_where_they_are_ambiguous(pipeline: ModuleType) 
         definition = "-> Param"
 
     pipeline.raw(Sorting, context={"Param": pipeline.Param})
-    found = names(plan([pipeline.Sorting, Sorting, pipeline.Detection]))
+    found = names(plan_of([pipeline.Sorting, Sorting, pipeline.Detection]))
     assert sorted(found) == sorted(
         ["Detection", *(f"{schema.database}.Sorting" for schema in (pipeline.raw, pipeline.results))]
     )
@@ -175,7 +175,9 @@ def test_names_have_their_schema_where_they_are_ambiguous(pipeline: ModuleType) 
 
 def test_restrictions_apply_to_the_tables_that_have_their_attributes(pipeline: ModuleType) -> None:
     text, given, alternatives = "param = 1", {"subject_id": 1, "param": 2}, ["session = 1", {"session": 2}]
-    found = plan(pipeline, [text, given, alternatives, pipeline.Session & "rig = 'east'", dj.AndList([text])])
+    found = plan_of(
+        pipeline, [text, given, alternatives, pipeline.Session & "rig = 'east'", dj.AndList([text])]
+    )
     assert len(found["Detection"].restrictions) == 5
     assert found["Shape"].restrictions[:2] == (text, given)
     assert found["Summary"].restrictions[0] == given
@@ -200,7 +202,7 @@ def test_a_restriction_that_no_table_has_is_an_error(
     pipeline: ModuleType, restriction: Any, message: str
 ) -> None:
     with pytest.raises(OptionError, match=message):
-        plan(pipeline, [restriction])
+        plan_of(pipeline, [restriction])
 
 
 def test_what_has_nothing_to_populate_is_an_error(pipeline: ModuleType) -> None:
@@ -210,18 +212,18 @@ def test_what_has_nothing_to_populate_is_an_error(pipeline: ModuleType) -> None:
         with pytest.raises(
             OptionError, match=r"There is nothing to populate in (empty|an empty list): name a"
         ):
-            plan(target)
+            plan_of(target)
     with pytest.raises(OptionError, match="There is nothing to populate in Param: name a module"):
-        plan(pipeline.Param, upstream=True)
-    assert names(plan([empty, pipeline.Sorting])) == ["Sorting"]
+        plan_of(pipeline.Param, upstream=True)
+    assert names(plan_of([empty, pipeline.Sorting])) == ["Sorting"]
     with pytest.raises(OptionError, match=r"Session is not a dj.Computed or dj.Imported table"):
-        plan([pipeline.Session, pipeline.Sorting])
+        plan_of([pipeline.Session, pipeline.Sorting])
     with pytest.raises(
         OptionError, match="Spike is a Part table, whose rows its master makes: name Detection"
     ):
-        plan(pipeline.Detection.Spike)
+        plan_of(pipeline.Detection.Spike)
     with pytest.raises(OptionError, match=r"'Sorting' can't be populated: name a module, a dj\.Schema"):
-        plan("Sorting")
+        plan_of("Sorting")
 
 
 def test_a_table_without_make_is_an_error_that_names_it(pipeline: ModuleType) -> None:
@@ -231,9 +233,9 @@ def test_a_table_without_make_is_an_error_that_names_it(pipeline: ModuleType) ->
     pipeline.results(Unmade, context={"Sorting": pipeline.Sorting})
     for target in (Unmade, [pipeline.Sorting, Unmade], pipeline.results):
         with pytest.raises(OptionError, match="Unmade has no make"):
-            plan(target)
+            plan_of(target)
     with pytest.raises(OptionError, match=r"No class of .*unmade.* with a make\(\) is known here: import"):
-        plan(pipeline.Sorting, downstream=True)
+        plan_of(pipeline.Sorting, downstream=True)
 
 
 def test_what_nothing_can_fill_is_an_error(pipeline: ModuleType) -> None:
@@ -247,11 +249,11 @@ def test_what_nothing_can_fill_is_an_error(pipeline: ModuleType) -> None:
     pipeline.results(Later, context={"Unmade": Unmade})
     for upstream in (False, True):
         with pytest.raises(OptionError, match=r"Nothing can fill Later: it depends on .*unmade.* is empty"):
-            plan([pipeline.Detection, Later], upstream=upstream)
+            plan_of([pipeline.Detection, Later], upstream=upstream)
     pipeline.Subject.insert1({"subject_id": 1})
     pipeline.Session.insert1({"subject_id": 1, "session": 1})
     Unmade.insert1({"subject_id": 1, "session": 1}, allow_direct_insert=True)
-    assert names(plan(Later, upstream=True)) == ["Later"]
+    assert names(plan_of(Later, upstream=True)) == ["Later"]
 
 
 def test_tables_of_two_servers_are_an_error(pipeline: ModuleType, server: Server) -> None:
@@ -263,4 +265,4 @@ def test_tables_of_two_servers_are_an_error(pipeline: ModuleType, server: Server
         with pytest.raises(
             OptionError, match=r"Sorting is on .*:\d+, Shape on elsewhere:\d+: one run has one"
         ):
-            plan([pipeline.Sorting, copies.Shape])
+            plan_of([pipeline.Sorting, copies.Shape])

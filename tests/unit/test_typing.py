@@ -49,7 +49,7 @@ def test_the_method_shows_executor_and_its_choices(method: Any) -> None:
 
 def test_checkers_know_the_options_that_there_are() -> None:
     hints = get_type_hints(djdist.populate)
-    for name in ("table", "restrictions", "detach", "return"):
+    for name in ("target", "restrictions", "detach", "dry_run", "return"):
         del hints[name]
     assert get_type_hints(Options) == hints
 
