@@ -12,12 +12,15 @@ import datajoint as dj
 
 import djdist
 from djdist._libraries import explained
+from djdist.jobs.history import history
+from djdist.jobs.table import all_jobs_to_look_at
+from djdist.pipeline.tables import tables_of
 
 FOLDER = Path("djdist-demo")
 PICTURE = "djdist-demo.png"
 LOOK_ON = """\
     import djdist; djdist.embedded({folder!r}); djdist.enable()
-    from djdist.demo.pipeline import Segmentation; Segmentation.jobs.progress()"""
+    from djdist.demo import pipeline; djdist.progress(pipeline)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     _say("Look on", f"Meanwhile, in another Python:\n{LOOK_ON.format(folder=str(database.folder))}")
     pipeline = _pipeline(fresh=options.fresh)
     djdist.enable()
+    dj.config.jobs.keep_completed = True  # remember when and where keys were made, for the picture
     with _executor(options) as executor:
         _say(
             "Populate",
@@ -101,7 +105,7 @@ def _executor(options: argparse.Namespace) -> Any:
 
 
 def _populate_all(pipeline: Any, executor: Any) -> None:
-    for table in (pipeline.GreyImage, pipeline.Segmentation, pipeline.Statistics):
+    for table in tables_of(pipeline):
         table.populate(reserve_jobs=True, suppress_errors=True, display_progress=True, executor=executor)
 
 
@@ -124,7 +128,8 @@ def _report(pipeline: Any, output: Path) -> int:
     left = len(pipeline.Statistics.jobs.errors)
     regions = len(pipeline.Statistics.Region())
     _say("Result", f"{regions} objects in {len(pipeline.Statistics())} segmentations, {left} errors left.")
-    _say("Picture", str(figure.draw_results(output).resolve()))
+    run = history(all_jobs_to_look_at([pipeline]))
+    _say("Picture", str(figure.draw_results(output, run).resolve()))
     return 1 if left else 0
 
 

@@ -11,7 +11,9 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
-from djdist.demo.pipeline import DarkObjects, GreyImage, Image, Method, Segmentation, Statistics
+from djdist.demo.pipeline import Choice, DarkObjects, GreyImage, Image, Method, Segmentation, Statistics
+from djdist.jobs.history import History
+from djdist.monitoring.report_figure import draw_run
 
 # Okabe and Ito's colours, which colour-blind people can tell apart
 COLOURS = {"otsu": "#0072B2", "li": "#E69F00", "triangle": "#009E73", "yen": "#CC79A7"}
@@ -20,18 +22,21 @@ WIDTH_INCHES = 15
 ROW_ASPECT = 4.4
 TITLE_INCHES = 0.55
 CHARTS_INCHES = 5.0
+GRAPH_INCHES, TIMELINE_INCHES = 2.8, 1.6
 
-Tile = tuple[str, NDArray[Any], NDArray[Any], bool]
+Tile = tuple[str, str, NDArray[Any], NDArray[Any], bool]
 
 
-def draw_results(path: Path) -> Path:
-    """Draw each image with its objects, how many each method finds, how large and how far apart."""
+def draw_results(path: Path, run: History) -> Path:
+    """Draw the pipeline and its run, each image with its objects, and what each method finds."""
     rows = _rows(sorted(map(_tile, Image.to_arrays("image", order_by="image")), key=_aspect))
     heights = [WIDTH_INCHES / sum(map(_aspect, row)) + TITLE_INCHES for row in rows]
-    size = (WIDTH_INCHES, sum(heights) + CHARTS_INCHES)
+    heights = [GRAPH_INCHES + TIMELINE_INCHES, *heights, CHARTS_INCHES]
+    size = (WIDTH_INCHES, sum(heights))
     figure: Any = plt.figure(figsize=size, layout="constrained")
-    figure.suptitle("Objects in photographs, outlined as Otsu's threshold parts them", fontsize=18)
-    *places, charts = figure.subfigures(len(rows) + 1, 1, height_ratios=[*heights, CHARTS_INCHES])
+    figure.suptitle("Objects in photographs, outlined by the method that follows edges best", fontsize=18)
+    pipeline, *places, charts = figure.subfigures(len(heights), 1, height_ratios=heights)
+    _draw_pipeline(pipeline, run)
     for place, row in zip(places, rows, strict=True):
         _draw_row(place, row)
     _draw_charts(charts)
@@ -40,15 +45,25 @@ def draw_results(path: Path) -> Path:
     return path
 
 
+def _draw_pipeline(place: Any, run: History) -> None:
+    graph, timeline = place.subplots(2, 1, height_ratios=[GRAPH_INCHES, TIMELINE_INCHES])
+    parts = {
+        table.__name__: f"{len(part()):,} rows of {part.__name__}"
+        for table, part in ((Statistics, Statistics.Region), (Choice, Choice.Rank))
+    }
+    draw_run(run, graph, timeline, WIDTH_INCHES, parts)
+
+
 def _tile(image: str) -> Tile:
     key = {"image": image}
     pixels = (GreyImage & key).fetch1("pixels")
-    labels = (Segmentation & key & {"method": "otsu"}).fetch1("labels")
-    return image, pixels, labels, bool(DarkObjects & key)
+    method = (Choice & key).fetch1("method")
+    labels = (Segmentation & key & {"method": method}).fetch1("labels")
+    return image, method, pixels, labels, bool(DarkObjects & key)
 
 
 def _aspect(tile: Tile) -> float:
-    height, width = tile[1].shape
+    height, width = tile[2].shape
     return float(width / height)
 
 
@@ -68,10 +83,14 @@ def _draw_row(place: Any, row: list[Tile]) -> None:
         _draw_image(axis, *tile)
 
 
-def _draw_image(axis: Any, image: str, pixels: NDArray[Any], labels: NDArray[Any], dark: bool) -> None:
+def _draw_image(
+    axis: Any, image: str, method: str, pixels: NDArray[Any], labels: NDArray[Any], dark: bool
+) -> None:
     axis.imshow(pixels, cmap="gray", vmin=0, vmax=1.05)
     axis.contour(labels > 0, levels=[0.5], colors=DARK if dark else BRIGHT, linewidths=1.3)
-    axis.set_title(f"{_shown(image)}: {labels.max()} {'dark ' if dark else ''}objects", fontsize=11)
+    axis.set_title(
+        f"{_shown(image)}: {labels.max()} {'dark ' if dark else ''}objects by {method}", fontsize=10.5
+    )
     axis.axis("off")
 
 
@@ -95,10 +114,14 @@ def _draw_counts(axis: Any) -> None:
     for (row, column), count in np.ndenumerate(counts):
         colour = "black" if count > counts.max() ** 0.6 else "white"
         axis.text(column, row, count, ha="center", va="center", color=colour)
+    for image, method in zip(*Choice.to_arrays("image", "method"), strict=True):
+        axis.plot(
+            methods.index(method), images.index(image), "s", fillstyle="none", color="white", markersize=24
+        )
     axis.set_xticks(range(len(methods)), methods)
     axis.set_yticks(range(len(images)), map(_shown, images))
     axis.tick_params(length=0)
-    axis.set_title("How many each method finds", fontsize=13)
+    axis.set_title("How many each method finds; framed: chosen", fontsize=13)
 
 
 def _draw_distribution(axis: Any, attribute: str, label: str, title: str) -> None:

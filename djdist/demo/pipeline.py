@@ -1,17 +1,27 @@
-"""Objects in photographs: load, segment by several methods, measure each object."""
+"""Objects in photographs: load, segment by several methods, measure, and choose the method by the edges.
+
+.. code-block:: text
+
+    Image ── GreyImage ─┬─ Edges ────────────────────┐
+                        │                            ├─ Agreement ─┐
+    Method ─────────────┴─ Segmentation ─┬───────────┘             ├─ Choice, Choice.Rank
+                                         └─ Statistics ────────────┘
+                                            Statistics.Region
+"""
 
 from typing import Any, cast
 
 import datajoint as dj
 import numpy as np
 from numpy.typing import NDArray
-from skimage import color, data, filters, measure, morphology, transform
+from skimage import color, data, feature, filters, measure, morphology, segmentation, transform
 
 schema = dj.Schema("djdist_demo")
 
 LONGEST_SIDE = 500
 SMOOTHING_PIXELS = 1.5
 SMALLEST_OBJECT_PIXELS = 30
+TOLERANCE_PIXELS = 3
 
 
 @schema
@@ -60,6 +70,20 @@ class GreyImage(dj.Imported):
         shrink = max(1, max(grey.shape) // LONGEST_SIDE)
         small = transform.downscale_local_mean(grey, (shrink, shrink))
         self.insert1({**key, "pixels": ((small - small.min()) / np.ptp(small)).astype(np.float32)})
+
+
+@schema
+class Edges(dj.Computed):
+    definition = """
+    # where brightness changes, whatever is object and background
+    -> GreyImage
+    ---
+    edges : <blob>
+    """
+
+    def make(self, key: dict[str, Any]) -> None:
+        pixels = (GreyImage & key).fetch1("pixels")
+        self.insert1({**key, "edges": feature.canny(pixels, SMOOTHING_PIXELS)})
 
 
 @schema
@@ -112,9 +136,71 @@ class Statistics(dj.Computed):
         self.Region.insert({**key, **dict(zip(names, row, strict=True))} for row in columns)
 
 
+@schema
+class Agreement(dj.Computed):
+    definition = """
+    # how well the objects' outlines lie on edges
+    -> Segmentation
+    -> Edges
+    ---
+    precision : float64  # part of the outlines that has an edge nearby
+    recall    : float64  # part of the edges that has an outline nearby
+    """
+
+    def make(self, key: dict[str, Any]) -> None:
+        outlines = segmentation.find_boundaries((Segmentation & key).fetch1("labels"), mode="inner")
+        edges = (Edges & key).fetch1("edges").astype(bool)
+        shares = {"precision": _share_near(outlines, edges), "recall": _share_near(edges, outlines)}
+        self.insert1({**key, **shares})
+
+
+@schema
+class Choice(dj.Computed):
+    definition = """
+    # the method whose outlines lie best on edges
+    -> GreyImage
+    ---
+    -> Method
+    """
+
+    class Rank(dj.Part):
+        definition = """
+        -> master
+        rank : int32  # from 1
+        ---
+        -> Agreement
+        score : float64  # harmonic mean of precision and recall
+        """
+
+    @property
+    def key_source(self) -> Any:
+        """Take images all of whose methods are measured."""
+        measured = GreyImage.aggr(Statistics * Agreement, methods="count(*)")
+        return GreyImage.proj() & (measured & f"methods = {len(Method())}")
+
+    def make(self, key: dict[str, Any]) -> None:
+        scores = {
+            row["method"]: _harmonic_mean(row["precision"], row["recall"])
+            for row in (Agreement & key).to_dicts(order_by="method")
+        }
+        methods = sorted(scores, key=lambda method: -scores[method])
+        self.insert1({**key, "method": methods[0]})
+        ranked = enumerate(methods, 1)
+        self.Rank.insert({**key, "rank": n, "method": name, "score": scores[name]} for n, name in ranked)
+
+
 def _spacing(centres: NDArray[np.float64]) -> NDArray[np.float64]:
     if len(centres) < 2:
         raise ValueError(f"{len(centres)} object found, spacing needs 2: are objects darker than background?")
     distances = np.linalg.norm(centres[:, None] - centres[None], axis=2)
     np.fill_diagonal(distances, np.inf)
     return cast("NDArray[np.float64]", distances.min(axis=1))
+
+
+def _share_near(lines: NDArray[np.bool_], others: NDArray[np.bool_]) -> float:
+    near = morphology.dilation(others, morphology.disk(TOLERANCE_PIXELS))
+    return float(near[lines].mean()) if lines.any() else 0.0
+
+
+def _harmonic_mean(precision: float, recall: float) -> float:
+    return 2 * precision * recall / (precision + recall) if precision and recall else 0.0

@@ -4,7 +4,7 @@ import heapq
 import io
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,17 @@ def draw(history: History) -> ReportFigure:
     if len(causes):
         _draw_causes(axes["causes"], causes)
     return figure
+
+
+def draw_run(
+    history: History, graph_axis: Axes, timeline_axis: Axes, graph_inches: float, notes: Mapping[str, str]
+) -> None:
+    """Draw what needs what, with a note on some tables, and below it when and where jobs ran."""
+    colours = _colours(list(history.counts.index))
+    graph = Graph(list(history.counts.index), history.relations)
+    graph.draw(graph_axis, history.counts, colours, graph_inches, notes)
+    _draw_timeline(timeline_axis, _with_lanes(history.jobs), colours, history.critical_path)
+    timeline_axis.tick_params(labelbottom=True)
 
 
 def headline(history: History) -> str:

@@ -25,8 +25,8 @@ djdist.enable()
 from djdist.demo.pipeline import *
 print(json.dumps({
     table.__name__: [len(table()), len(table.key_source), len(table.jobs.errors), len(table.jobs.pending)]
-    for table in (GreyImage, Segmentation, Statistics)
-} | {"Region": len(Statistics.Region())}))
+    for table in (GreyImage, Edges, Segmentation, Statistics, Agreement, Choice)
+} | {"Region": len(Statistics.Region()), "Rank": len(Choice.Rank())}))
 """
 
 
@@ -73,7 +73,7 @@ def test_it_tells_of_errors_and_retries_them(first: subprocess.CompletedProcess[
 
 
 def test_it_shows_a_bar_for_each_table(first: subprocess.CompletedProcess[str]) -> None:
-    for table, keys in (("GreyImage", 10), ("Segmentation", 40), ("Statistics", 40)):
+    for table, keys in (("GreyImage", 10), ("Agreement", 40), ("Choice", 7)):
         assert f"{table}: 100%" in first.stderr
         assert f"{keys}/{keys}" in first.stderr
 
@@ -90,8 +90,12 @@ def test_all_tables_are_complete(first: subprocess.CompletedProcess[str], place:
     assert counts.pop("Region") > 1000
     assert counts == {
         "GreyImage": [10, 10, 0, 0],
+        "Edges": [10, 10, 0, 0],
         "Segmentation": [40, 40, 0, 0],
         "Statistics": [40, 40, 0, 0],
+        "Agreement": [40, 40, 0, 0],
+        "Choice": [10, 10, 0, 0],
+        "Rank": 40,
     }
 
 
