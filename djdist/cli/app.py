@@ -114,6 +114,14 @@ NameOrModule = Annotated[
         autocompletion=_modules_here,
     ),
 ]
+Targets = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE[:TABLE]...",
+        help="A table, or a module for all of its tables; several may follow.",
+        autocompletion=_modules_here,
+    ),
+]
 Names = Annotated[
     list[str],
     typer.Argument(

@@ -1,6 +1,7 @@
 """Tables and jobs as the command line names them."""
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import datajoint as dj
@@ -9,7 +10,8 @@ from djdist.database.errors import is_infrastructure
 from djdist.errors import OptionError
 from djdist.jobs.table import jobs_to_look_at
 from djdist.pipeline.connection import reconnect
-from djdist.pipeline.tables import tables_named
+from djdist.pipeline.key_sources import query_of
+from djdist.pipeline.tables import imported, tables_named
 from djdist.shipping.packing import is_alive
 
 
@@ -32,6 +34,18 @@ def one_table(name: str) -> Any:
     return tables_named(name)[0]
 
 
+def parted(name: str, more: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Part names of modules and tables from the restrictions that follow them."""
+    rest = [name, *(more or ())]
+    count = next((n for n, given in enumerate(rest) if n and not _is_name(given)), len(rest))
+    return rest[:count], rest[count:]
+
+
+def targets_of(names: Sequence[str]) -> list[Any]:
+    """Return the modules and tables of some names, of which a module may have nothing to populate."""
+    return [tables_named(name)[0] if ":" in name else imported(name) for name in names]
+
+
 def reconnected(tables: list[Any]) -> list[Any]:
     """Return tables, with new connections for those that were lost."""
     for table in tables:
@@ -40,12 +54,12 @@ def reconnected(tables: list[Any]) -> list[Any]:
     return tables
 
 
-def check(table: Any, restrictions: Sequence[str] | None) -> None:
+def check(table: Any, restrictions: Sequence[str]) -> None:
     """Check a restriction of keys with the database, before anything is changed."""
     _tried(lambda: _todo(table, restrictions), restrictions)
 
 
-def jobs_of_keys(table: Any, restrictions: Sequence[str] | None) -> Any:
+def jobs_of_keys(table: Any, restrictions: Sequence[Any]) -> Any:
     """Return the jobs of the keys that a call of populate() was about."""
     jobs = table.jobs
     return jobs.restrict(_todo(table, restrictions).proj(), semantic_check=False) if restrictions else jobs
@@ -74,6 +88,13 @@ def line_of(error: Exception) -> str:
     return " ".join(str(text).split())
 
 
+def _is_name(given: str) -> bool:
+    """Return whether an argument names a module or a table: a restriction is seldom a single word."""
+    module, _, table = given.partition(":")
+    words = [*module.split("."), *([table] if table else [])]
+    return all(map(str.isidentifier, words)) and (bool(table) or find_spec(words[0]) is not None)
+
+
 def _tried(query: Callable[[], Any], restrictions: Sequence[str] | None) -> Any:
     try:
         bool(query() & dj.Top(limit=1))
@@ -84,5 +105,5 @@ def _tried(query: Callable[[], Any], restrictions: Sequence[str] | None) -> Any:
     return query()
 
 
-def _todo(table: Any, restrictions: Sequence[str] | None) -> Any:
-    return table().key_source & dj.AndList(restrictions or ())
+def _todo(table: Any, restrictions: Sequence[Any]) -> Any:
+    return query_of(table() if isinstance(table, type) else table) & dj.AndList(restrictions)

@@ -28,6 +28,7 @@ STYLES = {"done": "success", "%": "success"} | {
 }
 FIRST_TO_GO = ("ignore", "new", "error", "left", "rate", "reserved", "pending")
 NEXT_TO_GO = ("%", "runs")
+COUNTED = ("done", "missing", "later", "error", "left")
 COUNTS = ("made", "failed", "running", "queued", "pending")
 
 
@@ -43,6 +44,21 @@ def print_progress(frame: pd.DataFrame, *, as_json: bool = False) -> None:
     else:
         console = _console()
         console.print(_progress_rows(frame, console.width))
+
+
+def print_forecast(frame: pd.DataFrame, *, as_json: bool = False) -> None:
+    """Print what a run would do."""
+    if as_json:
+        print_json(_records(frame.reset_index()))
+        return
+    rows = Rows(box=None, pad_edge=False)
+    for heading in ("table", "done", "missing", "later", "error", "needs", "left", "waits for"):
+        rows.add_column(heading, justify="right" if heading in COUNTED else "left")
+    for row in frame.reset_index().to_dict("records"):
+        counts = [f"{row[name]:,}" if row[name] else "·" for name in ("done", "missing", "later", "error")]
+        left = format_duration(row["seconds_left"]) if row["seconds_left"] > 0 else ""
+        rows.add_row(str(row["table"]), *counts, row["needs"], left, escape(row["waits_for"]))
+    _console().print(rows)
 
 
 def watch_progress(look: Callable[[], pd.DataFrame], every_seconds: float) -> None:

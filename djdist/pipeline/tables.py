@@ -41,7 +41,7 @@ def tables_named(name: str) -> list[Any]:
         The database that the module wants can't be reached.
     """
     module_name, _, table_name = name.partition(":")
-    module = _imported(module_name)
+    module = imported(module_name)
     if not table_name:
         return tables_of(module)
     if not hasattr(module, table_name):
@@ -64,7 +64,7 @@ def _checked(table: Any, name: str) -> Any:
     return table if isinstance(table, type) else type(table)
 
 
-def _imported(name: str) -> ModuleType:
+def imported(name: str) -> ModuleType:
     """Import a module, whose own output is kept apart from what a program writes."""
     try:
         with redirect_stdout(sys.stderr):

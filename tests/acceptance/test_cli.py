@@ -401,6 +401,49 @@ class TestPutRight:
         assert "The last 2 of 3 errors:" in listed.stderr
         assert json.loads(listed.stdout)[0]["errors"] == 2
 
+    def test_several_tables_are_one_run(self, lab: ModuleType, run: Djdist) -> None:
+        pipelines.fill(lab)
+        square, upstream = (f"{lab.__name__}:{name}" for name in ("Square", "Upstream"))
+        forecast = json.loads(
+            run("populate", upstream, square, "subject_id = 1", "--dry-run", "--json").stdout
+        )
+        assert [(row["table"], row["missing"], row["later"]) for row in forecast] == [
+            ("Square", 3, 0),
+            ("Upstream", 0, 3),
+        ]
+        shown = run("populate", upstream, "--upstream", "--dry-run").stdout
+        assert [line.split()[:4] for line in shown.splitlines()[1:]] == [
+            ["Square", "·", "6", "·"],
+            ["Upstream", "·", "·", "6"],
+        ]
+        populated = run("populate", upstream, "subject_id = 1", "--upstream")
+        told = "Square    3 made, 0 errors left\nUpstream  3 made, 0 errors left\n"
+        assert (populated.exit_code, populated.stdout) == (0, told)
+        populated = run("populate", square, upstream, "--order", "upstream", "--json")
+        counts = {"made": 3, "failed": 0, "held_back": 0, "held_back_by": {}}
+        left = {"error": 0, "pending": 0, "reserved": 0}
+        tables = [{"table": name, **counts, **left} for name in ("Square", "Upstream")]
+        assert json.loads(populated.stdout) == {"made": 6, "tables": tables}
+
+    def test_what_errors_hold_back_is_told(self, lab: ModuleType, run: Djdist) -> None:
+        @dj.Schema(lab.SCHEMA)
+        class Onward(dj.Computed):
+            definition = "-> lab.Fragile"
+
+            def make(self, key: dict[str, Any]) -> None:
+                self.insert1(key)
+
+        pipelines.fill(lab)
+        lab.Onward = Onward  # type: ignore[attr-defined]
+        populated = run("populate", f"{lab.__name__}:Onward", "--upstream")
+        assert (populated.exit_code, populated.stdout.splitlines()) == (
+            1,
+            [
+                "Fragile  5 made, 1 error left",
+                "Onward   5 made, 0 errors left, held back: 1 by Fragile",
+            ],
+        )
+
     def test_keys_that_are_left_are_told(self, lab: ModuleType, run: Djdist) -> None:
         pipelines.fill(lab)
         populated = run("populate", f"{lab.__name__}:Square", "--max-calls", "1")
@@ -624,7 +667,8 @@ MISTAKES = {
     "status|broken": "broken can't be imported: ZeroDivisionError: division by zero",
     "status|in_need": "No module named 'no_such_library'",
     "status|without_tables": "without_tables has no dj.Computed or dj.Imported tables",
-    "populate|LAB": "Which table of LAB? There are: LAB:Square, LAB:Reading",
+    "populate|LAB|nonsense = 3": "No table of the run can be restricted by nonsense in its key source.",
+    "populate|LAB:Square|LAB:Reading|--order|sideways": "order='sideways' must be 'downstream' or 'upstream'",
     "populate|LAB:Squares": "LAB has no table Squares. Its auto-populated tables are: Square, Reading",
     "populate|LAB:Session": "LAB:Session is not a dj.Computed or dj.Imported table",
     "errors|LAB:SCHEMA": "LAB:SCHEMA is not a dj.Computed or dj.Imported table",
@@ -634,7 +678,7 @@ MISTAKES = {
     "populate|LAB:Square|--address|head:8786": "--address goes with --executor ray or --executor dask, not",
     "populate|LAB:Square|--num-gpus|1": "--num-gpus goes with --executor ray, not with 'local'",
     "populate|LAB:Square|-e|dask|--memory|4G": "--memory goes with --executor ray, not with 'dask'",
-    "populate|LAB:Square|-e|ray|--memory|4X": "--memory '4X' must be a number of bytes, or one such as",
+    "populate|LAB:Square|-e|ray|--memory|4X": "memory='4X' must be bytes, or a text such as",
     "populate|LAB:Square|-e|ray|--resource|camera": "--resource 'camera' must be NAME=N, such as camera=1",
     "runs": "is no cluster that lives longer than this call",
     "wait|396303eb|-e|local": "is no cluster that lives longer than this call",

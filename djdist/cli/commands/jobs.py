@@ -109,7 +109,7 @@ def refresh(
     options = {"priority": priority, "delay": delay, "orphan_timeout": orphan_timeout}
     records = []
     for table in all_tables([name]):
-        check(table, restrictions)
+        check(table, restrictions or ())
         counts = table.jobs.refresh(*restrictions or (), **options)
         records.append({"table": table.__name__, **counts})
         if not as_json:
