@@ -12,6 +12,9 @@ class JobStore(ABC):
     A store can be pickled and opens its connection where it is first used. What a run
     no longer owns it doesn't change: each verb below leaves such jobs alone.
 
+    What the database refuses, or does not answer, is a DatabaseError. Of the store of several tables, those
+    that keep a run alive (refresh, renew, rescue, release_all) are done for all others first.
+
     Attributes
     ----------
     sees_beginnings : bool

@@ -1,16 +1,26 @@
 """The jobs of a whole pipeline, which may be one table."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 from djdist._job import Failure, Job
 from djdist._job_store import JobStore
+from djdist.database.errors import is_infrastructure
+from djdist.errors import DatabaseError
+
+Result = TypeVar("Result")
 
 
 @dataclass
 class PipelineStore(JobStore):
     """Hands each job on to the store of its table.
+
+    A table may be dropped or altered while a run goes on. What keeps the run alive (to refresh, renew, rescue
+    and release) is done for the others before its error is raised; all else can be asked of
+    each table by itself.
 
     Parameters
     ----------
@@ -27,10 +37,7 @@ class PipelineStore(JobStore):
         return self.stores[table]
 
     def refresh(self) -> dict[str, int]:
-        changes = Counter[str]()
-        for store in self.stores.values():
-            changes.update(store.refresh())
-        return changes
+        return sum(map(Counter, self._from_each(lambda store: store.refresh())), Counter[str]())
 
     def add_new(self, parents: Sequence[Job]) -> int:
         return sum(store.add_new(parents) for store in self.stores.values())
@@ -73,8 +80,7 @@ class PipelineStore(JobStore):
         return [job for store, mine in self._parted(jobs) for job in store.release_waiting(mine)]
 
     def release_all(self) -> None:
-        for store in self.stores.values():
-            store.release_all()
+        self._from_each(lambda store: store.release_all())
 
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         return self.stores[job.table].fail(job, failure, host, pid)
@@ -83,10 +89,11 @@ class PipelineStore(JobStore):
         self.stores[job.table].forget(job)
 
     def renew(self, jobs: Sequence[Job]) -> list[Job]:
-        return [job for store, mine in self._parted(jobs) for job in store.renew(mine)]
+        mine = dict(self._parted(jobs))
+        return [*chain.from_iterable(self._from_each(lambda store: store.renew(mine[store]), mine))]
 
     def rescue(self) -> int:
-        return sum(store.rescue() for store in self.stores.values())
+        return sum(self._from_each(lambda store: store.rescue()))
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
         return [job for store, mine in self._parted(jobs) for job in store.begun(mine)]
@@ -129,8 +136,30 @@ class PipelineStore(JobStore):
         for store in self.stores.values():
             store.close()
 
+    def _from_each(
+        self, act: Callable[[JobStore], Result], stores: Iterable[JobStore] | None = None
+    ) -> list[Result]:
+        """Do it for each table, then raise what went wrong for one, but wait for the database only once."""
+        results, errors = list[Result](), list[DatabaseError]()
+        for store in self.stores.values() if stores is None else stores:
+            try:
+                results.append(act(store))
+            except DatabaseError as error:
+                errors.append(error)
+                if not _is_of_one_table(error):
+                    break
+        if errors:
+            raise errors[0]
+        return results
+
     def _parted(self, jobs: Sequence[Job]) -> Iterator[tuple[JobStore, list[Job]]]:
         """Part jobs by their table, and leave out the tables of none."""
         for table, store in self.stores.items():
             if mine := [job for job in jobs if job.table == table]:
                 yield store, mine
+
+
+def _is_of_one_table(error: DatabaseError) -> bool:
+    """Return whether the server is there, and refuses only what was asked of it."""
+    refusal = getattr(error.__cause__, "orig", None)
+    return refusal is not None and not is_infrastructure(refusal)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -1613,6 +1614,39 @@ class TestTablesOfARun:
         with pytest.raises(DatabaseError, match=r"jobs table \w+.~~upstream can't be reached"):
             store.reserve(3)
         assert len(store.of("Square").reserve(9)) == 6
+
+    def test_go_on_while_one_is_dropped(self, lab: ModuleType, store: PipelineStore) -> None:
+        store.refresh()
+        mine = store.reserve(9)
+        jobs_of(lab.Square()).drop()
+        add_sessions(lab, 2)
+        lab.Square.insert([{**job.key, "result": 1} for job in mine], allow_direct_insert=True)
+        for verb in (store.refresh, store.rescue, partial(store.renew, mine), store.release_all):
+            with pytest.raises(DatabaseError, match=r"jobs table \w+.~~square can't be reached"):
+                verb()
+        below = store.of("Upstream")
+        reserved = below.reserve(9)
+        assert len(reserved) == 6
+        age(jobs_of(lab.Upstream()), "reserved_time", 50)
+        with pytest.raises(DatabaseError, match="~~square"):
+            store.renew([*mine, *reserved])
+        age(jobs_of(lab.Upstream()), "reserved_time", 50)
+        assert below.rescue() == 0
+        with pytest.raises(DatabaseError, match="~~square"):
+            store.release_all()
+        assert below.pending() == 6
+
+    def test_wait_only_once_for_a_database_that_is_away(self) -> None:
+        asked = list[str]()
+
+        class Away(MemoryStore):
+            def rescue(self) -> int:
+                asked.append("rescue")
+                raise DatabaseError("no answer")
+
+        with pytest.raises(DatabaseError, match="no answer"):
+            PipelineStore({name: Away(name) for name in ("Root", "Square")}).rescue()
+        assert asked == ["rescue"]
 
     def test_give_the_most_urgent_first_and_then_the_deepest(
         self, lab: ModuleType, store: PipelineStore
