@@ -100,7 +100,7 @@ class Driver:
         """Fill the free slots and collect what has ended; False when nothing is left to do."""
         self._dashboard.tell()
         if not self._shutdown.is_stopping:
-            self._streaming.add(has_room=self._tables.run_short)
+            self._streaming.add(has_room=self._has_room)
         self._fill()
         completions = self._pool.wait(self._wait_seconds())
         for completion in completions:
@@ -112,8 +112,9 @@ class Driver:
             return True
         if not self._expects_more():
             return False
-        if not completions and self._pauses() and not self._streaming.wait(WAIT_SECONDS):
-            self._run.sleep(WAIT_SECONDS)
+        pause_seconds = min(WAIT_SECONDS, self._streaming.due_in_seconds(has_room=True))
+        if not completions and self._pauses() and not self._streaming.wait(pause_seconds):
+            self._run.sleep(max(0.0, pause_seconds))
         return True
 
     def stop(self, grace_seconds: float | None = None) -> None:
@@ -230,16 +231,16 @@ class Driver:
             )
 
     def _fill(self) -> None:
-        idle, breaker = not self._tasks, self._results.breaker
-        if idle and breaker.tripped and not self._policy.watches:
+        breaker = self._results.breaker
+        if breaker.tripped and not self._tasks and not self._policy.watches:
             raise WorkerSetupError(f"No worker begins a key of {self._run.name}. {breaker.last}")
         if self._shutdown.is_stopping or breaker.retry_after_seconds or self._results.free_calls(1) <= 0:
             return
         left = [table.name for table in self._tables if not table.backlog.empty]
         self._room.expect(map(self._needs.of_table, left))
-        self._tables.fill(partial(self._fill_from, idle=idle), idle=idle)
+        self._tables.fill(self._fill_from, self._tasks.task_counts)
 
-    def _fill_from(self, table: TableJobs, max_priority: int | None, *, idle: bool) -> bool:
+    def _fill_from(self, table: TableJobs, max_priority: int | None) -> bool:
         """Reserve and submit what fits of one table; return whether more would have fitted."""
         needs = self._needs.of_table(table.name)
         slots = self._room.free(needs)
@@ -248,6 +249,7 @@ class Driver:
         size = table.grouping.size_of_shares(partial(self._left, table), self._room.slots(needs))
         most = max(slots, MOST_AT_ONCE)
         limit = self._results.free_calls(min(slots * size, most))
+        idle = not self._tasks.task_counts[table.name]
         jobs = table.backlog.reserve(limit, idle=idle, max_priority=max_priority)
         self._results.count_reserved(len(jobs))
         shares = 1 if len(jobs) == most else slots  # no sign of little left where one statement gave its most
@@ -268,6 +270,11 @@ class Driver:
         """Return how many tasks can run at the same time, where tables differ those of the smallest needs."""
         return max(self._room.slots(self._needs.of_table(table.name)) for table in self._tables)
 
+    @property
+    def _has_room(self) -> bool:
+        """Whether slots may be idle for want of keys."""
+        return not self._tasks or self._tables.run_short
+
     def _pauses(self) -> bool:
         return self._tables.run_short or self._results.breaker.retry_after_seconds > 0
 
@@ -286,7 +293,8 @@ class Driver:
         return longest is not None and self._run.clock() - self._busy_at >= longest
 
     def _wait_seconds(self) -> float:
-        return max(0.0, min(WAIT_SECONDS, self._shutdown.seconds_left, self._overdue.period_seconds))
+        due = self._streaming.due_in_seconds(has_room=self._has_room)
+        return max(0.0, min(WAIT_SECONDS, self._shutdown.seconds_left, self._overdue.period_seconds, due))
 
     def _end_lost(self) -> None:
         """End the tasks of which no job is the run's any more."""

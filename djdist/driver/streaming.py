@@ -75,16 +75,23 @@ class Streaming:
         self._add_followed(has_room=has_room)
         self._begin_whole(only_due=True)
 
+    def due_in_seconds(self, *, has_room: bool) -> float:
+        """Return after which time the next keys are let in that follow what was made."""
+        if not any(refresh.marked for refresh in self._refreshes):
+            return float("inf")
+        pause_seconds = max(SHORT_SECONDS, ROUND_SHARE * self._round_took_seconds)
+        pause_seconds = pause_seconds if has_room else max(ROUND_SECONDS, pause_seconds)
+        return self._round_ended_at + pause_seconds - self._clock()
+
     def may_add(self) -> bool:
         """Return whether more keys may come, now that nothing of the run is in flight and nothing pending.
 
         Others who are alive may be at work upstream; it is said once for whom the run waits.
         """
-        if self._thread or any(refresh.marked or refresh.is_wanted for refresh in self._refreshes):
-            return True
-        if self._begin_whole(only_due=False):
-            return True
-        return self._others_work_upstream()
+        while self._begin_whole(only_due=False) and self._thread is None:  # most end at once
+            pass
+        is_at_work = self._thread is not None or any(refresh.marked for refresh in self._refreshes)
+        return is_at_work or not self._tables.empty or self._others_work_upstream()
 
     def wait(self, seconds: float) -> bool:
         """Wait for a refresh that goes on, not longer than that; return whether there was one."""
@@ -101,15 +108,13 @@ class Streaming:
         return OTHERS_SECONDS if table.recipe.upstream else None
 
     def _add_followed(self, *, has_room: bool) -> None:
-        now, busy_seconds = self._clock(), max(SHORT_SECONDS, ROUND_SHARE * self._round_took_seconds)
-        if now - self._round_ended_at < (busy_seconds if has_room else max(ROUND_SECONDS, busy_seconds)):
+        if self.due_in_seconds(has_room=has_room) > 0:
             return
-        marked = [refresh for refresh in self._refreshes if refresh.marked]
-        for refresh in marked:
+        began_at = self._clock()
+        for refresh in self._refreshes:
             refresh.add_followed()
-        if marked:
-            self._round_ended_at = self._clock()
-            self._round_took_seconds = self._round_ended_at - now
+        self._round_ended_at = self._clock()
+        self._round_took_seconds = self._round_ended_at - began_at
 
     def _begin_whole(self, *, only_due: bool) -> bool:
         """Begin to refresh the table that has waited for it the longest; return whether there is one."""
@@ -173,6 +178,8 @@ class _Refresh:
 
     def add_followed(self) -> None:
         parents, self.marked = self.marked[:MOST_PARENTS], self.marked[MOST_PARENTS:]
+        if not parents:
+            return
         if added := self.table.store.add_new(parents):
             self.table.backlog.returned(added)
 

@@ -119,10 +119,17 @@ class Tables:
         """What was left when it was last seen."""
         return sum(table.backlog.pending for table in self)
 
-    def fill(self, fill_from: FillFrom, *, idle: bool) -> None:
-        """Reserve the most urgent jobs first, at the same priority those of the deepest table."""
-        alone = len(self) == 1
-        asked = [t for t in self if t.backlog.may_have_more(idle=idle and (alone or not t.backlog.empty))]
+    def fill(self, fill_from: FillFrom, in_flight: Mapping[str, int]) -> None:
+        """Reserve the most urgent jobs first, at the same priority those of the deepest table.
+
+        A table of which nothing is in flight is asked until it has been seen empty.
+        """
+        alone, idle = len(self) == 1, {table.name for table in self if not in_flight.get(table.name)}
+        asked = [
+            table
+            for table in self
+            if table.backlog.may_have_more(idle=table.name in idle and (alone or not table.backlog.empty))
+        ]
         if alone:
             for table in asked:
                 fill_from(table, None)
@@ -137,7 +144,7 @@ class Tables:
                 if priority is not None:
                     heapq.heappush(urgent, (priority, self._rank(table), name))
         for table in asked:
-            if idle and table.backlog.ran_short and not table.backlog.empty:
+            if table.name in idle and table.backlog.ran_short and not table.backlog.empty:
                 fill_from(table, None)  # it tells that nothing is left, also of a commit without an answer
 
     def _rank(self, table: TableJobs) -> int:

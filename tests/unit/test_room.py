@@ -1,0 +1,180 @@
+"""What is sent to nodes that differ, for keys that need different things."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from djdist._job import BreakageKind, Ending, Job, Policy
+from djdist._needs import ONE_CPU, Needs, Node, bytes_of
+from djdist.driver.room import Room
+from djdist.errors import OptionError
+from lab.graphs import FakeCluster, FakePipeline, FakeTable, run, slots
+from lab.scripted import Clock, ScriptedPool
+
+GPU = Needs(cpus=1, gpus=1)
+
+
+class Nodes(ScriptedPool):
+    """Has the nodes that a test gives it, and takes more tasks than fit."""
+
+    waits_for_room = True
+
+    def __init__(self, *nodes: Node) -> None:
+        super().__init__(0)
+        self.given: Sequence[Node] = list(nodes)
+
+    def nodes(self) -> Sequence[Node]:
+        return self.given
+
+
+def filled(room: Room, needs: Needs, first: int = 0) -> int:
+    """Submit tasks of these needs as long as there is room; return how many."""
+    count = 0
+    while room.free(needs):
+        count += 1
+        room.take(first + count, needs, "Table")
+    return count
+
+
+class TestNeeds:
+    def test_memory_has_units(self) -> None:
+        assert [bytes_of(m) for m in (5, "500MB", "16G", "16GiB", None)] == [
+            5, 500 * 10**6, 16 * 10**9, 16 * 2**30, None,
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "wrong", [{"cpus": -1}, {"gpus": "one"}, {"memory": "lots"}, {"custom": {"gpus": 1}}, {"custom": 3}]
+    )
+    def test_what_can_not_be_needed_is_refused(self, wrong: Any) -> None:
+        with pytest.raises(OptionError):
+            Needs(**wrong)
+
+    def test_equal_needs_are_the_same_however_they_are_written(self) -> None:
+        assert {Needs(memory="1KiB", custom={"a": 1})} == {Needs(1.0, 0.0, 1024, {"a": 1.0})}
+
+
+class TestRoom:
+    def test_what_fits_is_sent_node_by_node_and_a_quarter_more(self) -> None:
+        room = Room(Nodes(Node({"cpus": 8}), Node({"cpus": 3})))
+        assert (room.slots(Needs(cpus=2)), room.slots(Needs(cpus=4))) == (5, 2)
+        assert filled(room, Needs(cpus=2)) == 6
+
+    def test_parts_of_a_gpu_are_shared(self) -> None:
+        room = Room(Nodes(Node({"cpus": 8, "gpus": 1})))
+        assert filled(room, Needs(cpus=1, gpus=0.25)) == 5
+
+    def test_a_worker_with_one_slot_takes_one_task(self) -> None:
+        room = Room(Nodes(*[Node({"cpus": 4}, slots=1)] * 3))
+        assert room.slots(ONE_CPU) == 3
+
+    def test_where_no_node_can_hold_a_key_one_is_sent_to_show_that_it_is_wanted(self) -> None:
+        room = Room(Nodes(Node({"cpus": 2})))
+        assert (room.slots(GPU), room.free(GPU)) == (0, 1)
+        room.take(1, GPU, "Table")
+        assert (room.free(GPU), room.free(ONE_CPU)) == (0, 3)
+
+    def test_keys_of_one_kind_do_not_wait_behind_those_of_another(self) -> None:
+        room = Room(Nodes(Node({"cpus": 4, "gpus": 2})))
+        room.expect([ONE_CPU, GPU])
+        assert filled(room, ONE_CPU) == 3 + 1  # a processor is kept for a key with a GPU
+        assert room.free(GPU) >= 1
+        room.take(100, GPU, "Table")
+        assert room.waiting["Table"] == 1
+
+    def test_keys_without_a_gpu_go_where_there_is_none(self) -> None:
+        room = Room(Nodes(Node({"cpus": 1, "gpus": 1}), Node({"cpus": 1})))
+        assert (room.free(ONE_CPU), room.free(GPU)) == (3, 2)
+        room.take(1, ONE_CPU, "Table")
+        room.take(2, GPU, "Table")
+        assert room.waiting["Table"] == 0
+
+    def test_nodes_that_come_and_go_are_seen(self) -> None:
+        pool = Nodes(Node({"cpus": 2}))
+        room = Room(pool)
+        assert filled(room, ONE_CPU) == 3
+        pool.given = [Node({"cpus": 2}), Node({"cpus": 2})]
+        assert (room.free(ONE_CPU), room.waiting["Table"]) == (2, 0)
+        pool.given = []
+        assert (room.free(ONE_CPU), room.waiting["Table"]) == (0, 3)
+
+    @settings(deadline=None, max_examples=60)
+    @given(st.data())
+    def test_it_comes_back_to_where_it_began(self, data: st.DataObject) -> None:
+        nodes = [
+            Node({"cpus": data.draw(st.integers(1, 8)), "gpus": data.draw(st.integers(0, 2))})
+            for _ in range(data.draw(st.integers(1, 4)))
+        ]
+        kinds = [ONE_CPU, GPU, Needs(cpus=3), Needs(cpus=0.5, gpus=0.5)]
+        room = Room(Nodes(*nodes))
+        room.expect(kinds)
+        before = [room.free(needs) for needs in kinds]
+        inside: list[int] = []
+        for ticket in range(data.draw(st.integers(0, 30))):
+            needs = data.draw(st.sampled_from(kinds))
+            if room.free(needs):
+                room.take(ticket, needs, "Table")
+                inside.append(ticket)
+            elif inside:
+                room.leave(inside.pop(data.draw(st.integers(0, len(inside) - 1))))
+        for ticket in inside:
+            room.leave(ticket)
+        assert [room.free(needs) for needs in kinds] == before
+        assert not room.waiting["Table"]
+
+
+def key(table: str, n: int) -> tuple[str, Any]:
+    return table, (("n", n),)
+
+
+def test_a_large_key_is_not_starved_by_small_ones_nor_they_by_it() -> None:
+    tables = [FakeTable("Large", needs=Needs(cpus=4)), FakeTable("Small")]
+    clock = Clock()
+    cluster = FakeCluster(FakePipeline(tables, 400), slots(4), clock, lambda job: 1 + job.key["n"] % 3)
+    run(cluster)
+    large = sorted(cluster.began[key("Large", n)] for n in range(400))
+    small = sorted(cluster.began[key("Small", n)] for n in range(400))
+    assert large[3] < clock.seconds / 10
+    assert small[3] < clock.seconds / 10
+
+
+def test_gpu_keys_begin_at_once_beside_many_without() -> None:
+    tables = [FakeTable("Few"), FakeTable("OnGpu", ("Few",), needs=GPU), FakeTable("Many")]
+    clock, pipeline = Clock(), FakePipeline(tables, 50)
+    cluster = FakeCluster(pipeline, [Node({"cpus": 4, "gpus": 1})], clock, lambda job: 10.0)
+    run(cluster)
+    first_parent = min(began for (table, _), began in cluster.began.items() if table == "Few")
+    first_on_gpu = min(began for (table, _), began in cluster.began.items() if table == "OnGpu")
+    assert first_on_gpu <= first_parent + 11
+
+
+def memory_pipeline(policy: Policy, *, needed: int, node: int) -> tuple[FakeCluster, Any]:
+    """Run keys that are lost unless they get so much memory."""
+    pipeline = FakePipeline([FakeTable("Sorting", needs=Needs(memory=1000))], 20)
+
+    def ending(job: Job) -> Any:
+        given = cluster.given[job.table, tuple(job.key.items())]
+        return Ending.MADE if int(given.memory or 0) >= needed else BreakageKind.OUT_OF_MEMORY
+
+    cluster = FakeCluster(pipeline, [Node({"cpus": 2, "memory": node})], Clock(), ending=ending)
+    return cluster, run(cluster, policy)
+
+
+def test_a_key_that_runs_out_of_memory_gets_twice_as_much_and_its_table_learns() -> None:
+    cluster, summary = memory_pipeline(Policy(), needed=3000, node=64_000)
+    assert summary.success_count == 20
+    assert {needs.memory for needs in cluster.given.values()} == {4000}
+    assert len(cluster.begun) < 20 + 3 * 3  # only those that ran before the first was made
+
+
+@pytest.mark.parametrize(("policy", "node"), [(Policy(suppress_errors=True), 2500), (None, 64_000)])
+def test_it_gets_no_more_than_there_is_and_is_an_error_then(policy: Policy | None, node: int) -> None:
+    policy = policy or Policy(suppress_errors=True, memory_max=2500)
+    cluster, summary = memory_pipeline(policy, needed=3000, node=node)
+    assert (summary.success_count, summary.failed) == (0, 20)
+    assert max(int(needs.memory or 0) for needs in cluster.given.values()) == 2500
+    assert "out of memory" in summary.errors[0][1].message

@@ -1,0 +1,199 @@
+"""Whole pipelines in one run, on a cluster that pretends, by a clock."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from djdist._job import Ending, Job, Policy
+from lab.graphs import FakeCluster, FakePipeline, FakeTable, driver_of, lower_bound, run, slots
+from lab.scripted import Clock
+
+CHAIN = [FakeTable("A"), FakeTable("B", ("A",)), FakeTable("C", ("B",))]
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[FakeTable]:
+    """Draw a graph of up to eight tables with forks, joins, fan-out and key sources of their own."""
+    tables: list[FakeTable] = []
+    for number in range(draw(st.integers(1, 8))):
+        names = [table.name for table in tables]
+        parents = draw(st.lists(st.sampled_from(names), unique=True, max_size=3)) if names else []
+        fan_out = draw(st.sampled_from([1, 1, 1, 2]))
+        tables.append(FakeTable(f"T{number}", tuple(parents), fan_out, draw(st.booleans())))
+    return tables
+
+
+def descends_from_failed(pipeline: FakePipeline, name: str, key: Any, failed: set[tuple[str, Any]]) -> bool:
+    """Return whether a key, or one that it comes of, has failed."""
+    parents = pipeline.tables[name].parents
+    return (name, key) in failed or any(
+        descends_from_failed(pipeline, parent, pipeline.of_parent(parent, key), failed) for parent in parents
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(graphs(), st.integers(1, 5), st.integers(1, 6), st.randoms(use_true_random=False))
+def test_each_key_is_made_once_after_its_parents_and_none_is_left(
+    tables: list[FakeTable], keys: int, slot_count: int, chance: random.Random
+) -> None:
+    pipeline = FakePipeline(tables, keys)
+    failed = set[tuple[str, Any]]()
+
+    def ending(job: Job) -> Ending:
+        if chance.random() < 0.1:
+            failed.add((job.table, tuple(job.key.items())))
+            return Ending.FAILED
+        return Ending.MADE
+
+    cluster = FakeCluster(pipeline, slots(slot_count), Clock(), lambda job: chance.uniform(0.01, 10), ending)
+    summary = run(cluster)
+    begun = Counter((job.table, tuple(job.key.items())) for job in cluster.begun)
+    assert set(begun.values()) <= {1}
+    for name, key in begun:
+        for parent in pipeline.tables[name].parents:
+            assert pipeline.of_parent(parent, key) in pipeline.made[parent]
+    whole = FakePipeline(tables, keys)
+    for name in whole.tables:
+        whole.made[name] = whole.key_source(name)
+        expected = {k for k in whole.made[name] if not descends_from_failed(whole, name, k, failed)}
+        assert pipeline.made[name] == expected
+    assert summary.success_count == sum(map(len, pipeline.made.values()))
+    assert {name: c.failed for name, c in summary.tables.items()} == {
+        name: sum(table == name for table, _ in failed) for name in pipeline.tables
+    }
+
+
+@settings(deadline=None, max_examples=25)
+@given(graphs(), st.integers(1, 6), st.randoms(use_true_random=False))
+def test_nothing_is_held_back_that_could_run(
+    tables: list[FakeTable], slot_count: int, chance: random.Random
+) -> None:
+    """A list schedule takes at most the work by the slots and the longest way, whatever the order [1]_.
+
+    .. [1] Graham, Bounds on multiprocessing timing anomalies. SIAM J. Appl. Math. 17(2), 1969.
+    """
+    tables = [FakeTable(table.name, table.parents, table.fan_out) for table in tables]
+    seconds = {}
+
+    def took(job: Job) -> float:
+        return seconds.setdefault((job.table, tuple(job.key.items())), chance.uniform(2, 10))
+
+    pipeline, clock = FakePipeline(tables, 4), Clock()
+    run(FakeCluster(pipeline, slots(slot_count), clock, took))
+    work = sum(seconds.values()) / slot_count
+    longest = lower_bound(pipeline, 10**9, took)
+    assert clock.seconds <= work + longest * (1 - 1 / slot_count) + 0.1 * len(tables)
+
+
+@pytest.mark.parametrize("count", [3, 10, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("lengths", ["equal", "heavy-tailed"])
+def test_a_run_takes_hardly_longer_than_it_must(count: int, lengths: str) -> None:
+    chance = random.Random(count)
+    tables = [FakeTable("T0")]
+    for number in range(1, count):
+        parents = {
+            f"T{chance.randrange(max(0, number - 4), number)}" for _ in range(chance.choice([1, 1, 2]))
+        }
+        tables.append(FakeTable(f"T{number}", tuple(sorted(parents))))
+    seconds: dict[Any, float] = {}
+
+    def took(job: Job) -> float:
+        drawn = 5.0 if lengths == "equal" else min(20.0, chance.paretovariate(1.5))
+        return seconds.setdefault((job.table, tuple(job.key.items())), drawn)
+
+    pipeline, clock = FakePipeline(tables, 1000 if count == 3 else 150), Clock()
+    run(FakeCluster(pipeline, slots(16), clock, took))
+    assert clock.seconds <= 1.10 * lower_bound(pipeline, 16, took)
+
+
+def test_what_is_begun_gets_to_its_end_first_and_the_other_way_round() -> None:
+    for order, expected in (("downstream", [0, 1, 2]), ("upstream", [0, 3, 6])):
+        pipeline, clock = FakePipeline(CHAIN, 3), Clock()
+        cluster = FakeCluster(pipeline, slots(1), clock)
+        cluster.waits_for_room = False
+        run(cluster, Policy(order=order))
+        positions = [i for i, job in enumerate(cluster.begun) if job.table in ("A", "B", "C")]
+        first_of = {name: next(i for i in positions if cluster.begun[i].table == name) for name in "ABC"}
+        assert [first_of[name] for name in "ABC"] == expected
+
+
+def test_an_urgent_key_goes_first_whatever_its_table() -> None:
+    pipeline, clock = FakePipeline([FakeTable("A"), FakeTable("B")], 20), Clock()
+    store = pipeline.store()
+    store.stores["A"].priorities = lambda key: dict(key)["n"]  # type: ignore[attr-defined]
+    store.stores["B"].priorities = lambda key: dict(key)["n"]  # type: ignore[attr-defined]
+    cluster = FakeCluster(pipeline, slots(1), clock)
+    cluster.waits_for_room = False
+    run(cluster, store=store)
+    numbers = [job.key["n"] for job in cluster.begun]
+    assert numbers == sorted(numbers)
+
+
+def test_a_table_that_cannot_be_followed_is_read_at_a_pace() -> None:
+    tables = [FakeTable("A"), FakeTable("B", ("A",), follows=False)]
+    pipeline, clock = FakePipeline(tables, 200), Clock()
+    store = pipeline.store()
+    run(FakeCluster(pipeline, slots(4), clock, lambda job: 1.0), store=store)
+    refreshed = store.stores["B"].asked["refresh"]  # type: ignore[attr-defined]
+    assert len(pipeline.made["B"]) == 200
+    assert refreshed <= clock.seconds + 3
+
+
+def test_rounds_follow_what_was_made_once_a_second_while_all_slots_are_busy() -> None:
+    pipeline, clock = FakePipeline(CHAIN, 2000), Clock()
+    store = pipeline.store()
+    run(FakeCluster(pipeline, slots(100), clock, lambda job: 0.5), store=store)
+    rounds = store.stores["B"].asked["add_new"]  # type: ignore[attr-defined]
+    assert len(pipeline.made["C"]) == 2000
+    assert rounds <= clock.seconds + 10
+
+
+def test_keys_that_others_are_making_upstream_are_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    pipeline, clock = FakePipeline(CHAIN[:2], 2), Clock()
+    store = pipeline.store()
+    held = store.stores["A"]
+    held.elsewhere = 1  # type: ignore[attr-defined]
+    pipeline.made["A"] = {(("n", 0),)}
+    held.failed = {(("n", 1),)}  # type: ignore[attr-defined]
+
+    def watch(status: Any) -> bool:
+        if clock.seconds > 20:
+            held.elsewhere = 0  # type: ignore[attr-defined]
+            pipeline.made["A"] = {(("n", 0),), (("n", 1),)}
+        return True
+
+    caplog.set_level("INFO")
+    summary = driver_of(FakeCluster(pipeline, slots(2), clock), store=store).run(watch)
+    assert summary.success_count == 2
+    assert "Waiting for 1 keys of A" in caplog.text
+
+
+def test_a_run_that_watches_takes_what_comes_and_ends_when_it_was_idle_for_long() -> None:
+    pipeline, clock = FakePipeline(CHAIN, 2), Clock()
+
+    def watch(status: Any) -> bool:
+        if clock.seconds > 100:
+            pipeline.keys = 5
+        return True
+
+    cluster = FakeCluster(pipeline, slots(2), clock)
+    policy = Policy(poll_seconds=10, idle_exit_seconds=300, suppress_errors=True)
+    summary = driver_of(cluster, policy).run(watch)
+    assert summary.success_count == 15
+    assert 400 < clock.seconds < 450
+
+
+def test_a_run_that_watches_for_long_asks_no_more_often_than_it_was_told(thorough: bool) -> None:
+    pipeline, clock = FakePipeline(CHAIN, 2), Clock()
+    store = pipeline.store()
+    whole = (7 * 24 if thorough else 1) * 3600
+    cluster = FakeCluster(pipeline, slots(2), clock)
+    driver_of(cluster, Policy(poll_seconds=60), store).run(lambda status: clock.seconds < whole)
+    for each in store.stores.values():
+        assert each.asked["refresh"] <= whole / 60 + 10  # type: ignore[attr-defined]
