@@ -100,7 +100,7 @@ class Driver:
         """Fill the free slots and collect what has ended; False when nothing is left to do."""
         self._dashboard.tell()
         if not self._shutdown.is_stopping:
-            self._streaming.add(has_room=self._has_room)
+            self._streaming.add(self._tasks.task_counts, has_room=self._has_room)
         self._fill()
         completions = self._pool.wait(self._wait_seconds())
         for completion in completions:
@@ -146,8 +146,7 @@ class Driver:
         else:
             self._try_workers(watch)
         self._store.release_all()  # what a lost driver of this run held
-        self._store.refresh()
-        self._streaming.begun()
+        self._streaming.begin()
         self._begun = True
 
     def _succeed(self, lost: Status, watch: Watch) -> None:

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from djdist._job import Job, Policy
 from djdist.driver.tables import TableJobs, Tables
@@ -52,7 +52,7 @@ class Streaming:
         for refresh in self._refreshes:
             for name in refresh.table.recipe.upstream:
                 self._below[name].append(refresh)
-        self._is_active = bool(self._below) or policy.watches
+        self._is_active = len(tables) > 1 or policy.watches
         self._round_ended_at, self._round_took_seconds = float("-inf"), 0.0
         self._thread: threading.Thread | None = None
         self._waits_for_others = False
@@ -62,22 +62,27 @@ class Streaming:
         for refresh in self._below.get(job.table, ()):
             refresh.note_parent(job)
 
-    def begun(self) -> None:
-        """Note that all tables have just been refreshed as a whole."""
+    def begin(self) -> None:
+        """Refresh the tables as a whole, but for those whose key source others have to complete first."""
         for refresh in self._refreshes:
-            refresh.ended_at = self._clock()
+            if refresh.table.recipe.after:
+                refresh.is_wanted = refresh.is_behind = True
+            else:
+                refresh.table.store.refresh()
+                refresh.ended_at = self._clock()
 
-    def add(self, *, has_room: bool) -> None:
+    def add(self, in_flight: Mapping[str, int], *, has_room: bool) -> None:
         """Let new keys in, if it is time for it."""
         if not self._is_active:
             return
         self._end_thread()
+        self._hold_back(in_flight)
         self._add_followed(has_room=has_room)
         self._begin_whole(only_due=True)
 
     def due_in_seconds(self, *, has_room: bool) -> float:
         """Return after which time the next keys are let in that follow what was made."""
-        if not any(refresh.marked for refresh in self._refreshes):
+        if not any(refresh.marked for refresh in self._free):
             return float("inf")
         pause_seconds = max(SHORT_SECONDS, ROUND_SHARE * self._round_took_seconds)
         pause_seconds = pause_seconds if has_room else max(ROUND_SECONDS, pause_seconds)
@@ -101,6 +106,20 @@ class Streaming:
         self._end_thread()
         return True
 
+    @property
+    def _free(self) -> "list[_Refresh]":
+        return [refresh for refresh in self._refreshes if not refresh.table.is_held]
+
+    def _hold_back(self, in_flight: Mapping[str, int]) -> None:
+        """Hold back the tables whose keys may be made from any row of others that aren't done yet."""
+        done = set[str]()
+        for refresh in self._refreshes:  # those upstream first
+            table, recipe = refresh.table, refresh.table.recipe
+            table.is_held = not done.issuperset(recipe.after)
+            is_busy = bool(in_flight.get(table.name) or refresh.marked or refresh.is_wanted)
+            if not is_busy and table.backlog.empty and done.issuperset(recipe.upstream):
+                done.add(table.name)
+
     def _period_seconds(self, table: TableJobs) -> float | None:
         """Return how often a table is refreshed by itself, None for never."""
         if self._policy.poll_seconds is not None:
@@ -111,14 +130,14 @@ class Streaming:
         if self.due_in_seconds(has_room=has_room) > 0:
             return
         began_at = self._clock()
-        for refresh in self._refreshes:
+        for refresh in self._free:
             refresh.add_followed()
         self._round_ended_at = self._clock()
         self._round_took_seconds = self._round_ended_at - began_at
 
     def _begin_whole(self, *, only_due: bool) -> bool:
         """Begin to refresh the table that has waited for it the longest; return whether there is one."""
-        waiting = [r for r in self._refreshes if (r.is_due if only_due else r.is_behind)]
+        waiting = [r for r in self._free if (r.is_due if only_due else r.is_behind)]
         if self._thread is None and waiting:
             first = min(waiting, key=lambda refresh: refresh.ended_at)
             self._thread = threading.Thread(target=first.whole, name="djdist-refresh", daemon=True)

@@ -30,6 +30,11 @@ class TableJobs:
         How long a task should take.
     again_seconds : float
         After this time it may have more than when it ran short.
+
+    Attributes
+    ----------
+    is_held : bool
+        None of its keys may begin yet.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class TableJobs:
         self.name = recipe.table
         self.store = store
         self.depth = depth
+        self.is_held = bool(recipe.after)
         self.backlog = Backlog(store, clock, again_seconds)
         self.grouping = Grouping(task_seconds)
         self._clock = clock
@@ -112,7 +118,7 @@ class Tables:
     @property
     def run_short(self) -> bool:
         """Whether all of them had less than they were asked for."""
-        return all(table.backlog.ran_short for table in self)
+        return all(table.backlog.ran_short or table.is_held for table in self)
 
     @property
     def pending(self) -> int:
@@ -128,7 +134,8 @@ class Tables:
         asked = [
             table
             for table in self
-            if table.backlog.may_have_more(idle=table.name in idle and (alone or not table.backlog.empty))
+            if not table.is_held
+            and table.backlog.may_have_more(idle=table.name in idle and (alone or not table.backlog.empty))
         ]
         if alone:
             for table in asked:

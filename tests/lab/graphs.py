@@ -35,7 +35,8 @@ Keys = tuple[tuple[str, int], ...]
 class FakeTable:
     """A table of a pipeline that pretends: it has a key for each one that all its parents have.
 
-    ``fan_out`` is how many keys come of one of its parents', ``follows`` whether new ones are found by it.
+    ``fan_out`` is how many keys come of one of its parents', ``follows`` whether new ones are found by it,
+    ``after`` which tables its keys may be made from as a whole.
     """
 
     name: str
@@ -43,6 +44,7 @@ class FakeTable:
     fan_out: int = 1
     follows: bool = True
     needs: Needs = ONE_CPU
+    after: tuple[str, ...] = ()
 
 
 class FakePipeline:
@@ -92,6 +94,7 @@ class FakePipeline:
                 needs=table.needs,
                 upstream=table.parents,
                 follows=frozenset(table.parents if table.follows else ()),
+                after=table.after,
             )
             for name, table in self.tables.items()
         }

@@ -79,7 +79,7 @@ def test_nothing_is_held_back_that_could_run(
     .. [1] Graham, Bounds on multiprocessing timing anomalies. SIAM J. Appl. Math. 17(2), 1969.
     """
     tables = [FakeTable(table.name, table.parents, table.fan_out) for table in tables]
-    seconds = {}
+    seconds = dict[tuple[str, Any], float]()
 
     def took(job: Job) -> float:
         return seconds.setdefault((job.table, tuple(job.key.items())), chance.uniform(2, 10))
@@ -101,7 +101,7 @@ def test_a_run_takes_hardly_longer_than_it_must(count: int, lengths: str) -> Non
             f"T{chance.randrange(max(0, number - 4), number)}" for _ in range(chance.choice([1, 1, 2]))
         }
         tables.append(FakeTable(f"T{number}", tuple(sorted(parents))))
-    seconds: dict[Any, float] = {}
+    seconds = dict[tuple[str, Any], float]()
 
     def took(job: Job) -> float:
         drawn = 5.0 if lengths == "equal" else min(20.0, chance.paretovariate(1.5))
@@ -197,3 +197,13 @@ def test_a_run_that_watches_for_long_asks_no_more_often_than_it_was_told(thoroug
     driver_of(cluster, Policy(poll_seconds=60), store).run(lambda status: clock.seconds < whole)
     for each in store.stores.values():
         assert each.asked["refresh"] <= whole / 60 + 10  # type: ignore[attr-defined]
+
+
+def test_a_table_that_may_read_all_of_another_waits_until_that_is_done() -> None:
+    tables = [*CHAIN, FakeTable("Summary", after=("B",)), FakeTable("OfSummary", ("Summary",))]
+    pipeline, clock = FakePipeline(tables, 20), Clock()
+    cluster = FakeCluster(pipeline, slots(3), clock, lambda job: 1 + job.key["n"] % 4)
+    run(cluster)
+    assert len(pipeline.made["OfSummary"]) == 20
+    last_of_b = max(began + 1 + dict(key)["n"] % 4 for (t, key), began in cluster.began.items() if t == "B")
+    assert min(began for (t, _), began in cluster.began.items() if t == "Summary") >= last_of_b
