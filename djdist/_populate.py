@@ -19,6 +19,7 @@ from djdist import executors
 from djdist._executor import Executor, Loop
 from djdist._job import Job, Policy, Recipe, RunInfo
 from djdist._job_store import JobStore
+from djdist._notifier import Notifier
 from djdist._settings import ExceptionClasses, class_names, config
 from djdist._signals import catching
 from djdist.database.job_statements import JobStatements
@@ -33,6 +34,7 @@ from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.pipeline import PipelineStore
 from djdist.jobs.forecast import forecast
 from djdist.jobs.table import jobs_of, refreshing
+from djdist.monitoring.notifications import notifier_of
 from djdist.monitoring.progress_bar import ProgressBar
 from djdist.monitoring.runs import Run, result_of
 from djdist.pipeline.connection import reachable
@@ -219,10 +221,11 @@ def populate(
     with reachable(plan.tables[0].table.connection):
         if dry_run:
             return forecast(plan)
+        info = _info(plan, policy, detached=detach, is_one=is_one)
+        notifier = _notifier(info)
         stores = (
             _jobs_tables(plan, priority, refresh) if reserve_jobs else _missing_keys(plan, max_calls, is_one)
         )
-        info = _info(plan, policy, detached=detach, is_one=is_one)
     for planned in plan.tables:
         name = planned.name
         context = WorkerContext(
@@ -230,7 +233,8 @@ def populate(
         )
         task = context if chosen.runs_in_caller else _worker_task(context, recipes[name])
         recipes[name] = replace(recipes[name], task=task, needs=chosen.needs)
-    loop = partial(drive, store=PipelineStore(stores.of_table), recipes=recipes, policy=policy, info=info)
+    store = PipelineStore(stores.of_table)
+    loop = partial(drive, store=store, recipes=recipes, policy=policy, info=info, notifier=notifier)
     if detach:
         return _detach(chosen, loop, info)
     with (
@@ -373,6 +377,12 @@ def _worker_task(context: WorkerContext, recipe: Recipe) -> PickledTask:
     pickled = PickledTask(cloudpickle.dumps(task))
     warn_if_large(len(pickled.pickled), table, context.make_kwargs)
     return pickled
+
+
+def _notifier(info: RunInfo) -> Notifier:
+    """Return what tells people of a run, but not of one within a ``make()``, whose own run is told of."""
+    urls = () if is_making() else config.notify
+    return notifier_of(urls, config.notify_period_seconds, f"{info} by {info.user} on {info.host}")
 
 
 def _detach(executor: Executor, loop: Loop, info: RunInfo) -> Run:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 
 from djdist._executor import Executor
-from djdist._job import Policy, Recipe, RunInfo, Status, Summary, Watch
+from djdist._job import Counts, Policy, Recipe, RunInfo, Status, Summary, Watch
 from djdist._job_store import JobStore
+from djdist._notifier import Notifier
 from djdist.driver.backlog import WAIT_SECONDS
 from djdist.driver.context import RunContext
 from djdist.driver.logs import log_here
@@ -28,6 +29,7 @@ def drive(
     recipes: Mapping[str, Recipe],
     policy: Policy,
     info: RunInfo,
+    notifier: Notifier | None = None,
 ) -> Summary:
     """Do one run from its start to its summary, or go on where its lost driver had got to."""
     if not info.is_here:
@@ -36,8 +38,9 @@ def drive(
     with closing(store), executor.open(tasks) as pool:
         if predecessor:
             store.assume_reached()
-        driver = Driver(RunContext(store, pool, recipes, policy, info.table))
-        with _logged(info, executor, driver):
+        notifier = notifier or Notifier()
+        driver = Driver(RunContext(store, pool, recipes, policy, info.table, notifier))
+        with _logged(info, executor, driver), _told(notifier, driver):
             return driver.run(watch, predecessor)
 
 
@@ -52,3 +55,22 @@ def _logged(info: RunInfo, executor: Executor, driver: Driver) -> Iterator[None]
         logger.warning("%s was ended by %r: %s", info, error, driver.last_status.counts)
         raise
     logger.info("%s is over: %s", info, driver.last_status)
+
+
+@contextmanager
+def _told(notifier: Notifier, driver: Driver) -> Iterator[None]:
+    """Tell people how a run ended, unless there was nothing to do."""
+    try:
+        yield
+    except BaseException as error:
+        notifier.ended(f"Ended by {error!r}: {_done(driver.last_status)}")
+        raise
+    if (status := driver.last_status).made or status.failed:
+        tables = status.tables if len(status.tables) > 1 else {}
+        notifier.ended(
+            "\n".join([_done(status), *(f"{name}: {_done(each)}" for name, each in tables.items())])
+        )
+
+
+def _done(counts: Counts) -> str:
+    return f"{counts.made:,} made, {counts.failed:,} failed"

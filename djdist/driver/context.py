@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from djdist._job import Policy, Recipe
 from djdist._job_store import JobStore
+from djdist._notifier import Notifier
 from djdist._task_pool import TaskPool
 
 
@@ -19,6 +20,8 @@ class RunContext:
         How the keys of each table are made.
     name : str
         What the log calls the run: its table.
+    notifier : Notifier
+        Is told what people want to hear of who don't look at the run.
     clock : callable
         Seconds that pass.
     sleep : callable
@@ -30,5 +33,6 @@ class RunContext:
     recipes: Mapping[str, Recipe]
     policy: Policy
     name: str
+    notifier: Notifier = field(default_factory=Notifier)
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from djdist._job_store import JobStore
+from djdist._notifier import Notifier
 from djdist.driver.tasks import Task
 
 logger = logging.getLogger(__package__)
@@ -31,6 +32,8 @@ class Lease:
         Length of the lease.
     over : threading.Event
         Tells that the run is over; it is set when the lease is left.
+    notifier : Notifier, optional
+        Is told when the database can't be reached.
 
     Attributes
     ----------
@@ -38,11 +41,19 @@ class Lease:
         The latest renewal found tasks that are lost, which spares a look at thousands of them per step.
     """
 
-    def __init__(self, store: JobStore, tasks: Iterable[Task], seconds: float, over: threading.Event) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        tasks: Iterable[Task],
+        seconds: float,
+        over: threading.Event,
+        notifier: Notifier | None = None,
+    ) -> None:
         self._store = store
         self._tasks = tasks
         self._period_seconds = seconds / 4
         self._over = over
+        self._notifier = notifier or Notifier()
         self.has_lost = False
         self._renewing = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="djdist-lease", daemon=True)
@@ -77,6 +88,7 @@ class Lease:
                 if self._over.is_set():
                     return
                 logger.warning("The lease could not be renewed, trying again: %s", error)
+                self._notifier.unreachable(str(error))
 
     def _renew(self, tasks: list[Task]) -> None:
         kept = {job.identity for job in self._store.renew([job for task in tasks for job in task.jobs])}

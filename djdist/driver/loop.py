@@ -62,7 +62,9 @@ class Driver:
         self._needs = KeyNeeds(run.recipes, run.policy)
         self._room = Room(run.pool)
         self._tasks = InFlight(run.store, run.pool, self._room, run.clock)
-        self._lease = Lease(run.store, self._tasks, run.policy.lease_seconds, self._shutdown.over)
+        self._lease = Lease(
+            run.store, self._tasks, run.policy.lease_seconds, self._shutdown.over, run.notifier
+        )
         self._overdue = Overdue(run.recipes, run.clock, sees_beginnings=run.store.sees_beginnings)
         self._blocked = BlockedJobs(run.clock)
         self._results = Results(run, self._tables, self._streaming, self._needs, self._shutdown, self.stop)

@@ -67,6 +67,7 @@ class Results:
         stop: Callable[[], None],
     ) -> None:
         self._store, self._policy, self._name = run.store, run.policy, run.name
+        self._notifier = run.notifier
         self._tables = tables
         self._streaming = streaming
         self._needs = needs
@@ -207,6 +208,7 @@ class Results:
             self.drop(job)
             return
         self._failed[job.table] += 1
+        self._notifier.failed(job.table, job.key, failure.message)
         kept = self._kept(failure)
         if len(self._errors) < self._policy.max_errors_listed:
             self._errors.append((job, kept))
@@ -247,6 +249,7 @@ class Results:
         if (pause_seconds >= 1 or failure.blocked) and not self._waits_for_database:
             self._waits_for_database = True
             logger.warning("%s waits for the database: %s", self._name, failure.message)
+            self._notifier.unreachable(failure.message)
         failure.clear_frames()
         self.give_back([outcome.job], pause_seconds)
 
