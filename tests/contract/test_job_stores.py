@@ -1636,6 +1636,23 @@ class TestTablesOfARun:
             store.release_all()
         assert below.pending() == 6
 
+    def test_cost_statements_only_where_something_is_to_be_done(self, lab: ModuleType) -> None:
+        """A run over thirty tables asks about all of them only where none is known to have nothing."""
+        pipelines.fill(lab)
+        members = [lab.Square, lab.Stats, lab.Filtered, lab.Kwargs, lab.Reading, lab.Upstream]
+        with closing(open_pipeline(lab, *members)) as store:
+            store.of("Square").refresh()
+            mine = store.of("Square").reserve(1)
+            lab.Square.insert1({**mine[0].key, "result": 1}, allow_direct_insert=True)
+            with counting_statements() as sent:
+                store.renew(mine)
+                assert len(sent) == 2  # it finds them and changes them
+                assert store.rescue() == 0
+                assert len(sent) == 2 + len(members)
+                assert store.add_new(mine) == 1
+            added = [sql for sql in sent[2 + len(members) :] if "~~" in sql]
+            assert ["~~upstream" in sql for sql in added] == [True]
+
     def test_wait_only_once_for_a_database_that_is_away(self) -> None:
         asked = list[str]()
 
