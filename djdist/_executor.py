@@ -114,6 +114,15 @@ class Executor(ABC):
     def disconnect(self) -> None:
         """Close what ``connect`` started, and leave what it found open."""
 
+    def check_needs(self, table: str, needs: Needs) -> None:
+        """Check that what keys of a table need can be had, now or once the cluster has grown.
+
+        Raises
+        ------
+        OptionError
+            It never can.
+        """
+
     def attach(self) -> None:
         """Take what only an actor's own thread can have; called before the run's thread begins."""
 

@@ -314,12 +314,14 @@ class Counts:
 class Status(Counts):
     """A run's counts at one moment, and those of each of its tables.
 
-    Of a run that has not ``begun`` to make keys the counts say nothing yet.
+    Of a run that has not ``begun`` to make keys the counts say nothing yet. ``unmet`` says by table what its
+    keys need that no node has.
     """
 
     tables: Mapping[str, Counts] = field(default_factory=dict, repr=False, compare=False)
     handover: Handover = field(default_factory=Handover, repr=False, compare=False)
     begun: bool = field(default=False, repr=False, compare=False)
+    unmet: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, tables: Mapping[str, Counts], handover: Handover, *, begun: bool) -> "Status":

@@ -31,6 +31,8 @@ class TaskPool(ABC):
     ----------
     runs_in_caller : bool
         Tasks run in the thread that waits for them.
+    may_grow : bool
+        Nodes may come that it doesn't have yet.
     waits_for_room : bool
         It takes some more tasks than fit, so that no slot waits for the driver and an autoscaler sees demand.
     has_dashboard : bool
@@ -38,6 +40,7 @@ class TaskPool(ABC):
     """
 
     runs_in_caller = False
+    may_grow = True
     waits_for_room = True
     has_dashboard = False
 

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from djdist._executor import Executor
 from djdist._job import Counts, Policy, Recipe, RunInfo, Status, Summary, Watch
 from djdist._job_store import JobStore
+from djdist._needs import Needs
 from djdist._notifier import Notifier
 from djdist.driver.backlog import WAIT_SECONDS
 from djdist.driver.context import RunContext
@@ -34,6 +35,9 @@ def drive(
     """Do one run from its start to its summary, or go on where its lost driver had got to."""
     if not info.is_here:
         log_here()
+    for table, recipe in recipes.items():
+        if isinstance(recipe.needs, Needs):  # what keys say of themselves is checked key by key
+            executor.check_needs(table, recipe.needs)
     tasks = {table: recipe.task for table, recipe in recipes.items()}
     with closing(store), executor.open(tasks) as pool:
         if predecessor:

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from djdist._executor import ActorCall, Executor
 from djdist._job import RunInfo, Status, Summary, Watch
+from djdist.driver.unmet import warning_of_unmet
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 
 logger = logging.getLogger(__package__)
@@ -42,12 +43,12 @@ def supervise(
         Too many drivers in a row were lost before they got anywhere.
     """
     logger.info("%s goes to a driver on %r", info, executor)
-    last = predecessor or Status()
+    last, told_watch = predecessor or Status(), warning_of_unmet(watch)
 
     def note(status: Status) -> bool:
         nonlocal last
         last = status
-        return watch(status)
+        return told_watch(status)
 
     in_vain = 0
     while in_vain < MAX_DRIVERS:

@@ -25,6 +25,8 @@ class KeyNeeds:
         What tables say.
     policy : Policy
         How much memory a key may get at most.
+    check : callable
+        Raises an error where what a key says that it needs will never be there.
 
     Attributes
     ----------
@@ -32,7 +34,13 @@ class KeyNeeds:
         What memory the keys of a table start from, in bytes.
     """
 
-    def __init__(self, recipes: Mapping[str, Recipe], policy: Policy) -> None:
+    def __init__(
+        self,
+        recipes: Mapping[str, Recipe],
+        policy: Policy,
+        check: Callable[[str, Needs], None] = lambda table, needs: None,
+    ) -> None:
+        self._check = check
         self._recipes = recipes
         self._memory_max = policy.memory_max
         self._last: dict[str, Needs] = {}
@@ -49,7 +57,9 @@ class KeyNeeds:
         """Return what a key needs; what its table raises over it is raised."""
         needs = self._recipes[job.table].needs
         if not isinstance(needs, Needs):
-            needs = self._last[job.table] = needs(job.key)
+            needs = needs(job.key)
+            self._check(job.table, needs)
+            self._last[job.table] = needs
         needs, grown = self._with_learned(job.table, needs), self._grown.get(job.identity)
         return needs.with_memory(max(grown, int(needs.memory or 0))) if grown else needs
 

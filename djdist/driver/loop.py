@@ -34,6 +34,7 @@ from djdist.driver.shutdown import Shutdown
 from djdist.driver.streaming import Streaming
 from djdist.driver.tables import TableJobs, Tables
 from djdist.driver.tasks import InFlight, Task
+from djdist.driver.unmet import UnmetNeeds
 from djdist.errors import DatabaseError, WorkerSetupError
 
 logger = logging.getLogger(__package__)
@@ -59,8 +60,9 @@ class Driver:
         self._shutdown = Shutdown(run.clock)
         self._tables = Tables(run.recipes, run.store, run.policy, run.clock)
         self._streaming = Streaming(self._tables, run.policy, run.clock)
-        self._needs = KeyNeeds(run.recipes, run.policy)
         self._room = Room(run.pool)
+        self._needs = KeyNeeds(run.recipes, run.policy, self._room.check)
+        self._unmet = UnmetNeeds(self._tables, self._needs, self._room, run.clock)
         self._tasks = InFlight(run.store, run.pool, self._room, run.clock)
         self._lease = Lease(
             run.store, self._tasks, run.policy.lease_seconds, self._shutdown.over, run.notifier
@@ -128,10 +130,10 @@ class Driver:
                 self._tasks.withdraw_unstarted()
 
     def status(self) -> Status:
-        """Count what is done, what runs and, if the policy asks for it, what is left."""
+        """Count what is done, what runs and, if it is asked for, what is left, and what has no node."""
         if self._policy.count_pending:
             self._tables.count(RECOUNT_SECONDS)
-        return self.last_status
+        return replace(self.last_status, unmet=self._unmet.texts())
 
     @property
     def last_status(self) -> Status:

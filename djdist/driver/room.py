@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from djdist._needs import Needs, Node
+from djdist._needs import ONE_CPU, Needs, Node, amounts_text
 from djdist._task_pool import TaskPool
+from djdist.errors import OptionError
 
 AHEAD = 4
 """A quarter more tasks than fit may wait at the pool."""
@@ -55,6 +56,22 @@ class Room:
         if scarce != self._scarce:
             self._scarce = scarce
             self._recount()
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """What each node has."""
+        return self._pool.nodes()
+
+    def check(self, table: str, needs: Needs) -> None:
+        """Check that a key will ever have room.
+
+        Raises
+        ------
+        OptionError
+            There is no such node, and none will come.
+        """
+        if not self._pool.may_grow and not self.slots(needs):
+            raise OptionError(f"{unmet_text(table, needs, self.nodes)}.")
 
     def slots(self, needs: Needs) -> int:
         """Return how many tasks of these needs the nodes hold if nothing else runs."""
@@ -267,3 +284,11 @@ def _is_smaller(one: Needs, other: Needs) -> bool:
     """Return whether tasks of one kind could for ever take what another waits for."""
     shared = [name for name in one.amounts if name in other.amounts]
     return any(one.amounts[name] < other.amounts[name] for name in shared)
+
+
+def unmet_text(table: str, needs: Needs, nodes: Sequence[Node]) -> str:
+    """Say what a key of a table needs that no node has."""
+    wanted = needs.amounts or ONE_CPU.amounts
+    there = Counter(amounts_text({name: node.amounts.get(name, 0) for name in wanted}) for node in nodes)
+    listed = "; ".join(f"{count} with {amounts}" for amounts, count in there.items()) or "none"
+    return f"A key of {table} needs {needs}, which no node has: there are {listed}"

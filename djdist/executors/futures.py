@@ -8,7 +8,7 @@ from djdist._executor import Executor, default_slots
 from djdist._job import Breakage, BreakageKind, Completion, Job, Report, TaskFunction
 from djdist._needs import Needs, Node
 from djdist._task_pool import TaskPool
-from djdist.errors import ClusterError
+from djdist.errors import ClusterError, OptionError
 from djdist.shipping.pickled_task import Sendable, sent
 
 KINDS: dict[type[BaseException], BreakageKind] = {cf.BrokenExecutor: BreakageKind.WORKER_DIED}
@@ -40,6 +40,13 @@ class FuturesExecutor(Executor):
     def __repr__(self) -> str:
         return f"FuturesExecutor({type(self._pool).__name__}, slots={self._slots})"
 
+    def check_needs(self, table: str, needs: Needs) -> None:
+        if needs != Needs():
+            raise OptionError(
+                f"A key of {table} needs {needs}, and {self!r} can't choose by that where it runs: use "
+                'executor="ray", "dask" or "local", or needs=djdist.Needs() to leave it to the pool.'
+            )
+
     def open(self, tasks: Mapping[str, TaskFunction]) -> TaskPool:
         return _OnFutures(self._pool, self._slots, tasks)
 
@@ -47,9 +54,11 @@ class FuturesExecutor(Executor):
 class _OnFutures(TaskPool):
     """Runs one run's tasks on a pool that others may use, too."""
 
+    may_grow = False
+
     def __init__(self, pool: cf.Executor, slots: int, tasks: Mapping[str, TaskFunction]) -> None:
         self._pool = pool
-        self._nodes = [Node({"cpus": slots}, slots=slots)]
+        self._nodes = (Node({"cpus": slots}, slots),)
         self._most_vain = slots + max(1, slots // 4)
         self._tasks = {table: (sent(work), work) for table, work in tasks.items()}
         self._running: dict[cf.Future[Report | None], tuple[int, str, tuple[Job, ...]]] = {}

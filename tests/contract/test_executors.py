@@ -666,14 +666,16 @@ class TestWhatIsGiven:
     def test_ray_counts_slots_node_by_node(
         self, needs: dict[str, Any], slots: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        counting = pytest.importorskip("djdist.executors.ray.slots")
+        found = pytest.importorskip("djdist.executors.ray.nodes")
         from djdist.executors.ray import RayExecutor
 
         plain, gone = {"CPU": 4.0, "memory": 30e9}, {"CPU": 4.0, "GPU": 4.0}
         special = {"CPU": 8.0, "GPU": 1.0, "camera": 0.3, "memory": 30e9}
         nodes = [{"Alive": node is not gone, "Resources": node} for node in [*4 * [plain], special, gone]]
-        monkeypatch.setattr(counting, "_nodes", lambda: nodes)
-        assert counting.Slots(RayExecutor(**needs)._keys.needs).count() == slots
+        monkeypatch.setattr(found, "_nodes", lambda: nodes)
+        pool = ScriptedPool(slots=0)
+        monkeypatch.setattr(pool, "nodes", found.Nodes())
+        assert Room(pool).slots(RayExecutor(**needs).needs) == slots
 
     def test_what_keeps_a_gpu_without_work_ends(
         self, ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,7 @@ from djdist.executors.dask.connection import Connection
 from djdist.executors.dask.pool import Pool, belongs_to
 from djdist.executors.dask.runs import OnDriver, PublishedRuns
 from djdist.executors.dask.worker_side import DRIVER
-from djdist.executors.dask.workers import Workers, beside_others
+from djdist.executors.dask.workers import GPU, Workers, beside_others
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class DaskExecutor(Executor):
         has, or the scheduler that ``DASK_SCHEDULER_ADDRESS`` names, else a new cluster
         on this machine for the time of the call.
     resources : dict, optional
-        Worker resources that one key needs, as ``Client.submit`` takes them.
+        Worker resources that one key needs, unless its table says so; ``GPU`` is the one for GPUs.
     **dask_options
         Any other option of ``Client.submit``, for example ``priority`` or ``workers``.
     """
@@ -50,15 +50,16 @@ class DaskExecutor(Executor):
         resources: dict[str, float] | None = None,
         **dask_options: Any,
     ) -> None:
-        self._options = dask_options | ({"resources": resources} if resources else {})
-        self.needs = Needs(custom=resources or {})
+        custom = dict(resources or {})
+        self.needs = Needs(gpus=custom.pop(GPU, 0), custom=custom)
+        self._options = dask_options
         self._connection = Connection(cluster)
 
     def __repr__(self) -> str:
         return f"DaskExecutor({self._connection})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_cluster, (self._options,)
+        return _without_cluster, (self._options, self.needs)
 
     def connect(self) -> None:
         self._connection.open()
@@ -93,7 +94,7 @@ class DaskExecutor(Executor):
         belongs_to_run = partial(belongs_to, info.id)
         try:
             runs.publish(info, submitted)
-            return follow(partial(runs.call_actor, submitted), workers.explaining(watch))
+            return follow(partial(runs.call_actor, submitted), watch)
         except DriverLostError:
             workers.restart(workers.still_running(belongs_to_run))
             raise
@@ -133,5 +134,7 @@ def slot_given_up() -> Iterator[None]:
         distributed.rejoin()
 
 
-def _without_cluster(options: dict[str, Any]) -> DaskExecutor:
-    return DaskExecutor(**options)
+def _without_cluster(options: dict[str, Any], needs: Needs) -> DaskExecutor:
+    executor = DaskExecutor(**options)
+    executor.needs = needs
+    return executor

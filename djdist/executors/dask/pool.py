@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import distributed
@@ -12,21 +12,28 @@ from djdist._job import Breakage, BreakageKind, Completion, Counts, Job, Report,
 from djdist._needs import Needs, Node
 from djdist._task_pool import TaskPool, what_is_made
 from djdist.executors.dask.offers import fetch, offered
+from djdist.executors.dask.placing import Placing, resources_of
 from djdist.executors.dask.worker_side import with_plugin
 from djdist.executors.dask.workers import Workers
 from djdist.shipping.pickled_task import PickledTask, fetched
 
 KINDS: dict[type[BaseException], BreakageKind] = {
-    distributed.KilledWorker: BreakageKind.WORKER_DIED,
     distributed.scheduler.NoValidWorkerError: BreakageKind.REFUSED,
 }
-"""Why a worker died Dask doesn't tell."""
+GONE = "The Dask worker that made it died."
+OVER_LIMIT = "The nanny of the Dask worker at {} ended it over its limit of memory."
 shown: dict[tuple[str, str], str] = {}
 
 
 def counts_here(worker: distributed.Worker) -> str:
     """Return how the runs stand whose drivers are in this process."""
     return "; ".join(list(shown.values()))
+
+
+class _Waiting(NamedTuple):
+    table: str
+    jobs: tuple[Job, ...]
+    needs: Needs
 
 
 class Pool(TaskPool):
@@ -52,6 +59,8 @@ class Pool(TaskPool):
         self._offered: list[PickledTask] = []
         self._tasks = {table: partial(with_plugin, self._sent(work)) for table, work in tasks.items()}
         self._tickets: dict[distributed.Future[Report], int] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._placing = Placing(workers)
         self._submitted = 0
         self.left: list[distributed.Future[Report]] = []
 
@@ -70,28 +79,71 @@ class Pool(TaskPool):
 
     def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         self._submitted += 1
-        key = (table, what_is_made(jobs), f"{self._run}-{self._driver}-{self._submitted}")
-        options = self._options if "workers" in self._options else self._workers.aim() | self._options
-        task = self._tasks[table]
-        future = self._client.submit(task, tuple(jobs), key=key, retries=0, pure=False, **options)
-        self._tickets[future] = self._submitted
+        self._waiting[self._submitted] = _Waiting(table, tuple(jobs), needs)
+        self._fill()
         return self._submitted
+
+    def _fill(self) -> None:
+        """Send what has a place, in order; what has none holds back only what needs as much."""
+        held: set[Needs] = set()
+        for ticket, waiting in list(self._waiting.items()):
+            place = (
+                None if waiting.needs in held else self._placing.place(ticket, waiting.table, waiting.needs)
+            )
+            if place is None:
+                held.add(waiting.needs)
+            else:
+                del self._waiting[ticket]
+                self._send(ticket, waiting, place)
+
+    def _send(self, ticket: int, waiting: "_Waiting", place: dict[str, Any]) -> None:
+        key = (waiting.table, what_is_made(waiting.jobs), f"{self._run}-{self._driver}-{ticket}")
+        options = self._options | resources_of(waiting.needs) | place
+        task = self._tasks[waiting.table]
+        future = self._client.submit(task, waiting.jobs, key=key, retries=0, pure=False, **options)
+        self._tickets[future] = ticket
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
         with suppress(distributed.TimeoutError, distributed.CancelledError):
             distributed.wait(list(self._tickets), timeout_seconds, "FIRST_COMPLETED")
         ended = [future for future in self._tickets if future.done()]
-        completions = [_completion(self._tickets.pop(future), future) for future in ended]
+        completions = [self._completion(self._tickets.pop(future), future) for future in ended]
+        completions += self._lost_with_worker()
+        for completion in completions:
+            self._placing.leave(completion.ticket)
         self._workers.unfit |= {
             end.report.place for end in completions if end.report and end.report.setup_error
         }
+        self._fill()
         return completions
 
+    def _lost_with_worker(self) -> list[Completion]:
+        """Give up what only a worker might do that is gone: Dask would wait for it to come back."""
+        lost = self._placing.lost()
+        futures = [future for future, ticket in self._tickets.items() if ticket in lost and not future.done()]
+        self._client.cancel(futures)
+        return [Completion(t, error=self._death(lost[t], GONE)) for t in map(self._tickets.pop, futures)]
+
+    def _completion(self, ticket: int, future: "distributed.Future[Report]") -> Completion:
+        try:
+            return Completion(ticket, future.result())
+        except distributed.KilledWorker as error:
+            return Completion(ticket, error=self._death(error.last_worker.address, str(error)))
+        except Exception as error:
+            return Completion(ticket, error=Breakage.of(error, KINDS))
+
+    def _death(self, worker: str, message: str) -> Breakage:
+        """Say why a worker died, as far as its nanny has told the scheduler."""
+        if self._workers.has_restarted_for_memory(worker):
+            return Breakage(BreakageKind.OUT_OF_MEMORY, OVER_LIMIT.format(worker))
+        return Breakage(BreakageKind.WORKER_DIED, message)
+
     def cancel(self, ticket: int) -> bool:
-        return False
+        return self._waiting.pop(ticket, None) is not None
 
     def kill(self, ticket: int) -> None:
         """End the process of a task, but not the driver's own, where a make() that is overdue ends itself."""
+        self.cancel(ticket)
         tasks = {future.key: future for future, running in self._tickets.items() if running == ticket}
         workers = set(self._workers.running(tasks.__contains__)) - {self._own_worker}
         if workers:
@@ -103,6 +155,7 @@ class Pool(TaskPool):
         for run, table in list(shown):
             if run == self._run:
                 del shown[run, table]
+        self._waiting.clear()
         if self._tickets:
             workers = self._workers.running(partial(belongs_to, self._run))
             beside = workers.pop(self._own_worker, set())
@@ -115,10 +168,3 @@ class Pool(TaskPool):
 def belongs_to(run: str, key: Any) -> bool:
     """Return whether a task is one of a run's keys."""
     return isinstance(key, tuple) and str(key[-1]).startswith(f"{run}-")
-
-
-def _completion(ticket: int, future: "distributed.Future[Report]") -> Completion:
-    try:
-        return Completion(ticket, future.result())
-    except Exception as error:
-        return Completion(ticket, error=Breakage.of(error, KINDS))

@@ -14,6 +14,7 @@ from djdist._job import RunInfo, Status, Summary, TaskFunction
 from djdist._task_pool import TaskPool
 from djdist.driver.following import POLL_SECONDS
 from djdist.driver.server import result_or_error
+from djdist.driver.unmet import warning_of_unmet
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 from djdist.executors.dask.offers import fetch, offer
 from djdist.executors.dask.pool import Pool, belongs_to, counts_here
@@ -195,5 +196,5 @@ def drive_as_task(loop: Loop, executor: OnDriver) -> None:
     predecessor, workers = mailbox.last(), executor.workers
     mailbox.begin(predecessor or Status())
     workers.restart(workers.still_running(partial(belongs_to, executor.run)))
-    mailbox.end(result_or_error(partial(loop, executor, workers.explaining(mailbox.watch), predecessor)))
+    mailbox.end(result_or_error(partial(loop, executor, warning_of_unmet(mailbox.watch), predecessor)))
     executor.end_left()

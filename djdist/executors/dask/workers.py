@@ -2,19 +2,22 @@
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import distributed
 
-from djdist._job import Status, Watch
 from djdist._needs import Node
 
 logger = logging.getLogger(__name__)
 
-SLOTS_AGE_SECONDS = 1.0
+NODES_AGE_SECONDS = 1.0
+UNLIMITED_BYTES = 2**63
+GPU = "GPU"
+"""The resource of workers that stands for it."""
+OVER_MEMORY_LIMIT = "worker-restart-memory"
+"""Where nannies tell which workers they have ended."""
 RESTART_SECONDS = 30
 SILENCE_SECONDS = 10.0
 """A worker that the scheduler has not heard of for this time may answer no question."""
@@ -29,11 +32,6 @@ LOST = (
 HEARTBEAT_SECONDS = 2.0
 """Workers say more often what they run, unless there are hundreds."""
 LOOK_SECONDS = 0.1
-ABSENCE_SECONDS = 5.0
-ABSENT = (
-    "A key needs %s of one worker, and no worker of the Dask cluster has that: it has %s. The run waits for "
-    "a worker that has it (dask worker --resources %r)."
-)
 
 
 class TasksOnWorker(NamedTuple):
@@ -69,62 +67,48 @@ class Workers:
     def __init__(self, client: distributed.Client, options: dict[str, Any]) -> None:
         self.client = client
         self.options = options
-        self._needs: dict[str, float] = options.get("resources") or {}
         among = () if options.get("allow_other_workers") else options.get("workers") or ()
         self._among = [among] if isinstance(among, str) else list(among)
+        self._there: dict[str, Node] = {}
         self._able: set[str] = set()
-        self._nodes: list[Node] = []
-        self._counted_at = float("-inf")
-        self._absent_since: float | None = None
-        self._explained = False
+        self._asked_at = float("-inf")
+        self._nodes: tuple[Node, ...] = ()
         self.unfit: set[str] = set()
 
-    def slots(self) -> int:
-        """Count the tasks that can run at the same time: one per worker that has what a key needs."""
-        now = time.monotonic()
-        if now - self._counted_at >= SLOTS_AGE_SECONDS:
-            able = self.client.run_on_scheduler(_workers_with, self._needs, self._among)
-            self._able, self._counted_at = set(able), now
-        return len(self._fit())
-
-    def nodes(self) -> list[Node]:
-        """Return the workers that may make keys, each of which makes one at a time."""
-        count = self.slots()
-        if count != len(self._nodes):
-            self._nodes = [Node({"cpus": 1, **self._needs}, slots=1) for _ in range(count)]
+    def nodes(self) -> Sequence[Node]:
+        """Return what each worker has; it makes one key at a time."""
+        nodes = tuple(self.fit().values())
+        self._nodes = self._nodes if nodes == self._nodes else nodes
         return self._nodes
 
-    def explaining(self, watch: Watch) -> Watch:
-        """Tell the user, while a run is watched, why none of its tasks begins."""
+    def fit(self) -> dict[str, Node]:
+        """Return the workers that may make keys, asked for at most once per second; all, if none is left."""
+        self._look()
+        return {address: self._there[address] for address in sorted(self._able - self.unfit or self._able)}
 
-        def told(status: Status) -> bool:
-            self._explain_absence()
-            return watch(status)
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._asked_at >= NODES_AGE_SECONDS:
+            there, self._able = self.client.run_on_scheduler(_workers_there, self._among)
+            self._there = {address: _node(*has) for address, has in there.items()}
+            self._asked_at = now
 
-        return told
-
-    def _explain_absence(self) -> None:
-        """Say once, if no worker has had what a key needs for a while, what that is and what there is."""
-        if self._explained or not self._needs:
-            return
-        with suppress(*LOST):
-            if self.slots():
-                self._absent_since = None
-                return
-            now = time.monotonic()
-            self._absent_since = self._absent_since or now
-            if now - self._absent_since >= ABSENCE_SECONDS:
-                self._explained = True
-                there = self.client.run_on_scheduler(_resources)
-                logger.warning(ABSENT, _written(self._needs), _counted(there), _written(self._needs))
+    def are_gone(self, addresses: Iterable[str]) -> set[str]:
+        """Return which of some workers are not there any more."""
+        self._look()
+        return set(addresses) - self._there.keys()
 
     def aim(self) -> dict[str, Any]:
         """Keep a task from unfit workers, which Dask would prefer, since they are always free."""
-        return {"workers": sorted(self._fit()), "allow_other_workers": True} if self.unfit else {}
+        is_free = self.unfit and "workers" not in self.options
+        return {"workers": list(self.fit()), "allow_other_workers": True} if is_free else {}
 
-    def _fit(self) -> set[str]:
-        """Return the workers that may make keys; all of them, if none is left."""
-        return self._able - self.unfit or self._able
+    def has_restarted_for_memory(self, address: str) -> bool:
+        """Return whether its nanny has ended a worker over its limit of memory."""
+        with suppress(*LOST):
+            events = self.client.get_events(OVER_MEMORY_LIMIT)
+            return any(event["worker"] == address for _, event in events)
+        return False
 
     def running(self, wanted: Callable[[Any], bool]) -> dict[str, set[Any]]:
         """Find the workers that run some of these tasks, not those on which they only wait for another's."""
@@ -174,27 +158,19 @@ def _workers_without_nanny() -> set[str]:
     return {worker.address for worker in distributed.Worker._instances if worker.nanny is None}
 
 
-def _workers_with(
-    needs: dict[str, float], among: list[str], dask_scheduler: distributed.Scheduler
-) -> list[str]:
-    """Find the workers that have what a task needs; ``among`` is left out where none is known by it."""
+def _workers_there(
+    among: list[str], dask_scheduler: distributed.Scheduler
+) -> tuple[dict[str, tuple[int, int, dict[str, float]]], set[str]]:
+    """Return what workers have, and which are among some; all, where none is known by those names."""
     workers = dask_scheduler.workers.values()
-    named = [w for w in workers if not {w.address, w.name, w.host}.isdisjoint(among)] or workers
-    return [w.address for w in named if all(w.resources.get(name, 0) >= n for name, n in needs.items())]
+    named = {w.address for w in workers if not {w.address, w.name, w.host}.isdisjoint(among)}
+    there = {w.address: (w.nthreads, w.memory_limit, dict(w.resources)) for w in workers}
+    return there, named or set(there)
 
 
-def _resources(dask_scheduler: distributed.Scheduler) -> list[dict[str, float]]:
-    return [dict(worker.resources) for worker in dask_scheduler.workers.values()]
-
-
-def _counted(resources: list[dict[str, float]]) -> str:
-    counts = Counter(_written(each) or "no resources" for each in resources)
-    return ", ".join(f"{n} worker{'s' * (n > 1)} with {each}" for each, n in counts.items()) or "no workers"
-
-
-def _written(resources: dict[str, float]) -> str:
-    """Write resources as Dask's command line takes them."""
-    return " ".join(f"{name}={amount:g}" for name, amount in resources.items())
+def _node(threads: int, memory_limit: int, resources: dict[str, float]) -> Node:
+    own = {"cpus": threads, "memory": memory_limit or UNLIMITED_BYTES}
+    return Node(own | {"gpus" if name == GPU else name: n for name, n in resources.items()}, slots=1)
 
 
 def _tasks_by_worker(

@@ -17,8 +17,8 @@ from djdist.errors import DriverLostError
 from djdist.executors.ray.actors import ClusterActors, answer, proxy, runs
 from djdist.executors.ray.connection import Connection, is_sent_along
 from djdist.executors.ray.modules import Caller
+from djdist.executors.ray.nodes import ray_options
 from djdist.executors.ray.pool import OnDriver
-from djdist.executors.ray.slots import WarningOfUnmetNeeds
 from djdist.executors.ray.workers import KeyOptions, get_ready
 
 
@@ -32,9 +32,9 @@ class RayExecutor(Executor):
         process is connected to, or that ``RAY_ADDRESS`` names, else a new one on this
         machine for the time of the call.
     num_cpus, num_gpus, memory : float, optional
-        What one key needs; memory in bytes. Default: one CPU.
+        What one key needs, unless its table says so; memory in bytes. Default: one CPU.
     resources : dict, optional
-        Custom resources that one key needs.
+        Custom resources that one key needs, unless its table says so.
     runtime_env : dict, optional
         Ray's runtime environment of the tasks and the driver, for example
         ``{"working_dir": "."}`` to send the pipeline's code along. Folders and files of this
@@ -57,11 +57,8 @@ class RayExecutor(Executor):
         sent_along = {p: v for p, v in (runtime_env or {}).items() if is_sent_along(p, v)}
         by_task = {p: v for p, v in (runtime_env or {}).items() if p not in sent_along}
         of_tasks = {"runtime_env": by_task} if by_task else {}
-        given = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, "resources": resources}
-        needs = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory or 0} | (resources or {})
-        options = {k: v for k, v in given.items() if v is not None} | ray_options | of_tasks
-        self._keys = KeyOptions(needs, options, warm=num_gpus > 0 and "max_calls" not in ray_options)
         self.needs = Needs(num_cpus, num_gpus, None if memory is None else int(memory), resources or {})
+        self._keys = KeyOptions(ray_options | of_tasks, warm="max_calls" not in ray_options)
         self._actors = ClusterActors(of_tasks)
         self._connection = Connection(address, sent_along)
         self._caller = Caller()
@@ -80,19 +77,25 @@ class RayExecutor(Executor):
         return supervise(self, partial(self._drive_once, loop, info), watch, info, predecessor)
 
     def _drive_once(self, loop: Loop, info: RunInfo, watch: Watch, predecessor: Status | None) -> Summary:
-        imports = self._keys.remote(get_ready, max_retries=0).options(name=f"{info.table} (imports)")
-        there = OnDriver(self._keys, self._caller, [] if self._keys.warm else [imports.remote()])
+        there = OnDriver(self._keys, self._caller, self._imports(info.table))
         host = self._actors.driver_host()
         call = proxy(host, info)
         try:
             begin = host.begin.options(name=f"djdist driver of {info.table}")
             answer(begin.remote(info, loop, there, config.lease_seconds, predecessor))
-            return follow(call, WarningOfUnmetNeeds(self._keys.needs, watch, info.table))
+            return follow(call, watch)
         except DriverLostError:
             self._actors.forget(host)
             raise
         finally:
             call("forget")
+
+    def _imports(self, table: str) -> "list[ray.ObjectRef[None]]":
+        """Let a worker get ready while the driver does, unless it would need a GPU for that."""
+        if self.needs.gpus:
+            return []
+        imports = self._keys.remote(get_ready, max_retries=0)
+        return [imports.options(name=f"{table} (imports)", **ray_options(self.needs)).remote()]
 
     def check_detaches(self) -> None:
         if not (self._connection.address or ray.is_initialized() or os.environ.get("RAY_ADDRESS")):

@@ -1,6 +1,5 @@
 """The tasks of one run on Ray, and what its driver opens them with."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,11 +14,9 @@ from djdist._task_pool import TaskPool, task_name
 from djdist.executors.ray.connection import gcs_address
 from djdist.executors.ray.metrics import metrics
 from djdist.executors.ray.modules import Caller, FindingModules
-from djdist.executors.ray.slots import Nodes
-from djdist.executors.ray.workers import KeyOptions, Tasks, WarmWorkers
+from djdist.executors.ray.nodes import Nodes
+from djdist.executors.ray.workers import KeyOptions, Tasks, WarmWorkers, ready
 from djdist.shipping.pickled_task import fetched
-
-logger = logging.getLogger(__name__)
 
 IMPORTS_SECONDS = 3.0
 NAMED_TASKS = 1000
@@ -39,10 +36,11 @@ class OnDriver(Executor):
 
     def open(self, tasks: Mapping[str, TaskFunction]) -> TaskPool:
         sent = {table: self._sent(work) for table, work in tasks.items()}
-        if self.keys.warm:
-            logger.info("Each GPU slot keeps its process, and what that has loaded, until the run ends")
-        workers = WarmWorkers if self.keys.warm else Tasks
-        return Pool(workers(self.keys, sent), self.imports)
+        nodes = Nodes()
+        plain = Tasks(self.keys, sent)
+        return Pool(
+            nodes, plain, WarmWorkers(self.keys, sent, nodes) if self.keys.warm else plain, self.imports
+        )
 
     def _sent(self, work: TaskFunction) -> TaskFunction:
         fetch: Callable[[], Any] = partial(ray.get, ray.put(work))
@@ -56,24 +54,29 @@ class Pool(TaskPool):
 
     def __init__(
         self,
-        workers: Tasks | WarmWorkers,
+        nodes: Nodes,
+        plain: Tasks,
+        on_gpus: "Tasks | WarmWorkers",
         imports: "list[ray.ObjectRef[None]]",
     ) -> None:
-        self._workers = workers
-        self._nodes = Nodes()
+        self._nodes = nodes
+        self._plain = plain
+        self._on_gpus = on_gpus
+        self._parts = list(dict.fromkeys((plain, on_gpus)))
         self._imports = imports
         self._submitted = 0
         self._shown: dict[str, Counts] = {}
 
     def nodes(self) -> Sequence[Node]:
-        return self._nodes.seen()
+        return self._nodes()
 
     def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         self._submitted += 1
         name = task_name(table, jobs) if self._submitted <= NAMED_TASKS else table
-        if self._imports:
+        part = self._on_gpus if needs.gpus else self._plain
+        if self._imports and part is self._plain:
             self._wait_for_imports()
-        self._workers.submit(self._submitted, table, tuple(jobs), name)
+        part.submit(self._submitted, table, tuple(jobs), needs, name)
         return self._submitted
 
     def _wait_for_imports(self) -> None:
@@ -82,19 +85,22 @@ class Pool(TaskPool):
         self._imports = []
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
-        return self._workers.wait(timeout_seconds)
+        ended = ready((reference for part in self._parts for reference in part.references), timeout_seconds)
+        return [completion for part in self._parts for completion in part.take(ended)]
 
     def cancel(self, ticket: int) -> bool:
-        return self._workers.cancel(ticket)
+        return any(part.cancel(ticket) for part in self._parts)
 
     def kill(self, ticket: int) -> None:
-        self._workers.kill(ticket)
+        for part in self._parts:
+            part.kill(ticket)
 
     def show(self, table: str, counts: Counts, make_seconds: Sequence[float]) -> None:
         metrics().record(table, self._shown.get(table, counts), counts, make_seconds)
         self._shown[table] = counts
 
     def close(self) -> None:
-        self._workers.close()
+        for part in self._parts:
+            part.close()
         for table, counts in self._shown.items():
             self.show(table, replace(counts, running=0, queued=0, pending=0), ())
