@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from djdist._executor import Executor
-from djdist._job import Completion, Ending, Job, Outcome, Report
+from djdist._job import BreakageKind, Completion, Ending, Job, Outcome, Report
 from djdist._needs import Needs
 from djdist._task_pool import TaskPool
 from djdist.errors import OptionError
@@ -27,11 +28,17 @@ HALF = Needs(gpus=0.5)
 
 
 def note(jobs: Sequence[Job]) -> Report:
-    """Leave a file that says where a key was begun, and wait at its gate."""
+    """Leave a file that says where a key was begun; wait at its gate, die or take more and more memory."""
     for job in jobs:
         folder = Path(job.key["folder"])
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "-").replace(",", "+")
         (folder / f"{job.table}_{job.key['n']}_{os.getpid()}_{visible}_{time.monotonic_ns()}").touch()
+        if job.key["gate"] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        grown = list[bytes]()
+        while job.key["gate"] == "grow":
+            grown.append(bytes(50_000_000) + b"x")
+            time.sleep(0.1)
         while job.key["gate"] and not (folder / f"gate {job.key['gate']}").exists():
             time.sleep(0.01)
     return Report(tuple(Outcome(job, Ending.MADE, host=platform.node(), pid=os.getpid()) for job in jobs))
@@ -61,7 +68,6 @@ def ended(pool: TaskPool, count: int) -> list[Completion]:
     while len(completions) < count and time.monotonic() < deadline:
         completions += pool.wait(0.2)
     assert len(completions) == count
-    assert all(completion.report for completion in completions)
     return completions
 
 
@@ -231,3 +237,74 @@ class TestRay:
         submit(on_ray, GPU, key(tmp_path, "C", 3))
         ended(on_ray, 2)
         assert numbers(tmp_path) == {2, 3}
+
+
+@pytest.fixture(scope="class")
+def mixed_workers(modules_folder: Path) -> Iterator[Any]:
+    """A Dask cluster of two plain workers, one of them large, and one with a GPU that two keys can share."""
+    distributed = pytest.importorskip("distributed")
+    spec = {
+        "small": {"nthreads": 1, "memory_limit": "1GiB"},
+        "large": {"nthreads": 2, "memory_limit": "3GiB"},
+        "gpu": {"nthreads": 1, "memory_limit": "1GiB", "resources": {"GPU": 1}},
+    }
+    workers = {name: {"cls": distributed.Nanny, "options": options} for name, options in spec.items()}
+    scheduler = {"cls": distributed.Scheduler, "options": {"dashboard_address": ":0", "port": 0}}
+    with (
+        distributed.SpecCluster(workers=workers, scheduler=scheduler) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(3)
+        yield client
+
+
+@pytest.fixture
+def on_dask(mixed_workers: Any) -> Iterator[TaskPool]:
+    from djdist.executors.dask import DaskExecutor
+
+    with mixed_workers.as_current(), opened(DaskExecutor(mixed_workers)) as pool:
+        yield pool
+
+
+class TestDask:
+    def test_each_worker_is_a_node_of_one_slot(self, on_dask: TaskPool) -> None:
+        nodes = on_dask.nodes()
+        assert on_dask.nodes() is nodes
+        assert sorted((n.amounts["cpus"], n.amounts.get("gpus", 0), n.slots) for n in nodes) == [
+            (1, 0, 1),
+            (1, 1, 1),
+            (2, 0, 1),
+        ]
+
+    def test_neither_plain_nor_gpu_keys_wait_behind_the_others(
+        self, on_dask: TaskPool, tmp_path: Path
+    ) -> None:
+        submit(on_dask, GPU, key(tmp_path, "A", 0, "a"))
+        submit(on_dask, Needs(), *(key(tmp_path, "B", n, "b") for n in range(1, 4)))
+        submit(on_dask, GPU, key(tmp_path, "A", 4, "a"))
+        waiting_for(on_dask, tmp_path, {0, 1, 2})
+        (tmp_path / "gate b").touch()
+        ended(on_dask, 3)
+        (tmp_path / "gate a").touch()
+        ended(on_dask, 2)
+        assert len({pid for table, _, pid, _ in begun(tmp_path) if table == "A"}) == 1
+
+    def test_threads_and_memory_choose_the_worker(self, on_dask: TaskPool, tmp_path: Path) -> None:
+        submit(on_dask, Needs(cpus=2), key(tmp_path, "A", 0), key(tmp_path, "A", 1))
+        submit(on_dask, Needs(memory="2GiB"), key(tmp_path, "B", 2), key(tmp_path, "B", 3))
+        submit(on_dask, Needs(memory="1TiB"), key(tmp_path, "C", 4))
+        ended(on_dask, 4)
+        assert len({pid for *_, pid, _ in begun(tmp_path)}) == 1
+        assert numbers(tmp_path) == {0, 1, 2, 3}
+
+    def test_a_chosen_worker_that_dies_is_a_breakage_and_tells_of_memory(
+        self, on_dask: TaskPool, tmp_path: Path
+    ) -> None:
+        for do, kind in (("grow", BreakageKind.OUT_OF_MEMORY), ("die", BreakageKind.WORKER_DIED)):
+            (ticket,) = submit(on_dask, GPU, key(tmp_path, "A", 0, do))
+            ((broken, error),) = [(end.ticket, end.error) for end in ended(on_dask, 1)]
+            assert broken == ticket
+            assert error is not None
+            assert error.kind is kind
+            wait_until(lambda: len(on_dask.nodes()) == 3, "the nanny's next worker")
+        assert [n for _, n, *_ in begun(tmp_path)] == [0, 0]
