@@ -12,6 +12,8 @@ import psutil
 import pytest
 
 import djdist
+from djdist._needs import Needs
+from djdist.errors import OptionError
 from lab import doing, fill
 from lab.watching import counts, meanwhile, pid_of_ray_actor, wait_until
 
@@ -57,20 +59,31 @@ def test_on_ray_what_a_lost_driver_had_on_a_gpu_ends(
 
 
 def test_on_ray_what_no_node_has_is_said_and_waited_for(
-    lab: ModuleType, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    lab: ModuleType, ray_cluster: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def stop() -> None:
-        wait_until(lambda: "The run waits for a node that has it" in caplog.text, "a warning")
+        wait_until(lambda: "It waits for a node that has it" in caplog.text, "a warning")
         (run,) = [run for run in djdist.runs("ray") if run.info.schema == lab.Square.database]
         run.stop()
 
     fill(lab, subjects=1, sessions=2)
-    monkeypatch.setattr("djdist.executors.ray.slots.UNMET_SECONDS", 0.1)
     executor = djdist.RayExecutor(num_gpus=1, memory=1e15, resources={"camera": 0.5})
     with meanwhile(stop):
         assert lab.Square.populate(reserve_jobs=True, executor=executor)["success_count"] == 0
     (warning,) = [r.getMessage() for r in caplog.records if "waits for a node" in r.getMessage()]
-    assert "A key of Square needs 1 CPU, 1 GPU, 1e+06 GB memory, 0.5 camera, which no node" in warning
-    assert "there are 1 with 2 CPU, 2 GPU, " in warning
-    assert "GB memory, 0 camera" in warning
+    assert "A key of Square needs 1 CPU, 1 GPU, 9.31e+05 GiB memory, 0.5 camera, which no node" in warning
+    assert "there are 1 with 2 CPUs, 2 GPUs, " in warning
+    assert "GiB memory, 0 camera. It waits" in warning
     assert counts(lab.Square) == {"pending": 2}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_this_machine_lacks_is_refused_before_a_job_is_touched(
+    lab: ModuleType, modules_folder: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(lab, subjects=1, sessions=2)
+    executor = djdist.LocalExecutor(processes, gpus=0)
+    monkeypatch.setattr(executor, "needs", Needs(gpus=1))
+    with pytest.raises(OptionError, match="A key of Square needs 1 CPU, 1 GPU, which this machine"):
+        lab.Square.populate(reserve_jobs=True, executor=executor)
+    assert counts(lab.Square) == {}
