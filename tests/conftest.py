@@ -336,6 +336,7 @@ FEW_ON = {
 SHORT_ON = {
     "real-mysql": {
         "TestJobsTable",
+        "TestHeldByOthers",
         "TestTablesOfARun",
         "TestLease",
         "test_what_fails_at_first_is_made_in_the_same_call",

@@ -374,6 +374,10 @@ class TestHeldByOthers:
             worker._connection = elsewhere
             assert worker.reserve(keys[0])
             assert store.held_by_others() == 1
+            age(worker, "reserved_time", 10**8)
+            assert store.held_by_others() == 0  # another session has got the number since
+            age(worker, "reserved_time", -(10**8))
+            assert store.held_by_others() == 1
         wait_until(lambda: not store.held_by_others(), "the server to end the session")
 
     def test_what_restrictions_leave_out_is_no_concern(

@@ -24,6 +24,12 @@ COLUMNS = (
     "error_message", "error_stack", "user", "host", "pid", "connection_id", "version",
 )  # fmt: skip
 
+MYSQL_UPTIME: sa.ColumnElement[Any] = sa.literal_column(
+    "(SELECT variable_value FROM /*M! information_schema.*//*!50701 performance_schema.*/global_status "
+    "WHERE variable_name = 'Uptime')"
+)
+"""In seconds. MariaDB, which reads the first comment only, has it elsewhere."""
+
 Where = Sequence[sa.ColumnElement[bool]]
 
 
@@ -105,12 +111,22 @@ class Conditions:
         """Whoever has reserved a job is alive, as far as the account may see native workers' sessions."""
         token, reserved_time = self.columns.connection_id, self.columns.reserved_time
         of_run, is_over = lease.is_of_run(token), lease.is_over(token, reserved_time, in_seconds)
-        processes = sa.table("processlist", sa.column("id"), schema="information_schema")
-        sessions = sa.table("pg_stat_activity", sa.column("pid"), sa.column("backend_start"))
-        its_session = sa.exists().where(sessions.c.pid == token, sessions.c.backend_start <= reserved_time)
-        is_mysql = self.spec.settings.backend == "mysql"  # PostgreSQL gives a session's number again
-        has_session = token.in_(sa.select(processes.c.id)) if is_mysql else its_session
+        has_session = self._has_session if self.spec.settings.backend == "mysql" else self._has_backend
         return sa.or_(sa.and_(of_run, ~is_over), sa.and_(~of_run, has_session))
+
+    @property
+    def _has_session(self) -> sa.ColumnElement[bool]:
+        """MySQL has the session that made a reservation; after a restart it gives the same numbers again."""
+        processes = sa.table("processlist", sa.column("id"), schema="information_schema")
+        is_younger = self.columns.reserved_time >= in_seconds(-MYSQL_UPTIME)
+        return sa.and_(self.columns.connection_id.in_(sa.select(processes.c.id)), is_younger)
+
+    @property
+    def _has_backend(self) -> sa.ColumnElement[bool]:
+        """PostgreSQL has the session that made a reservation; it gives numbers again at any time."""
+        sessions = sa.table("pg_stat_activity", sa.column("pid"), sa.column("backend_start"))
+        is_same = sessions.c.pid == self.columns.connection_id
+        return sa.exists().where(is_same, sessions.c.backend_start <= self.columns.reserved_time)
 
     def has_key_in(self, query: str) -> sa.ColumnElement[bool]:
         """The key is one of a query's."""
