@@ -67,7 +67,6 @@ def test_all_that_can_be_made_is_made_and_the_rest_is_explained(
     }
 
 
-@pytest.mark.xfail(reason="the driver doesn't hold tables back yet", strict=False)
 def test_what_may_be_made_from_any_row_upstream_waits_until_all_are_there(filled: ModuleType) -> None:
     djdist.populate(tables(filled), reserve_jobs=True, suppress_errors=True)
     assert len(filled.Summary.Member()) == KEYS - 2
