@@ -22,6 +22,7 @@ from djdist.errors import (
 if TYPE_CHECKING:
     from djdist._activation import disable, enable
     from djdist._embedded import embedded
+    from djdist._needs import Needs
     from djdist._populate import populate
     from djdist._settings import config
     from djdist.executors.dask import DaskExecutor as DaskExecutor
@@ -43,6 +44,7 @@ __all__ = [
     "LeaseLostError",
     "MakeError",
     "MissingLibraryError",
+    "Needs",
     "OptionError",
     "Run",
     "WorkerSetupError",
@@ -58,6 +60,7 @@ __all__ = [
 
 _LATER = {
     "FuturesExecutor": "executors.futures",
+    "Needs": "_needs",
     "Run": "monitoring.runs",
     "config": "_settings",
     "disable": "_activation",

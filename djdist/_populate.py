@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -19,6 +19,7 @@ from djdist import executors
 from djdist._executor import Executor, Loop
 from djdist._job import Job, Policy, Recipe, RunInfo
 from djdist._job_store import JobStore
+from djdist._needs import Needs, NeedsOfKey, bytes_of
 from djdist._notifier import Notifier
 from djdist._settings import ExceptionClasses, class_names, config
 from djdist._signals import catching
@@ -46,6 +47,7 @@ from djdist.pipeline.targets import holds_tables, is_table
 from djdist.shipping.large_parts import warn_if_large
 from djdist.shipping.packing import pack, settings_of, shared_settings
 from djdist.shipping.pickled_task import PickledTask
+from djdist.shipping.table_needs import TableNeeds, checked
 from djdist.worker import WorkerContext, WorkerTask, is_making
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,11 @@ class Options(TypedDict, total=False):
     upstream: bool
     downstream: bool
     order: str
+    needs: Needs | Mapping[str, Needs] | None
+    memory_max: int | str | None
+    watch: bool
+    poll_seconds: float
+    idle_exit_seconds: float | None
 
 
 @overload
@@ -113,6 +120,11 @@ def populate(
     upstream: bool = False,
     downstream: bool = False,
     order: str = "downstream",
+    needs: Needs | Mapping[str, Needs] | None = None,
+    memory_max: int | str | None = None,
+    watch: bool = False,
+    poll_seconds: float = 10.0,
+    idle_exit_seconds: float | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any] | Run | pd.DataFrame:
     """Make the missing keys of a table, or of a whole pipeline in one run, here or on a cluster.
@@ -176,6 +188,17 @@ def populate(
     order : {"downstream", "upstream"}, optional
         Which of two tables goes first where jobs are equally urgent: the one further downstream, so that
         first results come early, or the one further upstream. Default ``"downstream"``.
+    needs : Needs, or dict of them by the table's name, optional
+        What one key needs. Default: what ``djdist.config.needs`` says of the table, else its attribute or
+        method ``needs``, else the executor.
+    memory_max : int or str, optional
+        How much memory a key gets at most that has run out of it before. Default: what the largest node has.
+    watch : bool, optional
+        Go on when nothing is left, and make new keys as they come. Default False.
+    poll_seconds : float, optional
+        How often a run that watches looks for new keys. Default 10.
+    idle_exit_seconds : float, optional
+        End a run that watches after so long without anything to make. Default: never.
     dry_run : bool, optional
         Return what the run would do, and touch nothing. Default False.
 
@@ -212,6 +235,9 @@ def populate(
         task_seconds=config.task_seconds,
         max_errors_listed=config.max_errors_listed,
         order=order,
+        memory_max=bytes_of(memory_max),
+        poll_seconds=poll_seconds if watch else None,
+        idle_exit_seconds=idle_exit_seconds if watch else None,
     )
     chosen = executors.resolve(_default(processes) if executor is None else executor, processes)
     if any(recipe.timeout_seconds is not None for recipe in recipes.values()):
@@ -224,7 +250,9 @@ def populate(
         info = _info(plan, policy, detached=detach, is_one=is_one)
         notifier = _notifier(info)
         stores = (
-            _jobs_tables(plan, priority, refresh) if reserve_jobs else _missing_keys(plan, max_calls, is_one)
+            _jobs_tables(plan, priority, refresh)
+            if reserve_jobs
+            else _missing_keys(plan, max_calls, known=is_one and not watch)
         )
     for planned in plan.tables:
         name = planned.name
@@ -232,7 +260,7 @@ def populate(
             planned.table, kwargs[name], settings_of(planned.table.connection), *stores.of_worker[name]
         )
         task = context if chosen.runs_in_caller else _worker_task(context, recipes[name])
-        recipes[name] = replace(recipes[name], task=task, needs=chosen.needs)
+        recipes[name] = replace(recipes[name], task=task, needs=_needs(planned, needs, chosen.needs))
     store = PipelineStore(stores.of_table)
     loop = partial(drive, store=store, recipes=recipes, policy=policy, info=info, notifier=notifier)
     if detach:
@@ -288,6 +316,29 @@ def _recipe(
     )
 
 
+def _needs(
+    planned: PlannedTable, given: Needs | Mapping[str, Needs] | None, of_executor: Needs
+) -> Needs | NeedsOfKey:
+    """Return what a key needs: as the call says, or the settings, the table, or at last the executor."""
+    table, name = planned.table, planned.name
+    said = given.get(name) if isinstance(given, Mapping) else given
+    if said is None:
+        said = config.needs_of(table.database, type(table).__name__, table.table_name)
+    said = getattr(table, "needs", of_executor) if said is None else said
+    if not callable(said):
+        return checked(said, name)
+    ships, connection = config.ship_credentials, table.connection
+    return TableNeeds(
+        table,
+        lambda: (
+            pack(table, {}, ship_credentials=ships),
+            settings_of(connection, ship_credentials=ships),
+            shared_settings(connection, ship_credentials=ships),
+            config.preload,
+        ),
+    )
+
+
 @dataclass
 class _Stores:
     """The stores of a run's tables, and what workers of each have to know: the code's version, statements."""
@@ -319,13 +370,13 @@ def _jobs_tables(plan: Plan, priority: int | None, refresh: bool | None) -> _Sto
     return stores
 
 
-def _missing_keys(plan: Plan, max_calls: int | None, is_one: bool) -> _Stores:
-    """Keep the keys that tables lack in the driver's process: those of one table are all known now."""
+def _missing_keys(plan: Plan, max_calls: int | None, *, known: bool) -> _Stores:
+    """Keep the keys that tables lack in the driver's process; those of one table may all be known now."""
     stores, transactions, failed = _Stores(), _transactions(plan), dict[str, list[Job]]()
     for planned in plan.tables:
         stores.of_table[planned.name] = (
             MemoryStore(planned.name, keys_to_make(planned.table, planned.restrictions, max_calls))
-            if is_one
+            if known
             else MissingKeys(
                 keys_spec_of(plan, planned, ship_credentials=config.ship_credentials), transactions, failed
             )

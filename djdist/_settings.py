@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from djdist._job import LONGEST_SECONDS
+from djdist._needs import Needs
 from djdist.errors import OptionError
 
 PREFIX = "DJDIST_"
@@ -118,6 +119,9 @@ class Settings(BaseSettings):
     preload : tuple of str
         Modules that every worker imports before the table's own module, for example
         one that activates the schemas of a pipeline.
+    needs : dict of str to Needs
+        What one key of a table needs, by ``"schema.Table"``, where the table itself can't say it; from the
+        environment as JSON: ``DJDIST_NEEDS='{"lab.Sorting": {"gpus": 1}}'``.
     notify : tuple of str
         Who is told when keys fail, a run ends or its database can't be reached: URLs as apprise writes
         them, such as ``slack://…`` or ``mailto://…``. They need the extra ``notify``. Default: nobody.
@@ -140,6 +144,7 @@ class Settings(BaseSettings):
     database_patience_seconds: float = Field(default=300, ge=0)
     ship_credentials: bool = True
     preload: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_separated)] = ()
+    needs: dict[str, Any] = {}
     notify: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_separated_urls)] = Field((), repr=False)
     notify_period_seconds: float = Field(default=3600, gt=0, le=LONGEST_SECONDS)
 
@@ -151,6 +156,18 @@ class Settings(BaseSettings):
     def __setattr__(self, name: str, value: Any) -> None:
         with _refusing_clearly():
             super().__setattr__(_current(name), value)
+
+    def needs_of(self, schema: str, *names: str) -> Any:
+        """Return what is said that a table needs, by any of its names; None for nothing.
+
+        Raises
+        ------
+        OptionError
+            It has an amount that can't be.
+        """
+        full_names = [f"{schema}.{name}" for name in names]
+        said = next((self.needs[name] for name in full_names if name in self.needs), None)
+        return Needs(**said) if isinstance(said, dict) else said
 
     @property
     def max_losses(self) -> int:

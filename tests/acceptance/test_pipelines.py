@@ -144,3 +144,43 @@ def test_modules_and_schemas_among_the_restrictions_are_targets(filled: ModuleTy
 def test_a_run_of_a_pipeline_holds_for_dj_schemas_of_other_names(filled: ModuleType) -> None:
     virtual = dj.VirtualModule("virtual", filled.results.database)
     assert "Sorting" in djdist.populate(virtual, filled.raw, "subject_id = 0", upstream=True)["tables"]
+
+
+def test_what_a_key_needs_is_said_by_the_call_the_settings_or_the_table(
+    filled: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def needs(table: Any, key: Key) -> djdist.Needs:
+        asked.append(key["session"])
+        return djdist.Needs(cpus=0.5)
+
+    monkeypatch.setattr(filled.Detection, "needs", needs, raising=False)
+    monkeypatch.setattr(filled.Sorting, "needs", djdist.Needs(cpus=0.25), raising=False)
+    found = djdist.populate([filled.Sorting, filled.Detection], dry_run=True)
+    assert found["needs"].tolist() == ["what each key says", "0.25 CPUs"]
+    djdist.populate([filled.Sorting, filled.Detection], "subject_id = 0", "session = 0")
+    assert (len(filled.Sorting()), {*asked}) == (PARAMS, {0})
+    asked.clear()
+    given = {"Detection": djdist.Needs(), "Sorting": djdist.Needs()}
+    djdist.populate([filled.Sorting, filled.Detection], "subject_id = 1", needs=given)
+    name = f"{filled.raw.database}.Detection"
+    monkeypatch.setattr(djdist.config, "needs", {name: {"cpus": 1}})
+    djdist.populate([filled.Sorting, filled.Detection], "subject_id = 0")
+    assert asked == []
+    monkeypatch.setattr(filled.Sorting, "needs", 4)
+    with pytest.raises(OptionError, match=r"needs of Sorting must be djdist.Needs"):
+        djdist.populate([filled.Sorting, filled.Detection])
+
+
+@pytest.mark.parametrize("reserve_jobs", [True, False])
+def test_a_run_that_watches_ends_when_it_was_idle_for_long(filled: ModuleType, reserve_jobs: bool) -> None:
+    result = djdist.populate(
+        [filled.Sorting, filled.Detection],
+        "subject_id = 0",
+        reserve_jobs=reserve_jobs,
+        watch=True,
+        poll_seconds=0.1,
+        idle_exit_seconds=0.5,
+    )
+    assert result["success_count"] == 2 * SESSIONS * PARAMS

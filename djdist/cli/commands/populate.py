@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         "djdist populate my_pipeline 'subject_id = 3' --executor ray",
         "djdist populate my_pipeline --dry-run",
         f"djdist populate {TABLE} --upstream --processes 4",
+        "djdist populate my_pipeline --watch --processes 8",
         f"djdist populate {TABLE} --executor ray --num-gpus 0.5 --memory 8G",
         f"djdist populate {TABLE} --executor dask --address tcp://head:8786 --detach",
         f"ray job submit --working-dir . -- djdist populate {TABLE} --executor ray",
@@ -93,6 +94,16 @@ def populate(
     order: Annotated[
         str, typer.Option(help="Which goes first of equally urgent jobs: downstream or upstream.")
     ] = "downstream",
+    memory_max: Annotated[
+        str | None, typer.Option(help="How much memory a key gets at most that has run out of it.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on when nothing is left, and make new keys as they come.")
+    ] = False,
+    poll_seconds: Annotated[float, typer.Option(help="How often --watch looks for new keys.")] = 10,
+    idle_exit_seconds: Annotated[
+        float | None, typer.Option(help="End --watch after so long without anything to make.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and touch nothing.")
     ] = False,
@@ -140,6 +151,10 @@ def populate(
         display_progress=not detach and shows_bar(bar),
         detach=detach,
         order=order,
+        memory_max=memory_max,
+        watch=watch,
+        poll_seconds=poll_seconds,
+        idle_exit_seconds=idle_exit_seconds,
     )
     if detach:
         _tell_detached(result, " ".join(names), flags_of(executor, address), as_json)
