@@ -14,7 +14,6 @@ import djdist
 from djdist._libraries import explained
 from djdist.jobs.history import history
 from djdist.jobs.table import all_jobs_to_look_at
-from djdist.pipeline.tables import tables_of
 
 FOLDER = Path("djdist-demo")
 PICTURE = "djdist-demo.png"
@@ -76,10 +75,10 @@ def _run(options: argparse.Namespace) -> int:
             "Populate",
             f"{len(pipeline.Image())} images by {len(pipeline.Method())} methods, on {executor!r}.",
         )
-        _populate_all(pipeline, executor)
+        _populate(pipeline, executor)
         if pipeline.Statistics.jobs.errors:
             _repair(pipeline)
-            _populate_all(pipeline, executor)
+            _populate(pipeline, executor)
     return _report(pipeline, options.output)
 
 
@@ -104,15 +103,18 @@ def _executor(options: argparse.Namespace) -> Any:
     return djdist.RayExecutor() if options.executor == "ray" else djdist.DaskExecutor()
 
 
-def _populate_all(pipeline: Any, executor: Any) -> None:
-    for table in tables_of(pipeline):
-        table.populate(reserve_jobs=True, suppress_errors=True, display_progress=True, executor=executor)
+def _populate(pipeline: Any, executor: Any) -> None:
+    djdist.populate(
+        pipeline, reserve_jobs=True, suppress_errors=True, display_progress=True, executor=executor
+    )
 
 
 def _repair(pipeline: Any) -> None:
     """Show the errors, remove their cause, and retry the keys."""
     errors = pipeline.Statistics.jobs.errors
-    _say("Errors", f"{len(errors)} keys failed. Statistics.jobs.errors.to_pandas() shows why:")
+    held_back = len(pipeline.Image()) - len(pipeline.Choice())
+    _say("Errors", f"{len(errors)} keys failed. So there is no Choice yet for {held_back} images.")
+    print("Statistics.jobs.errors.to_pandas() shows why:")
     print(errors.to_pandas()[["error_message"]].sort_index().to_string(max_colwidth=100))
     images = pipeline.Image & errors.keys()
     _say("Cure", f"The objects of {', '.join(images.to_arrays('image'))} are darker than their background.")
