@@ -35,8 +35,10 @@ def note(jobs: Sequence[Job]) -> Report:
         (folder / f"{job.table}_{job.key['n']}_{os.getpid()}_{visible}_{time.monotonic_ns()}").touch()
         if job.key["gate"] == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if job.key["gate"].startswith("/"):
+            Path(job.key["gate"], "cgroup.procs").write_text(str(os.getpid()))
         grown = list[bytes]()
-        while job.key["gate"] == "grow":
+        while job.key["gate"] == "grow" or job.key["gate"].startswith("/"):
             grown.append(bytes(50_000_000) + b"x")
             time.sleep(0.1)
         while job.key["gate"] and not (folder / f"gate {job.key['gate']}").exists():
@@ -81,6 +83,23 @@ def waiting_for(pool: TaskPool, folder: Path, wanted: set[int]) -> None:
 def opened(executor: Executor) -> Iterator[TaskPool]:
     with executor, executor.open(dict.fromkeys("ABC", note)) as pool:
         yield pool
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group of this machine whose processes have 400 MB together."""
+    mounted, limit = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+    if not mounted.exists():
+        mounted, limit = mounted.parent, "memory.max"
+    group = mounted / f"djdist-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text("400000000")
+    except OSError as error:
+        pytest.skip(f"no control group of its own: {error}")
+    yield group
+    wait_until(lambda: not (group / "cgroup.procs").read_text(), "its processes to end")
+    group.rmdir()
 
 
 class TestLocal:
@@ -161,6 +180,17 @@ class TestLocal:
             assert [pool.cancel(ticket) for ticket in tickets] == [False, True]
             (tmp_path / "gate a").touch()
             ended(pool, 1)
+
+    def test_what_the_kernel_kills_for_want_of_memory_is_told(
+        self, modules_folder: Path, tmp_path: Path, small_group: Path
+    ) -> None:
+        causes = {"die": BreakageKind.WORKER_DIED, str(small_group): BreakageKind.OUT_OF_MEMORY}
+        with opened(LocalExecutor(2, gpus=1)) as pool:
+            for gate, kind in causes.items():
+                submit(pool, GPU, key(tmp_path, "A", 0, gate))
+                (completion,) = ended(pool, 1)
+                assert completion.error is not None
+                assert completion.error.kind is kind
 
     @pytest.mark.parametrize("processes", [1, 2])
     def test_what_this_machine_lacks_is_refused(self, processes: int) -> None:

@@ -14,6 +14,7 @@ from djdist.executors.local.process import Process
 from djdist.executors.local.processes import Processes
 from djdist.shipping.pickled_task import Sendable, sent
 
+LOOK_SECONDS = 0.1
 IDLE_SECONDS = 10.0
 """So long a process keeps its GPU without work."""
 SWITCH_SECONDS = 60.0
@@ -115,6 +116,8 @@ class InProcesses(TaskPool):
         return self._submitted
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
+        if self._waiting and not self._running:
+            time.sleep(min(timeout_seconds, LOOK_SECONDS))  # another run has the GPUs
         done, _ = cf.wait(self._running, timeout_seconds, cf.FIRST_COMPLETED)
         completions = [completion for future in done if (completion := self._ended(future))]
         self._memory.look({running.process: running.task.needs for running in self._running.values()})
