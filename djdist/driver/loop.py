@@ -21,6 +21,7 @@ from djdist._job import (
     Summary,
     Watch,
 )
+from djdist._needs import Needs
 from djdist._signals import signal_behind
 from djdist.driver.backlog import WAIT_SECONDS
 from djdist.driver.context import RunContext
@@ -174,7 +175,7 @@ class Driver:
         tried = {
             self._pool.submit(table, (), needs)
             for table in self._run.recipes
-            if self._room.slots(needs := self._needs.of_table(table)) or len(self._tables) == 1
+            if self._room.slots(needs := self._needs_of_trial(table)) or len(self._tables) == 1
         }
         while tried:
             completions = self._pool.wait(WAIT_SECONDS)
@@ -185,6 +186,11 @@ class Driver:
             if not completions and not watch(self.status()):
                 self.stop()
                 return
+
+    def _needs_of_trial(self, table: str) -> Needs:
+        """Return what a trial needs: no GPU, for which those of other tables would have to wait."""
+        needs = self._needs.of_table(table)
+        return needs if len(self._tables) == 1 else replace(needs, gpus=0)
 
     @contextmanager
     def _finishing_what_runs(self, watch: Watch) -> Iterator[None]:

@@ -49,6 +49,7 @@ class Room:
         self._kinds: dict[Needs, _Kind] = {}
         self._placed: dict[int, tuple[_Kind, _Filling, str]] = {}
         self._scarce: tuple[Needs, ...] = ()
+        self._reserved: set[Needs] = set()
 
     def expect(self, kinds: Iterable[Needs]) -> None:
         """Tell what may still be submitted; processors are kept for what is scarce of it, such as GPUs."""
@@ -82,8 +83,17 @@ class Room:
         """Return how many tasks of these needs may be submitted now."""
         self._look()
         kind = self._kind(needs)
-        ahead = max(1, kind.slots // AHEAD) if self._pool.waits_for_room else 0
+        ahead = (
+            max(1, kind.slots // AHEAD) if self._pool.waits_for_room and not self._larger_waits(needs) else 0
+        )
         return max(0, kind.fitting + ahead - len(kind.waiting))
+
+    def _larger_waits(self, needs: Needs) -> bool:
+        """Return whether what waits at the pool could take for ever what is reserved for a larger task.
+
+        The pool knows of no reservations: it begins what it has as soon as that fits.
+        """
+        return any(_is_smaller(needs, larger) for larger in self._reserved)
 
     def take(self, ticket: int, needs: Needs, table: str) -> None:
         """Note a task that was submitted."""
@@ -121,6 +131,7 @@ class Room:
             in_flight |= {ticket: (kind.needs, table) for ticket, table in kind.waiting.items()}
             kind.waiting.clear()
         self._placed.clear()
+        self._reserved.clear()
         self.waiting.clear()
         self._recount()
         for ticket in sorted(in_flight):
@@ -162,6 +173,7 @@ class Room:
 
     def _place_waiting(self) -> None:
         """Place what waits in the order of submission, so that neither large nor small ones are starved."""
+        self._reserved.clear()
         for node in [node for node in self._nodes if node.reserved_for]:
             node.reserved_for = None
             self._count(node)
@@ -188,6 +200,7 @@ class Room:
         if able:
             freest = max(able, key=lambda node: node.free_share(kind.needs))
             freest.reserved_for = kind.needs
+            self._reserved.add(kind.needs)
             self._count(freest)
 
 

@@ -93,6 +93,18 @@ class TestRoom:
         room.take(2, GPU, "Table")
         assert room.waiting["Table"] == 0
 
+    def test_what_waits_at_a_pool_does_not_starve_a_larger_task(self) -> None:
+        """A pool begins what it has when it fits: it must run dry of small tasks before the node is free."""
+        room = Room(Nodes(Node({"cpus": 4})))
+        large = Needs(cpus=4)
+        assert filled(room, ONE_CPU) == 5
+        room.take(100, large, "Large")
+        for ticket in range(1, 6):
+            assert room.free(ONE_CPU) == 0
+            room.leave(ticket)
+        assert room.waiting["Large"] == 0
+        assert room.free(ONE_CPU) == 1
+
     def test_nodes_that_come_and_go_are_seen(self) -> None:
         pool = Nodes(Node({"cpus": 2}))
         room = Room(pool)
