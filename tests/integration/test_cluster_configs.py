@@ -284,6 +284,17 @@ class TestService:
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
 
+    @pytest.mark.parametrize("name", ["djdist@.service", "kubernetes.yaml", "slurm.sh"])
+    def test_djdist_takes_its_options(self, name: str) -> None:
+        typer = pytest.importorskip("typer", reason="pip install 'djdist[cli]'")
+        from djdist.cli.commands import app
+
+        text = (FOLDER / "service" / name).read_text()
+        (line,) = re.findall(r"djdist,? (populate.*--processes.*?)(?: &|]|$)", text, re.MULTILINE)
+        words = re.sub('[",]', " ", line).split()[1:]
+        populate: Any = typer.main.get_command(app).commands["populate"]
+        assert populate.make_context("populate", words).params["watch"]
+
     def test_slurm_leaves_djdist_its_grace(self) -> None:
         script = FOLDER / "service" / "slurm.sh"
         subprocess.run(["bash", "-n", script], check=True)
