@@ -1,7 +1,7 @@
 """What one key needs of a machine, and what the nodes of a cluster have."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from numbers import Real
 from types import MappingProxyType
@@ -56,6 +56,11 @@ class Needs:
             if not isinstance(amount, Real) or not 0 <= float(amount) < float("inf"):
                 raise OptionError(f"A key can't need {name}={amount!r}: a number from 0, as in {EXAMPLE}.")
 
+        if self.gpus > 1 and self.gpus % 1:
+            raise OptionError(
+                f"A key can't need gpus={self.gpus!r}: a number from 0, whole above 1, as in {EXAMPLE}."
+            )
+
     def __hash__(self) -> int:
         return hash(tuple(self.amounts.items()))
 
@@ -73,6 +78,12 @@ class Needs:
         """What it needs by name, without what it needs none of; memory in bytes."""
         own = {"cpus": self.cpus, "gpus": self.gpus, "memory": self.memory or 0}
         return {name: amount for name, amount in (own | dict(self.custom)).items() if amount}  # type: ignore[misc]
+
+    def over(self, default: "Needs") -> "Needs":
+        """Return the same, with what it says nothing of as in a default."""
+        said = {each.name: getattr(self, each.name) for each in fields(self)}
+        unsaid = {name for name, amount in said.items() if amount == getattr(ONE_CPU, name)}
+        return replace(default, **{name: said[name] for name in said.keys() - unsaid})
 
     def with_memory(self, memory: int) -> "Needs":
         """Return the same with another amount of memory, in bytes."""

@@ -326,7 +326,7 @@ def _needs(
         said = config.needs_of(table.database, type(table).__name__, table.table_name)
     said = getattr(table, "needs", of_executor) if said is None else said
     if not callable(said):
-        return checked(said, name)
+        return checked(said, name).over(of_executor)
     ships, connection = config.ship_credentials, table.connection
     return TableNeeds(
         table,

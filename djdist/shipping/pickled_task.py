@@ -15,7 +15,8 @@ LARGE_BYTES = 1_000_000
 Sendable = Callable[[Sequence[Job]], Report | None]
 """A task function, or what stands for it in a task; None: the process has to be sent the function."""
 
-MOST_KEPT = 8
+MOST_KEPT = 100
+"""A process may make the keys of all tables of a pipeline in turn."""
 MOST_BYTES_KEPT = 500_000_000
 
 
