@@ -57,9 +57,7 @@ class Needs:
                 raise OptionError(f"A key can't need {name}={amount!r}: a number from 0, as in {EXAMPLE}.")
 
         if self.gpus > 1 and self.gpus % 1:
-            raise OptionError(
-                f"A key can't need gpus={self.gpus!r}: a number from 0, whole above 1, as in {EXAMPLE}."
-            )
+            raise OptionError(f"A key can't need {self.gpus} GPUs: a number from 0, whole above 1.")
 
     def __hash__(self) -> int:
         return hash(tuple(self.amounts.items()))
