@@ -376,7 +376,7 @@ class RunInfo:
     tables: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"Run {self.id} of {self.schema}.{self.table}"
+        return f"Run {self.id} of {self.table if self.tables else f'{self.schema}.{self.table}'}"
 
     @property
     def is_here(self) -> bool:

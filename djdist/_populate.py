@@ -246,7 +246,7 @@ def populate(
         chosen.check_detaches()
     with reachable(plan.tables[0].table.connection):
         if dry_run:
-            return forecast(plan)
+            return forecast(plan, {p.name: _needs(p, needs, chosen.needs) for p in plan.tables})
         info = _info(plan, policy, detached=detach, is_one=is_one)
         notifier = _notifier(info)
         stores = (

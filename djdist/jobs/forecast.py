@@ -1,12 +1,12 @@
 """What a run would do, found out without touching anything: ``populate(dry_run=True)``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import datajoint as dj
 import pandas as pd
 
-from djdist._needs import ONE_CPU
+from djdist._needs import Needs, NeedsOfKey
 from djdist.jobs.history import NO_JOBS, counts_of
 from djdist.jobs.table import jobs_to_look_at
 from djdist.pipeline.expected import expected_keys, held_back
@@ -14,16 +14,21 @@ from djdist.pipeline.key_sources import is_default
 from djdist.pipeline.keys import missing_keys
 from djdist.pipeline.plan import Plan, PlannedTable
 
-COLUMNS = ("done", "missing", "later", "pending", "reserved", "error", "ignore")
+COLUMNS = [
+    "done", "missing", "later", "pending", "reserved", "error", "ignore",
+    "needs", "seconds_per_key", "seconds_left", "waits_for",
+]  # fmt: skip
 
 
-def forecast(plan: Plan) -> pd.DataFrame:
+def forecast(plan: Plan, needs: Mapping[str, Needs | NeedsOfKey]) -> pd.DataFrame:
     """Return what a run would do.
 
     Parameters
     ----------
     plan : Plan
         Its tables.
+    needs : dict of str to Needs
+        What a key of each needs.
 
     Returns
     -------
@@ -34,9 +39,9 @@ def forecast(plan: Plan) -> pd.DataFrame:
         and ``seconds_left`` if one key was made at a time; in words, what the table ``waits_for``.
     """
     all_jobs = {planned.name: jobs_to_look_at(planned.table) for planned in plan.tables}
-    rows = [_row(plan, planned, all_jobs) for planned in plan.tables]
+    rows = [_row(plan, planned, all_jobs) | {"needs": _text(needs[planned.name])} for planned in plan.tables]
     index = pd.Index([planned.name for planned in plan.tables], name="table")
-    frame: pd.DataFrame = pd.DataFrame(rows, index=index)
+    frame: pd.DataFrame = pd.DataFrame(rows, index=index, columns=COLUMNS)
     return frame
 
 
@@ -49,16 +54,14 @@ def _row(plan: Plan, planned: PlannedTable, all_jobs: dict[str, Any]) -> dict[st
     row = {"done": total - missing, "missing": missing, "later": later}
     row |= {status: counts[status] for status in ("pending", "reserved", "error", "ignore")}
     return row | {
-        "needs": _needs(table),
         "seconds_per_key": seconds,
         "seconds_left": seconds * (missing + later),
         "waits_for": "; ".join(_obstacles(plan, planned, all_jobs)),
     }
 
 
-def _needs(table: Any) -> str:
-    needs = getattr(table, "needs", ONE_CPU)
-    return "what each key says" if callable(needs) else str(needs)
+def _text(needs: Needs | NeedsOfKey) -> str:
+    return str(needs) if isinstance(needs, Needs) else "what each key says"
 
 
 def _seconds_per_key(jobs: Any) -> float:

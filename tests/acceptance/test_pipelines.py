@@ -168,6 +168,8 @@ def test_what_a_key_needs_is_said_by_the_call_the_settings_or_the_table(
     monkeypatch.setattr(djdist.config, "needs", {name: {"cpus": 1}})
     djdist.populate([filled.Sorting, filled.Detection], "subject_id = 0")
     assert asked == []
+    found = djdist.populate([filled.Sorting, filled.Detection], dry_run=True)
+    assert found["needs"].tolist() == ["1 CPU", "0.25 CPUs"]
     monkeypatch.setattr(filled.Sorting, "needs", 4)
     with pytest.raises(OptionError, match=r"needs of Sorting must be djdist.Needs"):
         djdist.populate([filled.Sorting, filled.Detection])
