@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
 
-from djdist._needs import ONE_CPU, Needs, NeedsOfKey
+from djdist._needs import ONE_CPU, Needs
 from djdist.errors import OptionError
 
 Key = dict[str, Any]
@@ -29,13 +29,17 @@ GROUP_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Job:
-    """One key of an auto-populated table that has been reserved to be made."""
+    """One key of an auto-populated table that has been reserved to be made.
+
+    Sent to a worker, one that ``asks`` isn't made: it asks what the key needs.
+    """
 
     table: str
     key: Key
+    asks: bool = False
 
-    def __reduce__(self) -> tuple[type["Job"], tuple[str, Key]]:
-        return Job, (self.table, self.key)  # without its identity, which is as long again
+    def __reduce__(self) -> tuple[type["Job"], tuple[str, Key, bool]]:
+        return Job, (self.table, self.key, self.asks)  # without its identity, which is as long again
 
     @cached_property
     def identity(self) -> Identity:
@@ -118,7 +122,8 @@ class Report:
     """What a worker answers to one task: an outcome per job, or why it can't work at all.
 
     ``place`` is where it can't, as its cluster names it; ``seconds`` is how long it
-    took for what it made, ``peak_memory`` how many bytes its process had at most, 0 where that can't be told.
+    took for what it made, ``peak_memory`` how many bytes its process had at most, 0 where that can't be told,
+    ``needs`` what each key needs of jobs that ask for that, None where its table raised over it.
     """
 
     outcomes: tuple[Outcome, ...] = ()
@@ -126,6 +131,7 @@ class Report:
     place: str = field(default="", compare=False)
     seconds: float = 0.0
     peak_memory: int = field(default=0, compare=False)
+    needs: tuple[Needs | None, ...] = ()
 
 
 class BreakageKind(Enum):
@@ -179,8 +185,9 @@ class Recipe:
     ``task`` is what its workers call, given once the options have been found good.
     ``timeout_seconds`` of None lets a ``make()`` take as long as it likes; ``retry_on`` holds
     names of exception classes, none of them for all. Numbers may be numpy's.
-    ``needs`` is what one key needs, or says so of each key. ``upstream`` are the tables of the run
-    on which the key source depends; new keys are found by the keys made of those that it ``follows``,
+    ``needs`` is what one key needs, None where the table says so of each key, beyond
+    ``default_needs``. ``upstream`` are the tables of
+    the run on which the key source depends; new keys are found by the keys made of those that it ``follows``,
     and by reading the whole key source where it follows not all. Those of ``after`` have to be done before a
     key is begun, since it may be made from any of their rows.
 
@@ -195,7 +202,8 @@ class Recipe:
     timeout_seconds: float | None = None
     retries: int = 0
     retry_on: tuple[str, ...] = ()
-    needs: Needs | NeedsOfKey = ONE_CPU
+    needs: Needs | None = ONE_CPU
+    default_needs: Needs = ONE_CPU
     upstream: tuple[str, ...] = ()
     follows: frozenset[str] = frozenset()
     after: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """What one key needs of a machine, and what the nodes of a cluster have."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from numbers import Real
@@ -138,5 +138,16 @@ def _amount_text(name: str, amount: float) -> str:
 
 
 ONE_CPU = Needs()
-NeedsOfKey = Callable[[Mapping[str, Any]], Needs]
-"""Says what a key needs; what it raises is the key's error."""
+
+
+def checked(needs: object, table: str) -> Needs:
+    """Return what was said that a key of a table needs, if it is that.
+
+    Raises
+    ------
+    OptionError
+        It is something else.
+    """
+    if not isinstance(needs, Needs):
+        raise OptionError(f"needs of {table} must be {EXAMPLE}, not {needs!r}.")
+    return needs

@@ -19,7 +19,7 @@ from djdist import executors
 from djdist._executor import Executor, Loop
 from djdist._job import Job, Policy, Recipe, RunInfo
 from djdist._job_store import JobStore
-from djdist._needs import Needs, NeedsOfKey, bytes_of
+from djdist._needs import Needs, bytes_of, checked
 from djdist._notifier import Notifier
 from djdist._settings import ExceptionClasses, class_names, config
 from djdist._signals import catching
@@ -47,7 +47,6 @@ from djdist.pipeline.targets import holds_tables, is_table
 from djdist.shipping.large_parts import warn_if_large
 from djdist.shipping.packing import pack, settings_of, shared_settings
 from djdist.shipping.pickled_task import PickledTask
-from djdist.shipping.table_needs import TableNeeds, checked
 from djdist.worker import WorkerContext, WorkerTask, is_making
 
 logger = logging.getLogger(__name__)
@@ -260,7 +259,8 @@ def populate(
             planned.table, kwargs[name], settings_of(planned.table.connection), *stores.of_worker[name]
         )
         task = context if chosen.runs_in_caller else _worker_task(context, recipes[name])
-        recipes[name] = replace(recipes[name], task=task, needs=_needs(planned, needs, chosen.needs))
+        said = _needs(planned, needs, chosen.needs)
+        recipes[name] = replace(recipes[name], task=task, needs=said, default_needs=chosen.needs)
     store = PipelineStore(stores.of_table)
     loop = partial(drive, store=store, recipes=recipes, policy=policy, info=info, notifier=notifier)
     if detach:
@@ -318,25 +318,17 @@ def _recipe(
 
 def _needs(
     planned: PlannedTable, given: Needs | Mapping[str, Needs] | None, of_executor: Needs
-) -> Needs | NeedsOfKey:
-    """Return what a key needs: as the call says, or the settings, the table, or at last the executor."""
+) -> Needs | None:
+    """Return what a key needs: as the call says, or the settings, the table, or at last the executor.
+
+    None where the table says so of each key.
+    """
     table, name = planned.table, planned.name
     said = given.get(name) if isinstance(given, Mapping) else given
     if said is None:
         said = config.needs_of(table.database, type(table).__name__, table.table_name)
     said = getattr(table, "needs", of_executor) if said is None else said
-    if not callable(said):
-        return checked(said, name).over(of_executor)
-    ships, connection = config.ship_credentials, table.connection
-    return TableNeeds(
-        table,
-        lambda: (
-            pack(table, {}, ship_credentials=ships),
-            settings_of(connection, ship_credentials=ships),
-            shared_settings(connection, ship_credentials=ships),
-            config.preload,
-        ),
-    )
+    return None if callable(said) else checked(said, name).over(of_executor)
 
 
 @dataclass

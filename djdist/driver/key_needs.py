@@ -1,12 +1,12 @@
 """What keys need, also those that have run out of memory."""
 
 import logging
-import traceback
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from djdist._job import Ending, Failure, Identity, Job, Outcome, Policy, Recipe
-from djdist._needs import ONE_CPU, Needs, amounts_text
+from djdist._needs import Needs, amounts_text
+from djdist.errors import OptionError
 
 logger = logging.getLogger(__package__)
 
@@ -44,34 +44,45 @@ class KeyNeeds:
         self._recipes = recipes
         self._memory_max = policy.memory_max
         self._last: dict[str, Needs] = {}
+        self._said: dict[Identity, Needs] = {}
         self._grown: dict[Identity, int] = {}
         self.learned: dict[str, int] = {}
 
     def of_table(self, table: str) -> Needs:
         """Return what a key of a table needs, where each says its own what the last one did."""
-        needs = self._recipes[table].needs
-        last = needs if isinstance(needs, Needs) else self._last.get(table, ONE_CPU)
-        return self._with_learned(table, last)
+        recipe = self._recipes[table]
+        return self._with_learned(table, recipe.needs or self._last.get(table, recipe.default_needs))
+
+    def has_to_ask(self, job: Job) -> bool:
+        """Return whether it isn't known yet what a key needs, since its table says so of each one."""
+        return self._recipes[job.table].needs is None and job.identity not in self._said
+
+    def told(self, jobs: Sequence[Job], needs: Sequence[Needs | None]) -> tuple[list[Outcome], list[Job]]:
+        """Note what keys need; return the errors of those that no node will hold, and the others."""
+        refused, known = list[Outcome](), list[Job]()
+        for job, said in zip(jobs, needs, strict=True):
+            try:
+                if said:
+                    said = said.over(self._recipes[job.table].default_needs)
+                    self._check(job.table, said)
+                    self._said[job.identity] = self._last[job.table] = said
+                    known.append(job)
+            except OptionError as error:
+                refused.append(Outcome(job, Ending.FAILED, Failure(f"{type(error).__name__}: {error}")))
+        return refused, known
 
     def of(self, job: Job) -> Needs:
-        """Return what a key needs; what its table raises over it is raised."""
-        needs = self._recipes[job.table].needs
-        if not isinstance(needs, Needs):
-            needs = needs(job.key)
-            self._check(job.table, needs)
-            self._last[job.table] = needs
-        needs, grown = self._with_learned(job.table, needs), self._grown.get(job.identity)
+        """Return what a key needs."""
+        said = self._said.get(job.identity) or self.of_table(job.table)
+        needs, grown = self._with_learned(job.table, said), self._grown.get(job.identity)
         return needs.with_memory(max(grown, int(needs.memory or 0))) if grown else needs
 
-    def parted(self, jobs: Sequence[Job], record: Callable[[Outcome], None]) -> dict[Needs, list[Job]]:
-        """Part jobs by what they need; record the error of those whose table raises instead of saying it."""
+    def parted(self, jobs: Sequence[Job]) -> Iterator[tuple[Needs, list[Job]]]:
+        """Part jobs by what they need."""
         by_needs = defaultdict[Needs, list[Job]](list)
         for job in jobs:
-            try:
-                by_needs[self.of(job)].append(job)
-            except Exception as error:
-                record(Outcome(job, Ending.FAILED, _failure(error)))
-        return by_needs
+            by_needs[self.of(job)].append(job)
+        yield from by_needs.items()
 
     def grow(self, job: Job, had: Needs, share: int, largest: int) -> bool:
         """Note that a key ran out of memory; return whether it may have more.
@@ -100,20 +111,17 @@ class KeyNeeds:
 
     def note_made(self, job: Job) -> None:
         """Note that a key has been made, so that others start from the memory that it needed."""
-        memory = self._grown.pop(job.identity, 0)
+        memory = self._grown.get(job.identity, 0)
         if memory > self.learned.get(job.table, 0):
             self.learned[job.table] = memory
+        self.forget(job)
 
     def forget(self, job: Job) -> None:
         """Keep nothing of a key that will not be tried again."""
-        self._grown.pop(job.identity, None)
+        if self._grown or self._said:  # mostly neither, for thousands of keys
+            self._grown.pop(job.identity, None)
+            self._said.pop(job.identity, None)
 
     def _with_learned(self, table: str, needs: Needs) -> Needs:
         learned = self.learned.get(table, 0)
         return needs.with_memory(learned) if learned > int(needs.memory or 0) else needs
-
-
-def _failure(error: Exception) -> Failure:
-    kinds = tuple(kind.__name__ for kind in type(error).__mro__)
-    stack = "".join(traceback.format_exception(error))
-    return Failure(f"{type(error).__name__}: {error}", stack, error, kinds)

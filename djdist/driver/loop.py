@@ -21,7 +21,7 @@ from djdist._job import (
     Summary,
     Watch,
 )
-from djdist._needs import Needs
+from djdist._needs import ONE_CPU, Needs
 from djdist._signals import signal_behind
 from djdist.driver.backlog import WAIT_SECONDS
 from djdist.driver.context import RunContext
@@ -262,9 +262,15 @@ class Driver:
         jobs = table.backlog.reserve(limit, idle=idle, max_priority=max_priority)
         self._results.count_reserved(len(jobs))
         shares = 1 if len(jobs) == most else slots  # no sign of little left where one statement gave its most
-        for each, mine in self._needs.parted(jobs, self._results.record).items():
-            self._tasks.submit((each, group) for group in table.grouping.split(mine, size, shares))
+        unknown = table.grouping.split(list(filter(self._needs.has_to_ask, jobs)), size, shares)
+        self._tasks.submit(((ONE_CPU, group) for group in unknown), asks=True)
+        self._submit([job for job in jobs if not self._needs.has_to_ask(job)], size, shares)
         return len(jobs) < limit
+
+    def _submit(self, jobs: Sequence[Job], size: int = 1, shares: int = 1) -> None:
+        for needs, mine in self._needs.parted(jobs):
+            groups = self._tables[mine[0].table].grouping.split(mine, size, shares)
+            self._tasks.submit((needs, group) for group in groups)
 
     def _left(self, table: TableJobs, enough: int) -> int:
         """Count what is left of a table for this run, no further than to what is enough."""
@@ -348,8 +354,20 @@ class Driver:
         elif report.setup_error:
             self._results.give_back(task.jobs)
             self._results.worker_failed(report.setup_error)
+        elif task.asks:
+            self._record_needs(task.jobs, report)
         else:
             self._record_report(task.jobs, report)
+
+    def _record_needs(self, jobs: Sequence[Job], report: Report) -> None:
+        """Submit the keys of which it is known now what they need."""
+        refused, known = self._needs.told(jobs, report.needs)
+        for outcome in (*report.outcomes, *refused):
+            self._results.record(outcome)
+        if self._shutdown.is_stopping:
+            self._results.give_back(known)
+        else:
+            self._submit(known)
 
     def _record_broken(self, task: Task, error: Breakage) -> None:
         """Record what became of the jobs of a worker that died; it may have ended itself over a timeout."""

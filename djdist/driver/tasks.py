@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from djdist._job import Identity, Job
 from djdist._job_store import JobStore
@@ -24,6 +24,8 @@ class Task:
         What its worker was making when the store was last asked.
     running_since : float
         When it was first seen to do so.
+    asks : bool
+        Its worker is asked what its keys need, and makes none.
     misses : int
         How many renewals in a row have found none of its jobs to be the run's.
     """
@@ -32,6 +34,7 @@ class Task:
     jobs: tuple[Job, ...]
     submitted_at: float
     needs: Needs = ONE_CPU
+    asks: bool = False
     running: Job | None = None
     running_since: float = 0.0
     misses: int = 0
@@ -101,15 +104,16 @@ class InFlight:
         """Return all jobs in flight."""
         return [job for task in self for job in task.jobs]
 
-    def submit(self, groups: Iterable[tuple[Needs, tuple[Job, ...]]]) -> None:
-        """Submit groups as tasks; give back what was not, if that fails."""
+    def submit(self, groups: Iterable[tuple[Needs, tuple[Job, ...]]], *, asks: bool = False) -> None:
+        """Submit groups to be made, or asked what they need; give back what was not, if that fails."""
         waiting = deque(groups)
         try:
             while waiting:
                 needs, jobs = waiting[0]
-                ticket = self._pool.submit(jobs[0].table, jobs, needs)
+                sent = tuple(replace(job, asks=True) for job in jobs) if asks else jobs
+                ticket = self._pool.submit(jobs[0].table, sent, needs)
                 waiting.popleft()
-                self._tasks[ticket] = Task(ticket, jobs, self._clock(), needs)
+                self._tasks[ticket] = Task(ticket, jobs, self._clock(), needs, asks)
                 self._room.take(ticket, needs, jobs[0].table)
                 self.task_counts[jobs[0].table] += 1
                 self.job_counts[jobs[0].table] += len(jobs)

@@ -26,6 +26,7 @@ from djdist.errors import LeaseLostError, Terminated
 from djdist.pipeline.connection import close, reconnect
 from djdist.shipping.packing import is_alive, open_dbapi_connection
 from djdist.worker.failure import failure_of
+from djdist.worker.key_needs import needs_of
 from djdist.worker.make_session import MakeSession
 from djdist.worker.memory import measured
 from djdist.worker.trial import trial
@@ -71,6 +72,8 @@ class WorkerContext:
         with nullcontext() if made_for_others else one_at_a_time():
             if not jobs:
                 return trial(self.table, self.statements)
+            if jobs[0].asks:
+                return needs_of(self.table, jobs)
             return make_group(Group(self, jobs))
 
     def watched(self) -> AbstractContextManager[None]:

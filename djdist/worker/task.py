@@ -21,6 +21,7 @@ from djdist.shipping.assignments import Assignment, assigned
 from djdist.shipping.packing import open_dbapi_connection, unpack
 from djdist.worker.failure import failure_of, portable
 from djdist.worker.group import Group, WorkerContext, made_for_others, make_group, one_at_a_time
+from djdist.worker.key_needs import needs_of
 from djdist.worker.make_session import load_early
 from djdist.worker.session import Session
 from djdist.worker.trial import setup_error, trial
@@ -77,6 +78,8 @@ class WorkerTask:
                 return _without_context(self.name, jobs, error)
             if not jobs:
                 return trial(context.table, context.statements)
+            if jobs[0].asks:
+                return needs_of(context.table, jobs)
             group = Group(context, jobs)
             made_for_others.append(group)
             try:

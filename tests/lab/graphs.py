@@ -43,7 +43,7 @@ class FakeTable:
     parents: tuple[str, ...] = ()
     fan_out: int = 1
     follows: bool = True
-    needs: Needs = ONE_CPU
+    needs: Needs | None = ONE_CPU
     after: tuple[str, ...] = ()
 
 
@@ -205,7 +205,8 @@ class FakeStore(JobStore):
 class FakeCluster(TaskPool):
     """Nodes on which keys take their time by a clock, which goes on while the driver waits.
 
-    ``seconds`` says how long a key takes, ``ending`` how it ends.
+    ``seconds`` says how long a key takes, ``ending`` how it ends, ``needs_of`` what a table says that a
+    key needs, None where it raises.
     """
 
     pipeline: FakePipeline
@@ -213,6 +214,7 @@ class FakeCluster(TaskPool):
     clock: Clock
     seconds: Callable[[Job], float] = lambda job: 1.0
     ending: Callable[[Job], Ending | BreakageKind] = lambda job: Ending.MADE
+    needs_of: Callable[[Job], Needs | None] = lambda job: ONE_CPU
     began: dict[tuple[str, Keys], float] = field(default_factory=dict)
     given: dict[tuple[str, Keys], Needs] = field(default_factory=dict)
     begun: list[Job] = field(default_factory=list)
@@ -227,6 +229,7 @@ class FakeCluster(TaskPool):
         self._free = [dict(node.amounts) for node in self.machines]
         self._slots = [float("inf") if node.slots is None else node.slots for node in self.machines]
         self._trials: list[int] = []
+        self._asked: dict[int, tuple[Job, ...]] = {}
 
     def nodes(self) -> Sequence[Node]:
         return self.machines
@@ -235,6 +238,9 @@ class FakeCluster(TaskPool):
         ticket = next(self._tickets)
         if jobs:
             self._waiting[ticket] = tuple(jobs), needs
+            if jobs[0].asks:
+                self._asked[ticket] = tuple(jobs)
+                del self._waiting[ticket]
             self._begin()
         else:
             self._trials.append(ticket)
@@ -264,6 +270,9 @@ class FakeCluster(TaskPool):
         if self._trials:
             trials, self._trials = self._trials, []
             return [Completion(ticket, Report()) for ticket in trials]
+        if self._asked:
+            asked, self._asked = self._asked, {}
+            return [self._answer(ticket, jobs) for ticket, jobs in asked.items()]
         until = self.clock.seconds + timeout_seconds
         if self._running and self._running[0][0] <= until:
             self.clock.seconds = max(self.clock.seconds, self._running[0][0])
@@ -275,6 +284,12 @@ class FakeCluster(TaskPool):
             ended.append(self._completion(ticket))
         self._begin()
         return ended
+
+    def _answer(self, ticket: int, jobs: Sequence[Job]) -> Completion:
+        needs = tuple(self.needs_of(job) for job in jobs)
+        raised = [Job(job.table, job.key) for job, said in zip(jobs, needs, strict=True) if said is None]
+        outcomes = tuple(Outcome(job, Ending.FAILED, Failure("LookupError: size unknown")) for job in raised)
+        return Completion(ticket, Report(outcomes, needs=needs))
 
     def _completion(self, ticket: int) -> Completion:
         jobs, needs, number, seconds = self._at.pop(ticket)

@@ -190,3 +190,17 @@ def test_it_gets_no_more_than_there_is_and_is_an_error_then(policy: Policy | Non
     assert (summary.success_count, summary.failed) == (0, 20)
     assert max(int(needs.memory or 0) for needs in cluster.given.values()) == 2500
     assert "out of memory" in summary.errors[0][1].message
+
+
+@pytest.mark.parametrize("waits_for_room", [True, False])
+def test_each_key_gets_what_its_table_says_of_it(waits_for_room: bool) -> None:
+    pipeline, clock = FakePipeline([FakeTable("Each", needs=None)], 60), Clock()
+
+    def needs_of(job: Job) -> Needs | None:
+        return None if job.key["n"] % 5 == 0 else Needs(cpus=0.5 + job.key["n"] % 2 / 2)
+
+    cluster = FakeCluster(pipeline, [Node({"cpus": 1}, slots=1)], clock, needs_of=needs_of)
+    cluster.waits_for_room = waits_for_room
+    summary = run(cluster)
+    assert (summary.success_count, summary.failed) == (48, 12)
+    assert all(needs == needs_of(Job(t, dict(k))) for (t, k), needs in cluster.given.items())

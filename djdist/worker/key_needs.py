@@ -1,0 +1,23 @@
+"""What keys need whose table says it of each one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from djdist._job import Ending, Job, Outcome, Report
+from djdist._needs import Needs, checked
+from djdist.database.errors import is_infrastructure
+from djdist.worker.failure import failure_of, portable
+
+
+def needs_of(table: Any, jobs: Sequence[Job]) -> Report:
+    """Ask a table what keys need; what it raises over one of them is the key's error."""
+    outcomes, needs = list[Outcome](), list[Needs | None]()
+    for job in jobs:
+        try:
+            needs.append(checked(table.needs(dict(job.key)), type(table).__name__))
+        except Exception as error:
+            ending = Ending.TRANSIENT if is_infrastructure(error) else Ending.FAILED
+            needs.append(None)
+            outcomes.append(Outcome(replace(job, asks=False), ending, portable(failure_of(error))))
+    return Report(tuple(outcomes), needs=tuple(needs))
