@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import heapq
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from itertools import count
+from typing import Any, TypeVar
 
 from djdist._job import (
     Breakage,
@@ -28,6 +31,7 @@ from djdist.driver import Driver, RunContext
 from djdist.job_stores.pipeline import PipelineStore
 from lab.scripted import Clock
 
+Result = TypeVar("Result")
 Keys = tuple[tuple[str, int], ...]
 
 
@@ -61,6 +65,7 @@ class FakePipeline:
     def __init__(self, tables: Sequence[FakeTable], keys: int) -> None:
         self.tables = {table.name: table for table in tables}
         self.keys = keys
+        self.lock = threading.RLock()  # a driver refreshes in a thread
         self.made: dict[str, set[Keys]] = {name: set() for name in self.tables}
         self.attributes: dict[str, tuple[str, ...]] = {}
         for table in tables:
@@ -114,6 +119,17 @@ def _joined(rows: list[dict[str, int]], keys: set[Keys]) -> list[dict[str, int]]
     return [row | key for row in rows for key in by_shared[tuple(row[name] for name in shared)]]
 
 
+def locked(act: Callable[..., Result]) -> Callable[..., Result]:
+    """Do it while no other thread changes what the pipeline has."""
+
+    @wraps(act)
+    def alone(self: FakeStore, *arguments: Any, **options: Any) -> Result:
+        with self.pipeline.lock:
+            return act(self, *arguments, **options)
+
+    return alone
+
+
 class FakeStore(JobStore):
     """The jobs of one table of a pipeline that pretends."""
 
@@ -126,10 +142,12 @@ class FakeStore(JobStore):
         self.asked = Counter[str]()
         self.elsewhere = 0
 
+    @locked
     def refresh(self) -> dict[str, int]:
         self.asked["refresh"] += 1
         return {"added": self._add(self.pipeline.key_source(self.table))}
 
+    @locked
     def add_new(self, parents: Sequence[Job]) -> int:
         self.asked["add_new"] += 1
         new = defaultdict[str, set[Keys]](set)
@@ -146,6 +164,7 @@ class FakeStore(JobStore):
         self.waiting |= {key: self.priorities(key) for key in new}
         return len(new)
 
+    @locked
     def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
         self.asked["reserve"] += 1
         due = [k for k, p in self.waiting.items() if max_priority is None or p <= max_priority]
@@ -153,13 +172,16 @@ class FakeStore(JobStore):
         self.owned |= {key: self.waiting.pop(key) for key in urgent}
         return [Job(self.table, dict(key)) for key in urgent]
 
+    @locked
     def next_priority(self) -> int | None:
         self.asked["next_priority"] += 1
         return min(self.waiting.values(), default=None)
 
+    @locked
     def reserved(self) -> list[Job]:
         return [Job(self.table, dict(key)) for key in self.owned]
 
+    @locked
     def release(self, jobs: Sequence[Job], *, delay_seconds: float = 0) -> int:
         keys = [tuple(job.key.items()) for job in jobs]
         self.waiting = {key: self.owned.pop(key) for key in keys} | self.waiting
@@ -171,11 +193,13 @@ class FakeStore(JobStore):
     def release_all(self) -> None:
         self.release(self.reserved())
 
+    @locked
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         self.failed.add(tuple(job.key.items()))
         del self.owned[tuple(job.key.items())]
         return True
 
+    @locked
     def forget(self, job: Job) -> None:
         del self.owned[tuple(job.key.items())]
 
@@ -197,6 +221,7 @@ class FakeStore(JobStore):
     def held_by_others(self) -> int:
         return self.elsewhere
 
+    @locked
     def pending(self, most: int | None = None) -> int:
         return len(self.waiting) if most is None else min(most, len(self.waiting))
 
@@ -297,7 +322,8 @@ class FakeCluster(TaskPool):
         endings = [self.ending(job) for job in jobs]
         for job, ending in zip(jobs, endings, strict=True):
             if ending is Ending.MADE:
-                self.pipeline.made[job.table].add(tuple(job.key.items()))
+                with self.pipeline.lock:
+                    self.pipeline.made[job.table].add(tuple(job.key.items()))
             self.ended_at[job.table] = self.clock.seconds
         for ending in endings:
             if isinstance(ending, BreakageKind):
