@@ -6,7 +6,7 @@ from typing import Any
 import datajoint as dj
 import pandas as pd
 
-from djdist._needs import Needs, NeedsOfKey
+from djdist._needs import Needs
 from djdist.jobs.history import NO_JOBS, counts_of
 from djdist.jobs.table import jobs_to_look_at
 from djdist.pipeline.expected import expected_keys, held_back
@@ -20,7 +20,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def forecast(plan: Plan, needs: Mapping[str, Needs | NeedsOfKey]) -> pd.DataFrame:
+def forecast(plan: Plan, needs: Mapping[str, Needs | None]) -> pd.DataFrame:
     """Return what a run would do.
 
     Parameters
@@ -60,7 +60,7 @@ def _row(plan: Plan, planned: PlannedTable, all_jobs: dict[str, Any]) -> dict[st
     }
 
 
-def _text(needs: Needs | NeedsOfKey) -> str:
+def _text(needs: Needs | None) -> str:
     return str(needs) if isinstance(needs, Needs) else "what each key says"
 
 
