@@ -84,16 +84,17 @@ class Room:
         self._look()
         kind = self._kind(needs)
         ahead = (
-            max(1, kind.slots // AHEAD) if self._pool.waits_for_room and not self._larger_waits(needs) else 0
+            max(1, kind.slots // AHEAD) if self._pool.waits_for_room and not self._is_kept_from(needs) else 0
         )
         return max(0, kind.fitting + ahead - len(kind.waiting))
 
-    def _larger_waits(self, needs: Needs) -> bool:
-        """Return whether what waits at the pool could take for ever what is reserved for a larger task.
+    def _is_kept_from(self, needs: Needs) -> bool:
+        """Return whether what waits at the pool could take for ever what is kept for others.
 
-        The pool knows of no reservations: it begins what it has as soon as that fits.
+        The pool knows nothing of that: it begins what it has as soon as that fits.
         """
-        return any(_is_smaller(needs, larger) for larger in self._reserved)
+        scarce = (kind for kind in self._scarce if not _shares_scarce(needs, kind) and self._kind(kind).slots)
+        return any(scarce) or any(_is_smaller(needs, larger) for larger in self._reserved)
 
     def take(self, ticket: int, needs: Needs, table: str) -> None:
         """Note a task that was submitted."""
@@ -253,15 +254,17 @@ class _Filling:
         if self.reserved_for and _is_smaller(needs, self.reserved_for):
             return 0
         left: Mapping[str, float] = self._left
+        slots_left = self._slots_left
         for other in kept:
-            if _count(left, other, self._slots_left) and self._spares(other):
+            if _count(left, other, slots_left) and self._spares(other):
                 left = {name: amount - other.amounts.get(name, 0) for name, amount in left.items()}
-        return _count(left, needs, self._slots_left)
+                slots_left -= 1
+        return _count(left, needs, slots_left)
 
     def _spares(self, needs: Needs) -> bool:
         """Return whether keeping room for a task leaves enough of the node to others."""
         shares = (needs.amounts.get(name, 0) <= SCARCE_SHARE * self._amounts.get(name, 0) for name in COMMON)
-        return self._slots == float("inf") and all(shares)
+        return SCARCE_SHARE * self._slots >= 1 and all(shares)
 
     def would_hold(self, needs: Needs) -> bool:
         """Return whether it holds one once processors and memory come free there."""

@@ -15,12 +15,16 @@ from typing import Any
 import pytest
 
 from djdist._executor import Executor
-from djdist._job import BreakageKind, Completion, Ending, Job, Outcome, Report
+from djdist._job import BreakageKind, Completion, Ending, Job, Outcome, Policy, Recipe, Report
+from djdist._job_store import JobStore
 from djdist._needs import Needs
 from djdist._task_pool import TaskPool
+from djdist.driver import Driver, RunContext
 from djdist.errors import OptionError
 from djdist.executors.futures import FuturesExecutor
 from djdist.executors.local import LocalExecutor
+from djdist.job_stores.memory import MemoryStore
+from djdist.job_stores.pipeline import PipelineStore
 from lab.watching import wait_until
 
 GPU = Needs(gpus=1)
@@ -28,11 +32,16 @@ HALF = Needs(gpus=0.5)
 
 
 def note(jobs: Sequence[Job]) -> Report:
-    """Leave a file that says where a key was begun; wait at its gate, die or take more and more memory."""
+    """Leave a file that says where a key was begun; wait at its gate, for another table's key, or die."""
     for job in jobs:
         folder = Path(job.key["folder"])
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "-").replace(",", "+")
         (folder / f"{job.table}_{job.key['n']}_{os.getpid()}_{visible}_{time.monotonic_ns()}").touch()
+        while job.key["gate"] == "meet" and not list(folder.glob("B_*" if job.table == "A" else "A_*")):
+            time.sleep(0.01)
+        if job.key["gate"] in ("meet", "linger"):
+            time.sleep(0.1)
+            continue
         if job.key["gate"] == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if job.key["gate"].startswith("/"):
@@ -83,6 +92,19 @@ def waiting_for(pool: TaskPool, folder: Path, wanted: set[int]) -> None:
 def opened(executor: Executor) -> Iterator[TaskPool]:
     with executor, executor.open(dict.fromkeys("ABC", note)) as pool:
         yield pool
+
+
+def run(pool: TaskPool, folder: Path, *tables: tuple[str, Needs, int], do: str = "linger") -> list[str]:
+    """Let a driver make so many keys of tables, those upstream first; return whose keys began."""
+    stores: dict[str, JobStore] = {}
+    for first, (table, _, count) in enumerate(tables):
+        jobs = [key(folder, table, 100 * first + n, do) for n in range(count)]
+        stores[table] = MemoryStore(table, [job.key for job in jobs])
+    recipes = {table: Recipe(table, needs=needs) for table, needs, _ in tables}
+    policy = Policy(suppress_errors=True, task_seconds=0.01)
+    summary = Driver(RunContext(PipelineStore(stores), pool, recipes, policy, "run")).run(lambda status: True)
+    assert summary.success_count == sum(count for *_, count in tables)
+    return [table for table, *_ in begun(folder)]
 
 
 @pytest.fixture
@@ -181,6 +203,22 @@ class TestLocal:
             (tmp_path / "gate a").touch()
             ended(pool, 1)
 
+    def test_in_a_run_neither_plain_nor_gpu_keys_wait_behind_the_others(
+        self, modules_folder: Path, tmp_path: Path
+    ) -> None:
+        with opened(LocalExecutor(3, gpus=1)) as pool:
+            order = run(pool, tmp_path, ("A", GPU, 8), ("B", Needs(), 24), do="meet")
+        assert Counter(order) == {"A": 8, "B": 24}
+        assert len({pid for table, _, pid, _ in begun(tmp_path) if table == "A"}) == 1
+
+    def test_in_a_run_a_large_key_is_not_starved_by_small_ones(
+        self, modules_folder: Path, tmp_path: Path
+    ) -> None:
+        with opened(LocalExecutor(2)) as pool:
+            cpus = pool.nodes()[0].amounts["cpus"]
+            order = run(pool, tmp_path, ("A", Needs(cpus=cpus), 2), ("B", Needs(cpus=cpus / 2), 40))
+        assert order.index("A") < 30
+
     def test_what_the_kernel_kills_for_want_of_memory_is_told(
         self, modules_folder: Path, tmp_path: Path, small_group: Path
     ) -> None:
@@ -251,6 +289,13 @@ class TestRay:
         ended(on_ray, 10)
         assert len({pid for *_, pid, _ in begun(tmp_path)}) == slots
 
+    def test_in_a_run_neither_cpu_nor_gpu_keys_wait_behind_the_others(
+        self, on_ray: TaskPool, tmp_path: Path
+    ) -> None:
+        order = run(on_ray, tmp_path, ("A", Needs(cpus=0, gpus=1), 8), ("B", Needs(), 24), do="meet")
+        assert Counter(order) == {"A": 8, "B": 24}
+        assert len({pid for table, _, pid, _ in begun(tmp_path) if table == "A"}) <= 2
+
     def test_what_another_table_has_loaded_into_a_gpu_ends(self, on_ray: TaskPool, tmp_path: Path) -> None:
         needs = Needs(cpus=0, gpus=2)
         for n, table in enumerate("AAB"):
@@ -317,6 +362,11 @@ class TestDask:
         ended(on_dask, 3)
         (tmp_path / "gate a").touch()
         ended(on_dask, 2)
+        assert len({pid for table, _, pid, _ in begun(tmp_path) if table == "A"}) == 1
+
+    def test_in_a_run_gpu_keys_have_their_worker(self, on_dask: TaskPool, tmp_path: Path) -> None:
+        order = run(on_dask, tmp_path, ("A", GPU, 8), ("B", Needs(), 24))
+        assert Counter(order) == {"A": 8, "B": 24}
         assert len({pid for table, _, pid, _ in begun(tmp_path) if table == "A"}) == 1
 
     def test_threads_and_memory_choose_the_worker(self, on_dask: TaskPool, tmp_path: Path) -> None:
