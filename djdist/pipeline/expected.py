@@ -11,16 +11,21 @@ from djdist.pipeline.key_sources import is_default, renamed
 from djdist.pipeline.keys import as_expression, missing_keys
 from djdist.pipeline.plan import Plan, PlannedTable
 
+MOST_QUERIES = 50
+"""Where a graph forks and joins again and again, a query of all that is above would have no end."""
+
 
 def expected_keys(plan: Plan, planned: PlannedTable) -> QueryExpression:
     """Return the query of all keys that a table is to have, made or not.
 
-    Parents in the run count with their own expected keys. A key source of one's own is taken
-    as it stands, and so are Part tables, whose rows nobody knows before they are made.
+    Parents in the run count with their own expected keys, unless there are too many of them above. A key
+    source of one's own is taken as it stands, and so are Part tables, whose rows nobody knows before they are
+    made.
     """
     if not is_default(planned.table):
         return planned.table._jobs_to_do(planned.restrictions)
-    members = {member.table.full_table_name: member for member in plan.tables}
+    sizes = _sizes(plan)
+    members = {name: m for m in plan.tables if sizes[name := m.table.full_table_name] <= MOST_QUERIES}
     sources = [
         renamed(_expected_rows(plan, members[name]) if name in members else parent, properties["attr_map"])
         for parent, properties in planned.table.parents(primary=True, as_objects=True, foreign_key_info=True)
@@ -48,6 +53,16 @@ def held_back(plan: Plan, planned: PlannedTable) -> list[tuple[str, AttributeMap
     todo = planned.table._jobs_to_do(planned.restrictions)
     to_come = missing_keys(expected_keys(plan, planned), planned.table, todo)
     return [(members[table].name, attributes, to_come) for table, attributes in sorted(handed_down)]
+
+
+def _sizes(plan: Plan) -> dict[str, int]:
+    """Return of how many queries that of each table's expected keys is made up."""
+    sizes: dict[str, int] = {}
+    for planned in plan.tables:
+        name = planned.table.full_table_name
+        parents = [key.parent for key in plan.foreign_keys.of(name) if key.primary]
+        sizes[name] = 1 + sum(sizes.get(parent, 0) for parent in parents)
+    return sizes
 
 
 def _expected_rows(plan: Plan, planned: PlannedTable) -> QueryExpression:

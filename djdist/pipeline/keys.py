@@ -1,6 +1,7 @@
 """Which keys are still to be made."""
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import datajoint as dj
@@ -63,9 +64,16 @@ def _outer_join(todo: QueryExpression, table: QueryExpression, alias: str) -> st
     return f"LEFT JOIN ({table.proj().make_sql()}) AS {alias} ON {' AND '.join(same) or 'TRUE'}"
 
 
+_numbers = count()
+"""Joined, no two of them may have the same name."""
+
+
 def as_expression(sql: str, like: QueryExpression) -> QueryExpression:
     """Return a query's rows as DataJoint reads those of its own queries."""
     expression = QueryExpression()
-    expression._connection, expression._support = like.connection, [f"({sql}) AS djdist_keys"]
+    expression._connection, expression._support = (
+        like.connection,
+        [f"({sql}) AS djdist_keys_{next(_numbers)}"],
+    )
     expression._heading = like.heading.make_subquery_heading()
     return expression

@@ -186,3 +186,17 @@ def rows_read(connection: Any, sql: str) -> int:
     counters = "SHOW SESSION STATUS LIKE 'Handler_read%%'"
     before, _, after = (connection.query(query).fetchall() for query in (counters, sql, counters))
     return sum(int(count) for _, count in after) - sum(int(count) for _, count in before)
+
+
+def test_the_query_of_what_is_to_come_stays_small_where_a_graph_forks_and_joins(filled: ModuleType) -> None:
+    """It would double with each of these tables."""
+    tables, context = [filled.Detection], {"T0": filled.Detection}
+    for number in range(1, 12):
+        definition = f"-> T{number - 1}\n-> T{max(0, number - 2)}"
+        table = type(f"T{number}", (Made,), {"definition": definition, "__module__": __name__})
+        context[f"T{number}"] = filled.results(table, context=dict(context))
+        tables.append(table)
+    planned = plan_of(tables)
+    number = SUBJECTS * SESSIONS * len(filled.Param())
+    assert [len(expected_keys(planned, planned[f"T{n}"])) for n in (1, 2, 5)] == [number] * 3
+    assert len(expected_keys(planned, planned["T11"]).make_sql()) < 100_000

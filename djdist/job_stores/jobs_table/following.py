@@ -40,6 +40,12 @@ def coming_of_failed(following: Following, backend: str) -> sa.TextClause:
     return _with_condition(following, f"{_row(following.columns)} IN ({failed})")
 
 
+def any_failed(following: Following) -> sa.TextClause:
+    """Return the SQL that counts jobs of the table upstream that have failed, up to one."""
+    failed = f"SELECT 1 FROM {following.jobs_table} WHERE status = 'error' LIMIT 1"
+    return verbatim(f"SELECT count(*) FROM ({failed}) AS failed")
+
+
 def _each_for_itself(rows: Sequence[tuple[Any, ...]], following: Following) -> sa.TextClause:
     """Compare each row of values, as an equality finds some that a list doesn't."""
     conditions, values = list[str](), dict[str, Any]()

@@ -17,7 +17,7 @@ from djdist.job_stores.jobs_table.blob import pack_text
 from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, batches, discourage
 from djdist.job_stores.jobs_table.conditions import Conditions, Where
 from djdist.job_stores.jobs_table.dead_workers import DeadWorkers
-from djdist.job_stores.jobs_table.following import coming_of_failed
+from djdist.job_stores.jobs_table.following import any_failed, coming_of_failed
 from djdist.job_stores.jobs_table.functions import NOW, in_seconds, verbatim, without_index
 from djdist.job_stores.jobs_table.lease import SMALLEST_TOKEN
 from djdist.job_stores.jobs_table.refreshing import Refreshing, add_new, refresh
@@ -225,6 +225,7 @@ class JobsTable(JobStore):
         counts = {
             following.parent: self._transactions.number(coming_of_failed(following, backend))
             for following in self.spec.held_back
+            if self._transactions.number(any_failed(following))  # the other query reads whole tables
         }
         return {table: count for table, count in counts.items() if count}
 
