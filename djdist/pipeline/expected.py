@@ -1,7 +1,9 @@
 """Which keys a table of a run will have once all that is upstream in the run is made."""
 
+from collections.abc import Mapping
 from functools import reduce
 from operator import mul
+from typing import Any
 
 import datajoint as dj
 from datajoint.expression import QueryExpression
@@ -26,10 +28,10 @@ def expected_keys(plan: Plan, planned: PlannedTable) -> QueryExpression:
         return planned.table._jobs_to_do(planned.restrictions)
     sizes = _sizes(plan)
     members = {name: m for m in plan.tables if sizes[name := m.table.full_table_name] <= MOST_QUERIES}
+    parents = planned.table.parents(primary=True, as_objects=True, foreign_key_info=True)
     sources = [
-        renamed(_expected_rows(plan, members[name]) if name in members else parent, properties["attr_map"])
-        for parent, properties in planned.table.parents(primary=True, as_objects=True, foreign_key_info=True)
-        if (name := parent.full_table_name)
+        _expected_rows(plan, members.get(parent.full_table_name), parent, properties["attr_map"])
+        for parent, properties in parents
     ]
     return (reduce(mul, sources) & dj.AndList(planned.restrictions)).proj()
 
@@ -65,11 +67,21 @@ def _sizes(plan: Plan) -> dict[str, int]:
     return sizes
 
 
-def _expected_rows(plan: Plan, planned: PlannedTable) -> QueryExpression:
-    """Return the query of the primary key of all rows that a table is to have, as far as that is known."""
-    rows = dj.FreeTable(planned.table.connection, planned.table.full_table_name).proj()
-    keys = expected_keys(plan, planned)
-    if {*keys.primary_key} != {*rows.primary_key}:  # make() chooses the rest of it
-        return rows
-    to_come = keys.make_sql(fields=rows.primary_key)
-    return as_expression(f"{rows.make_sql(fields=rows.primary_key)} UNION {to_come}", rows)
+def _expected_rows(
+    plan: Plan, member: PlannedTable | None, parent: Any, names: Mapping[str, str]
+) -> QueryExpression:
+    """Return the query of the key of all rows that a parent is to have, named as a foreign key names it.
+
+    DataJoint renames no attribute of a subquery on PostgreSQL, so it is done here.
+    """
+    now, key = renamed(parent, names), parent.primary_key
+    to_come = expected_keys(plan, member) if member else now
+    if member is None or {*to_come.primary_key} != {*key}:  # make() chooses the rest of it
+        return now
+    quote, new_names = (
+        parent.connection.adapter.quote_identifier,
+        {other: name for name, other in names.items()},
+    )
+    columns = ", ".join(f"{quote(name)} AS {quote(new_names.get(name, name))}" for name in key)
+    rows = f"{parent.proj().make_sql(fields=key)} UNION {to_come.make_sql(fields=key)}"
+    return as_expression(f"SELECT {columns} FROM ({rows}) AS djdist_rows", now)

@@ -9,7 +9,7 @@ import datajoint as dj
 import pytest
 
 import djdist
-from contract.test_plan import Key, pipeline
+from contract.test_plan import Key, Made, pipeline
 from djdist.errors import OptionError
 
 __all__ = ["pipeline"]
@@ -70,6 +70,22 @@ def test_all_that_can_be_made_is_made_and_the_rest_is_explained(
 def test_what_may_be_made_from_any_row_upstream_waits_until_all_are_there(filled: ModuleType) -> None:
     djdist.populate(tables(filled), reserve_jobs=True, suppress_errors=True)
     assert len(filled.Summary.Member()) == KEYS - 2
+
+
+@pytest.mark.parametrize("reserve_jobs", [True, False])
+def test_a_table_with_two_parents_in_the_run_joins_them(filled: ModuleType, reserve_jobs: bool) -> None:
+    class Joined(Made):
+        definition = """
+        -> Sorting
+        -> Detection.proj(other='session')
+        """
+
+    filled.results(Joined, context={"Sorting": filled.Sorting, "Detection": filled.Detection})
+    targets = [Joined, filled.Sorting, filled.Detection]
+    assert djdist.populate(targets, dry_run=True).loc["Joined", "later"] == KEYS * SESSIONS
+    result = djdist.populate(targets, reserve_jobs=reserve_jobs, suppress_errors=True)
+    assert len(Joined()) == (SUBJECTS - 1) * SESSIONS**2 * PARAMS + PARAMS
+    assert result["tables"]["Joined"]["held_back_by"]["Detection"] > 0
 
 
 def test_a_run_without_suppress_errors_raises_the_first_one(filled: ModuleType) -> None:
