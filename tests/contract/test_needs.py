@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,7 @@ from djdist._task_pool import TaskPool
 from djdist.driver import Driver, RunContext
 from djdist.errors import OptionError
 from djdist.executors.futures import FuturesExecutor
-from djdist.executors.local import LocalExecutor
+from djdist.executors.local import LocalExecutor, machine
 from djdist.job_stores.memory import MemoryStore
 from djdist.job_stores.pipeline import PipelineStore
 from lab.watching import wait_until
@@ -312,6 +314,39 @@ class TestRay:
         submit(on_ray, GPU, key(tmp_path, "C", 3))
         ended(on_ray, 2)
         assert numbers(tmp_path) == {2, 3}
+
+
+OUT_OF_MEMORY_ON_RAY = """
+import sys, tempfile
+from pathlib import Path
+import ray
+from contract.test_needs import GPU, ended, key, opened, submit
+from djdist._needs import Needs
+from djdist.executors.ray import RayExecutor
+
+with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    few = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 100_000_000}
+    ray.init("local", include_dashboard=False, _temp_dir=folder, **few)
+    with opened(RayExecutor()) as pool:
+        for needs in (Needs(), GPU):
+            submit(pool, needs, key(Path(sys.argv[1]), "A", 0, "grow"))
+            (completion,) = ended(pool, 1)
+            print(completion.error.kind.name, len(completion.error.message.splitlines()), file=sys.stderr)
+    ray.shutdown()
+"""
+
+
+@pytest.mark.long
+def test_what_rays_memory_monitor_kills_is_told(modules_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    threshold = f"{machine.memory_share() + 0.05:.3f}"
+    environment = {"RAY_memory_usage_threshold": threshold, "RAY_memory_monitor_refresh_ms": "100"}
+    command = [sys.executable, "-c", OUT_OF_MEMORY_ON_RAY, str(tmp_path)]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=200
+    )
+    told = [line for line in done.stderr.splitlines() if line.startswith("OUT_OF_MEMORY")]
+    assert told == ["OUT_OF_MEMORY 1"] * 2, done.stderr[-2000:]
 
 
 @pytest.fixture(scope="class")

@@ -81,9 +81,7 @@ class TestRoom:
     def test_keys_of_one_kind_do_not_wait_behind_those_of_another(self) -> None:
         room = Room(Nodes(Node({"cpus": 4, "gpus": 2})))
         room.expect([ONE_CPU, GPU])
-        assert (
-            filled(room, ONE_CPU) == 3
-        )  # a processor is kept for a key with a GPU, which no other may begin on
+        assert filled(room, ONE_CPU) == 3  # one is kept for a key with a GPU
         assert room.free(GPU) >= 1
         room.take(100, GPU, "Table")
         assert room.waiting["Table"] == 0
