@@ -64,6 +64,11 @@ class Backlog:
         """Note that the store has nothing now."""
         self.ran_short, self._asked_at, self.pending, self._left = True, self._clock(), 0, 0
 
+    def found_empty(self) -> None:
+        """Note that nothing is to be had, and ask again later."""
+        self.found_short()
+        self.empty = True
+
     def reserve(self, limit: int, *, idle: bool, max_priority: int | None = None) -> list[Job]:
         """Reserve jobs, maybe only urgent ones; ``idle`` says that none of the run is in flight.
 
@@ -72,6 +77,7 @@ class Backlog:
         jobs = self._store.reserve(limit, max_priority)
         if max_priority is not None and len(jobs) < limit:  # less urgent ones may be left
             self.pending, self._left = max(0, self.pending - len(jobs)), self._left - len(jobs)
+            self.ran_short, self._asked_at = not jobs, self._clock()  # those that are due are locked
             return jobs
         if idle and not jobs:
             jobs = self._store.reserved()[:limit]

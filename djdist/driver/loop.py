@@ -35,6 +35,7 @@ from djdist.driver.shutdown import Shutdown
 from djdist.driver.streaming import Streaming
 from djdist.driver.tables import TableJobs, Tables
 from djdist.driver.tasks import InFlight, Task
+from djdist.driver.tolerance import Tolerance
 from djdist.driver.unmet import UnmetNeeds
 from djdist.errors import DatabaseError, WorkerSetupError
 
@@ -60,7 +61,8 @@ class Driver:
         self._store, self._pool, self._policy = run.store, run.pool, run.policy
         self._shutdown = Shutdown(run.clock)
         self._tables = Tables(run.recipes, run.store, run.policy, run.clock)
-        self._streaming = Streaming(self._tables, run.policy, run.clock)
+        self._tolerance = Tolerance(run.policy, self._shutdown, run.notifier)
+        self._streaming = Streaming(self._tables, run.policy, self._tolerance, run.clock)
         self._room = Room(run.pool)
         self._needs = KeyNeeds(run.recipes, run.policy, self._room.check)
         self._unmet = UnmetNeeds(self._tables, self._needs, self._room, run.clock)
@@ -247,10 +249,10 @@ class Driver:
             return
         left = [table.name for table in self._tables if not table.backlog.empty]
         self._room.expect(map(self._needs.of_table, left))
-        self._tables.fill(self._fill_from, self._tasks.task_counts)
+        self._tables.fill(self._fill_from, self._tasks.task_counts, self._tolerance.of)
 
     def _fill_from(self, table: TableJobs, max_priority: int | None) -> bool:
-        """Reserve and submit what fits of one table; return whether more would have fitted."""
+        """Reserve and submit what fits of one table; return whether it had some, and too few."""
         needs = self._needs.of_table(table.name)
         slots = self._room.free(needs)
         if slots <= 0 or self._results.free_calls(1) <= 0:
@@ -258,14 +260,15 @@ class Driver:
         size = table.grouping.size_of_shares(partial(self._left, table), self._room.slots(needs))
         most = max(slots, MOST_AT_ONCE)
         limit = self._results.free_calls(min(slots * size, most))
-        idle = not self._tasks.task_counts[table.name]
-        jobs = table.backlog.reserve(limit, idle=idle, max_priority=max_priority)
+        idle, jobs = not self._tasks.task_counts[table.name], list[Job]()
+        with self._tolerance.of(table):
+            jobs = table.backlog.reserve(limit, idle=idle, max_priority=max_priority)
         self._results.count_reserved(len(jobs))
         shares = 1 if len(jobs) == most else slots  # no sign of little left where one statement gave its most
         unknown = table.grouping.split(list(filter(self._needs.has_to_ask, jobs)), size, shares)
         self._tasks.submit(((ONE_CPU, group) for group in unknown), asks=True)
         self._submit([job for job in jobs if not self._needs.has_to_ask(job)], size, shares)
-        return len(jobs) < limit
+        return 0 < len(jobs) < limit
 
     def _submit(self, jobs: Sequence[Job], size: int = 1, shares: int = 1) -> None:
         for needs, mine in self._needs.parted(jobs):
@@ -346,9 +349,12 @@ class Driver:
             self._pool.kill(task.ticket)
 
     def _collect(self, completion: Completion) -> None:
-        task, report = self._tasks.pop(completion.ticket), completion.report
-        if task is None:
-            return
+        if task := self._tasks.pop(completion.ticket):
+            with self._tolerance.of(self._tables[task.table]):
+                self._record(task, completion)
+
+    def _record(self, task: Task, completion: Completion) -> None:
+        report = completion.report
         if report is None:
             self._record_broken(task, completion.error or NO_ANSWER)
         elif report.setup_error:

@@ -3,10 +3,12 @@
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from djdist._job import Job, Policy
 from djdist.driver.tables import TableJobs, Tables
+from djdist.driver.tolerance import Tolerance
+from djdist.errors import DatabaseError
 
 logger = logging.getLogger(__package__)
 
@@ -39,23 +41,29 @@ class Streaming:
         Those of the run.
     policy : Policy
         Whether and how often it looks for new keys by itself.
+    tolerance : Tolerance
+        Says whether a database may refuse a table.
     clock : callable
         Seconds that pass.
     """
 
-    def __init__(self, tables: Tables, policy: Policy, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, tables: Tables, policy: Policy, tolerance: Tolerance, clock: Callable[[], float]
+    ) -> None:
         self._tables = tables
         self._policy = policy
+        self._tolerance = tolerance
         self._clock = clock
         self._below: dict[str, list[_Refresh]] = defaultdict(list)
         self._refreshes = [_Refresh(table, clock, self._period_seconds(table)) for table in tables]
         for refresh in self._refreshes:
-            for name in refresh.table.recipe.upstream:
+            for name in {*refresh.table.recipe.upstream, *refresh.table.recipe.after}:
                 self._below[name].append(refresh)
         self._is_active = len(tables) > 1 or policy.watches
         self._round_ended_at, self._round_took_seconds = float("-inf"), 0.0
         self._thread: threading.Thread | None = None
         self._waits_for_others = False
+        self._asked_at, self._held = float("-inf"), dict[str, int]()
 
     def note_made(self, job: Job) -> None:
         """Note a key that is in its table now."""
@@ -115,10 +123,18 @@ class Streaming:
         done = set[str]()
         for refresh in self._refreshes:  # those upstream first
             table, recipe = refresh.table, refresh.table.recipe
-            table.is_held = not done.issuperset(recipe.after)
+            waits = table.is_held and self._others_hold(recipe.after)
+            table.is_held = waits or not done.issuperset(recipe.after)
             is_busy = bool(in_flight.get(table.name) or refresh.marked or refresh.is_wanted)
             if not is_busy and table.backlog.empty and done.issuperset(recipe.upstream):
                 done.add(table.name)
+
+    def _others_hold(self, names: Iterable[str]) -> bool:
+        """Return whether others are making keys of these tables, which is asked once in a while."""
+        if self._clock() - self._asked_at >= WHOLE_SECONDS:
+            self._asked_at = self._clock()
+            self._held = {**self._held_by_others(self._below)}
+        return not self._held.keys().isdisjoint(names)
 
     def _period_seconds(self, table: TableJobs) -> float | None:
         """Return how often a table is refreshed by itself, None for never."""
@@ -131,7 +147,8 @@ class Streaming:
             return
         began_at = self._clock()
         for refresh in self._free:
-            refresh.add_followed()
+            with self._tolerance.of(refresh.table):
+                refresh.add_followed()
         self._round_ended_at = self._clock()
         self._round_took_seconds = self._round_ended_at - began_at
 
@@ -149,10 +166,18 @@ class Streaming:
         if self._thread and not self._thread.is_alive():
             self._thread = None
             for refresh in self._refreshes:
-                refresh.let_in()
+                with self._tolerance.of(refresh.table):
+                    refresh.let_in()
+
+    def _held_by_others(self, names: Iterable[str]) -> dict[str, int]:
+        held = dict[str, int]()
+        for table in map(self._tables.__getitem__, names):
+            with self._tolerance.of(table):
+                held[table.name] = table.store.held_by_others()
+        return {name: count for name, count in held.items() if count}
 
     def _others_work_upstream(self) -> bool:
-        held = {name: count for name in self._below if (count := self._tables[name].store.held_by_others())}
+        held = self._held_by_others(self._below)
         if held and not self._waits_for_others:
             what = ", ".join(f"{count} keys of {name}" for name, count in held.items())
             logger.info("Waiting for %s that others are making, for what comes after them", what)
@@ -199,7 +224,12 @@ class _Refresh:
         parents, self.marked = self.marked[:MOST_PARENTS], self.marked[MOST_PARENTS:]
         if not parents:
             return
-        if added := self.table.store.add_new(parents):
+        try:
+            added = self.table.store.add_new(parents)
+        except DatabaseError:
+            self.is_wanted = True
+            raise
+        if added:
             self.table.backlog.returned(added)
 
     def whole(self) -> None:

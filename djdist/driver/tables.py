@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 
 from djdist._job import Policy, Recipe
 from djdist._job_store import JobStore
@@ -73,7 +74,10 @@ class TableJobs:
 
 
 FillFrom = Callable[[TableJobs, int | None], bool]
-"""Reserves what fits of a table, up to a priority; returns whether more would have fitted."""
+"""Reserves what fits of a table, up to a priority; returns whether it had some, and too few."""
+
+Tolerated = Callable[[TableJobs], AbstractContextManager[None]]
+"""Says around what is done with a table's jobs whether its database may refuse that."""
 
 
 class Tables:
@@ -125,7 +129,7 @@ class Tables:
         """What was left when it was last seen."""
         return sum(table.backlog.pending for table in self)
 
-    def fill(self, fill_from: FillFrom, in_flight: Mapping[str, int]) -> None:
+    def fill(self, fill_from: FillFrom, in_flight: Mapping[str, int], tolerated: Tolerated) -> None:
         """Reserve the most urgent jobs first, at the same priority those of the deepest table.
 
         A table of which nothing is in flight is asked until it has been seen empty.
@@ -141,18 +145,23 @@ class Tables:
             for table in asked:
                 fill_from(table, None)
             return
-        urgent = [(priority, self._rank(t), t.name) for t in asked if (priority := t.priority()) is not None]
-        heapq.heapify(urgent)
+        urgent: list[tuple[int, int, str]] = []
+        for table in asked:
+            with tolerated(table):
+                self._push(urgent, table, table.priority())
         while urgent:
-            *_, name = heapq.heappop(urgent)
-            table, max_priority = self._tables[name], urgent[0][0] if urgent else None
+            table = self._tables[heapq.heappop(urgent)[-1]]
+            max_priority = urgent[0][0] if urgent else None
             if fill_from(table, max_priority) and max_priority is not None:
-                priority = table.look_up_priority()
-                if priority is not None:
-                    heapq.heappush(urgent, (priority, self._rank(table), name))
+                with tolerated(table):
+                    self._push(urgent, table, table.look_up_priority())
         for table in asked:
             if table.name in idle and table.backlog.ran_short and not table.backlog.empty:
                 fill_from(table, None)  # it tells that nothing is left, also of a commit without an answer
+
+    def _push(self, urgent: list[tuple[int, int, str]], table: TableJobs, priority: int | None) -> None:
+        if priority is not None:
+            heapq.heappush(urgent, (priority, self._rank(table), table.name))
 
     def _rank(self, table: TableJobs) -> int:
         return -table.depth if self._downstream_first else table.depth

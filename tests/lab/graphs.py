@@ -210,7 +210,7 @@ class FakeStore(JobStore):
         return 0
 
     def begun(self, jobs: Sequence[Job]) -> list[Job]:
-        return list(jobs)[:1]
+        return list(jobs) if len(jobs) == 1 else []  # a cluster that pretends makes all of a group
 
     def handed_back(self, jobs: Sequence[Job]) -> bool:
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from djdist._job import Ending, Job, Policy
-from lab.graphs import FakeCluster, FakePipeline, FakeTable, driver_of, lower_bound, run, slots
+from djdist.errors import DatabaseError
+from lab.graphs import FakeCluster, FakePipeline, FakeStore, FakeTable, driver_of, lower_bound, run, slots
 from lab.scripted import Clock
 
 CHAIN = [FakeTable("A"), FakeTable("B", ("A",)), FakeTable("C", ("B",))]
@@ -101,13 +103,12 @@ def test_a_run_takes_hardly_longer_than_it_must(count: int, lengths: str) -> Non
             f"T{chance.randrange(max(0, number - 4), number)}" for _ in range(chance.choice([1, 1, 2]))
         }
         tables.append(FakeTable(f"T{number}", tuple(sorted(parents))))
-    seconds = dict[tuple[str, Any], float]()
 
     def took(job: Job) -> float:
-        drawn = 5.0 if lengths == "equal" else min(20.0, chance.paretovariate(1.5))
-        return seconds.setdefault((job.table, tuple(job.key.items())), drawn)
+        drawn = random.Random(f"{job.table} {job}").paretovariate(1.5)
+        return 5.0 if lengths == "equal" else min(20.0, drawn)
 
-    pipeline, clock = FakePipeline(tables, 1000 if count == 3 else 150), Clock()
+    pipeline, clock = FakePipeline(tables, 1000 if count == 3 else 300), Clock()
     run(FakeCluster(pipeline, slots(16), clock, took))
     assert clock.seconds <= 1.10 * lower_bound(pipeline, 16, took)
 
@@ -172,6 +173,67 @@ def test_keys_that_others_are_making_upstream_are_waited_for(caplog: pytest.LogC
     summary = driver_of(FakeCluster(pipeline, slots(2), clock), store=store).run(watch)
     assert summary.success_count == 2
     assert "Waiting for 1 keys of A" in caplog.text
+
+
+def test_a_table_that_may_read_all_of_another_waits_for_others_who_fill_that() -> None:
+    pipeline, clock = FakePipeline([FakeTable("A"), FakeTable("Summary", after=("A",))], 3), Clock()
+    store = pipeline.store()
+    store.stores["A"].elsewhere = 1  # type: ignore[attr-defined]
+
+    def watch(status: Any) -> bool:
+        if clock.seconds > 20:
+            store.stores["A"].elsewhere = 0  # type: ignore[attr-defined]
+        return True
+
+    cluster = FakeCluster(pipeline, slots(2), clock)
+    driver_of(cluster, store=store).run(watch)
+    assert len(pipeline.made["Summary"]) == 3
+    assert min(began for (table, _), began in cluster.began.items() if table == "Summary") >= 20
+
+
+class Dropped(FakeStore):
+    """A table that is gone for a while."""
+
+    gone = True
+
+    def refresh(self) -> dict[str, int]:
+        return super().refresh() if self.pipeline.made["A"] else {}
+
+    def next_priority(self) -> int | None:
+        self._refuse()
+        return super().next_priority()
+
+    def add_new(self, parents: Sequence[Job]) -> int:
+        self._refuse()
+        return super().add_new(parents)
+
+    def _refuse(self) -> None:
+        if self.gone:
+            raise DatabaseError("there is no such table")
+
+
+def test_a_run_that_watches_leaves_a_table_alone_that_its_database_refuses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pipeline, clock = FakePipeline(CHAIN, 5), Clock()
+    store = pipeline.store()
+    store.stores["B"] = dropped = Dropped(pipeline, "B")
+
+    def watch(status: Any) -> bool:
+        if clock.seconds > 100:
+            dropped.gone = False
+        return clock.seconds < 200
+
+    cluster = FakeCluster(pipeline, slots(2), clock)
+    driver_of(cluster, Policy(poll_seconds=5, suppress_errors=True), store).run(watch)
+    assert [len(pipeline.made[name]) for name in "ABC"] == [5, 5, 5]
+    assert caplog.text.count("B is left alone until its database accepts it again") == 1
+
+    other = FakePipeline(CHAIN, 5)
+    store = other.store()
+    store.stores["B"] = Dropped(other, "B")
+    with pytest.raises(DatabaseError, match="no such table"):
+        run(FakeCluster(other, slots(2), Clock()), store=store)
 
 
 def test_a_run_that_watches_takes_what_comes_and_ends_when_it_was_idle_for_long() -> None:
