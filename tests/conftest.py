@@ -180,7 +180,7 @@ def dask_client(modules_folder: Path) -> Iterator[Any]:
     except ImportError as error:
         unavailable(f"{error}: pip install 'djdist[dask]'")
     with (
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "10 minutes"}),  # tests kill workers often
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"}),  # tests kill workers often
         tempfile.TemporaryDirectory(prefix="dask-", ignore_cleanup_errors=True) as folder,
         distributed.LocalCluster(
             n_workers=2,

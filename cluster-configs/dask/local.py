@@ -4,14 +4,11 @@
 #   export DJ_HOST=database.example.org DJ_BACKEND=postgresql DJ_USER=me DJ_PASS=...
 #   python local.py
 
-import dask
 from dask.distributed import Client, LocalCluster
 from my_pipeline import ProcessedData
 
 import djdist
 
-# else the cluster drops a worker that is being restarted, 15 s after an earlier restart
-PATIENT_WITH_WORKERS = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
 # a key made for this cluster: else whoever has an account on this machine may run anything as you
 FOR_YOU_ALONE = {"security": True, "dashboard_address": "localhost:8787"}
 
@@ -19,7 +16,6 @@ if __name__ == "__main__":
     djdist.enable()
     # one thread a worker: a DataJoint connection serves one
     with (
-        dask.config.set(PATIENT_WITH_WORKERS),
         LocalCluster(threads_per_worker=1, **FOR_YOU_ALONE) as cluster,
         Client(cluster) as client,
     ):

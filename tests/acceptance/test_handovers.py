@@ -61,12 +61,12 @@ def address_of(request: pytest.FixtureRequest, executor: str) -> dict[str, str]:
 
 @pytest.fixture
 def one_worker(modules_folder: Path, tmp_path: Path) -> Iterator[Any]:
-    """A client of a Dask cluster whose only worker has to hold the driver as well."""
+    """A client of a Dask cluster that soon gives up its only worker, which has to hold the driver as well."""
     import dask
     import distributed
 
     with (
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "10 minutes"}),
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
         distributed.LocalCluster(
             n_workers=1, threads_per_worker=1, dashboard_address=":0", local_directory=tmp_path
         ) as cluster,

@@ -9,8 +9,8 @@ from djdist._executor import default_slots
 from djdist.errors import ClusterError, OptionError
 from djdist.executors.dask.cluster import own_cluster
 
-PATIENT_WITH_WORKERS = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
-"""Else a cluster on this machine drops a worker that is being restarted, 15 s after an earlier restart."""
+PATIENT_WITH_WORKERS = {"distributed.deploy.lost-worker-timeout": "1000 days"}
+"""Else a cluster on this machine drops a worker that is being restarted so long after an earlier restart."""
 
 
 class Connection:
@@ -33,7 +33,10 @@ class Connection:
 
     def open(self) -> None:
         """Find the cluster, or start one."""
-        self.client = self.joined() or self._started_client()
+        joined = self.joined()
+        if joined is None or isinstance(joined.cluster, distributed.LocalCluster):
+            self._started.enter_context(dask.config.set(PATIENT_WITH_WORKERS))
+        self.client = joined or self._started_client()
 
     def close(self) -> None:
         """End the cluster that was started."""
@@ -58,7 +61,6 @@ class Connection:
             ) from error
 
     def _started_client(self) -> distributed.Client:
-        self._started.enter_context(dask.config.set(PATIENT_WITH_WORKERS))
         cluster = self._started.enter_context(own_cluster(default_slots()))
         return self._started.enter_context(closing(distributed.Client(cluster, set_as_default=False)))
 
