@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 
 from djdist._job import (
     Breakage,
@@ -21,11 +20,12 @@ from djdist._job import (
     Summary,
     Watch,
 )
-from djdist._needs import ONE_CPU, Needs
+from djdist._needs import Needs
 from djdist._signals import signal_behind
 from djdist.driver.backlog import WAIT_SECONDS
 from djdist.driver.context import RunContext
 from djdist.driver.dashboard import RECOUNT_SECONDS, Dashboard
+from djdist.driver.filling import Filling
 from djdist.driver.key_needs import KeyNeeds
 from djdist.driver.lease import Lease
 from djdist.driver.overdue import BlockedJobs, Overdue
@@ -33,7 +33,7 @@ from djdist.driver.results import Results
 from djdist.driver.room import Room
 from djdist.driver.shutdown import Shutdown
 from djdist.driver.streaming import Streaming
-from djdist.driver.tables import TableJobs, Tables
+from djdist.driver.tables import Tables
 from djdist.driver.tasks import InFlight, Task
 from djdist.driver.tolerance import Tolerance
 from djdist.driver.unmet import UnmetNeeds
@@ -41,8 +41,6 @@ from djdist.errors import DatabaseError, WorkerSetupError
 
 logger = logging.getLogger(__package__)
 
-MOST_AT_ONCE = 1000
-"""So many jobs at most are reserved by one statement, unless there are more slots."""
 NO_ANSWER = Breakage(BreakageKind.OTHER, "no answer")
 WITH_DRIVER = "the worker died that also held the run's driver"
 
@@ -73,7 +71,10 @@ class Driver:
         self._overdue = Overdue(run.recipes, run.clock, sees_beginnings=run.store.sees_beginnings)
         self._blocked = BlockedJobs(run.clock)
         self._results = Results(run, self._tables, self._streaming, self._needs, self._shutdown, self.stop)
-        self._dashboard = Dashboard(run, self._tables, self._slots, lambda: self.last_status)
+        self._filling = Filling(
+            self._tables, self._tasks, self._room, self._needs, self._results, self._tolerance
+        )
+        self._dashboard = Dashboard(run, self._tables, self._filling.slots, lambda: self.last_status)
         self._begun = False
         self._held_back: dict[str, dict[str, int]] = {}
         self._busy_at = run.clock()
@@ -165,7 +166,7 @@ class Driver:
             self.stop(self._policy.grace_seconds)
         beside = self._store.begun_by(lost.handover.host, lost.handover.pid)
         self._results.count_reserved(len(beside))
-        self._isolate(beside)
+        self._filling.isolate(beside)
         if len(beside) == 1:
             self._results.record(Outcome(beside[0], Ending.LOST, Failure(WITH_DRIVER)))
         else:
@@ -245,48 +246,8 @@ class Driver:
         breaker = self._results.breaker
         if breaker.tripped and not self._tasks and not self._policy.watches:
             raise WorkerSetupError(f"No worker begins a key of {self._run.name}. {breaker.last}")
-        if self._shutdown.is_stopping or breaker.retry_after_seconds or self._results.free_calls(1) <= 0:
-            return
-        left = [table.name for table in self._tables if not table.backlog.empty]
-        self._room.expect(map(self._needs.of_table, left))
-        self._tables.fill(self._fill_from, self._tasks.task_counts, self._tolerance.of)
-
-    def _fill_from(self, table: TableJobs, max_priority: int | None) -> bool:
-        """Reserve and submit what fits of one table; return whether it had some, and too few."""
-        needs = self._needs.of_table(table.name)
-        slots = self._room.free(needs)
-        if slots <= 0 or self._results.free_calls(1) <= 0:
-            return False
-        size = table.grouping.size_of_shares(partial(self._left, table), self._room.slots(needs))
-        most = max(slots, MOST_AT_ONCE)
-        limit = self._results.free_calls(min(slots * size, most))
-        idle, jobs = not self._tasks.task_counts[table.name], list[Job]()
-        with self._tolerance.of(table):
-            jobs = table.backlog.reserve(limit, idle=idle, max_priority=max_priority)
-        self._results.count_reserved(len(jobs))
-        shares = 1 if len(jobs) == most else slots  # no sign of little left where one statement gave its most
-        unknown = table.grouping.split(list(filter(self._needs.has_to_ask, jobs)), size, shares)
-        self._tasks.submit(((ONE_CPU, group) for group in unknown), asks=True)
-        self._submit([job for job in jobs if not self._needs.has_to_ask(job)], size, shares)
-        return 0 < len(jobs) < limit
-
-    def _submit(self, jobs: Sequence[Job], size: int = 1, shares: int = 1) -> None:
-        for needs, mine in self._needs.parted(jobs):
-            groups = self._tables[mine[0].table].grouping.split(mine, size, shares)
-            self._tasks.submit((needs, group) for group in groups)
-
-    def _left(self, table: TableJobs, enough: int) -> int:
-        """Count what is left of a table for this run, no further than to what is enough."""
-        return self._results.free_calls(table.backlog.estimate(enough))
-
-    def _isolate(self, jobs: Sequence[Job]) -> None:
-        """Make each of these in a task of its own next, because one of them may have killed their worker."""
-        for name in {job.table for job in jobs} if len(jobs) > 1 else ():
-            self._tables[name].grouping.isolate([job for job in jobs if job.table == name])
-
-    def _slots(self) -> int:
-        """Return how many tasks can run at the same time, where tables differ those of the smallest needs."""
-        return max(self._room.slots(self._needs.of_table(table.name)) for table in self._tables)
+        if not self._shutdown.is_stopping and not breaker.retry_after_seconds:
+            self._filling.fill()
 
     @property
     def _has_room(self) -> bool:
@@ -373,7 +334,7 @@ class Driver:
         if self._shutdown.is_stopping:
             self._results.give_back(known)
         else:
-            self._submit(known)
+            self._filling.submit(known)
 
     def _record_broken(self, task: Task, error: Breakage) -> None:
         """Record what became of the jobs of a worker that died; it may have ended itself over a timeout."""
@@ -400,7 +361,7 @@ class Driver:
             self._results.drop(job)
         self._results.give_back(left)
         if left and not preempted:
-            self._isolate(left)
+            self._filling.isolate(left)
             self._results.worker_failed(error)
 
     def _record_report(self, jobs: Sequence[Job], report: Report) -> None:
