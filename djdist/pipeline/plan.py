@@ -14,6 +14,7 @@ from djdist.pipeline.connection import reachable
 from djdist.pipeline.foreign_keys import ForeignKey, ForeignKeys, foreign_keys_of
 from djdist.pipeline.key_sources import is_default, is_row_by_row, query_of, tables_read
 from djdist.pipeline.restrictions import applicable, check_applied
+from djdist.pipeline.rows_read import Reading, rows_read
 from djdist.pipeline.targets import class_of, is_automatic, names_of, tables_meant, unknown_class
 from djdist.pipeline.waits import Follow, KeySource, waits_of
 
@@ -200,8 +201,10 @@ class _Planning:
         parts = [part for name in chosen for part in foreign_keys.parts(name)]
         self._with_parts = [*chosen, *parts]
         self._sources = {name: self._source(name) for name in chosen}
-        for name, source in self._sources.items():
-            foreign_keys.add(name, source.reads)
+        self._readings = {name: self._read_in_make(name) for name in chosen}
+        for name in chosen:
+            foreign_keys.add(name, self._sources[name].reads)
+            foreign_keys.add(name, {reading.table for reading in self._readings[name]} - {name})
 
     def plan(self) -> Plan:
         ordered = in_order([*self._tables], self._foreign_keys)
@@ -217,8 +220,16 @@ class _Planning:
     def _read_by(self, todo: Any) -> frozenset[str]:
         return frozenset(map(self._foreign_keys.whole, tables_read(todo, self._with_parts)))
 
+    def _read_in_make(self, name: str) -> list[Reading]:
+        classes = {each: type(table).__name__ for each, table in self._tables.items()}
+        found = rows_read(self._tables[name], classes, self._with_parts[len(classes) :], self._keys[name])
+        return [replace(reading, table=self._foreign_keys.whole(reading.table)) for reading in found]
+
     def _planned(self, name: str) -> PlannedTable:
-        waits = waits_of(name, self._sources[name], self._keys, self._foreign_keys)
+        first = self._foreign_keys.ancestors(name)  # of two that read each other only one
+        readings = [reading for reading in self._readings[name] if reading.table in first]
+        source = replace(self._sources[name], reads=self._sources[name].reads & first)
+        waits = waits_of(name, source, self._keys, self._foreign_keys, readings)
         return PlannedTable(
             self._names[name],
             self._tables[name],

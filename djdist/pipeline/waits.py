@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from djdist.pipeline.foreign_keys import AttributeMap, ForeignKey, ForeignKeys, Route
+from djdist.pipeline.rows_read import Reading
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,16 @@ class Waits:
 
 
 def waits_of(
-    table: str, source: KeySource, keys: Mapping[str, Collection[str]], foreign_keys: ForeignKeys
+    table: str,
+    source: KeySource,
+    keys: Mapping[str, Collection[str]],
+    foreign_keys: ForeignKeys,
+    readings: Iterable[Reading] = (),
 ) -> Waits:
-    """Return what a table waits for, among the tables of a run with the key of each one's jobs."""
+    """Return what a table waits for, among the tables of a run with the key of each one's jobs.
+
+    What its ``make()`` reads is waited for, unless it reads no more than the row that a foreign key leads to.
+    """
     others = {name: {*key} for name, key in keys.items() if name != table}
     primary = [key for key in foreign_keys.of(table) if key.primary]
     closest = [*foreign_keys.routes(primary, others)]
@@ -57,12 +65,14 @@ def waits_of(
     streams = {route.table for route in closest} if source.default else set(source.reads)
     streams = streams if source.row_by_row else set()
     known = {
-        _rows(route, others)
+        _rows(route.table, route.attributes, others)
         for route in foreign_keys.routes(primary, others, beyond=True)
         if source.default or route.table in streams
     } - {None}
     loose = {
-        route.table for route in _loose(table, foreign_keys, others) if _rows(route, others) not in known
+        reading.table
+        for reading in (*_filled_in(table, foreign_keys, others), *readings)
+        if _rows(reading.table, reading.attributes, others) not in known
     }
     after = loose | (needed - streams)
     followed = closest if source.default and source.row_by_row else []
@@ -73,19 +83,20 @@ def waits_of(
     )
 
 
-def _loose(table: str, foreign_keys: ForeignKeys, others: Collection[str]) -> Iterable[Route]:
+def _filled_in(table: str, foreign_keys: ForeignKeys, others: Collection[str]) -> Iterable[Reading]:
     """Yield where the references lead that ``make()`` fills in: secondary ones, and those of Part tables."""
-    yield from foreign_keys.routes([key for key in foreign_keys.of(table) if not key.primary], others)
+    for route in foreign_keys.routes([key for key in foreign_keys.of(table) if not key.primary], others):
+        yield Reading(route.table, route.attributes)
     for route in foreign_keys.routes(foreign_keys.of_parts(table), others):
         inherited = dict(foreign_keys.inherited(route.first.child))
         attributes = [(inherited[name], other) for name, other in route.attributes if name in inherited]
-        yield Route(route.first, route.table, tuple(attributes))
+        yield Reading(route.table, tuple(attributes))
 
 
-def _rows(route: Route, keys: Mapping[str, Collection[str]]) -> object:
-    """Return which rows a route leads to: those of one job, by what it has of their key, or None for any."""
-    named = frozenset(pair for pair in route.attributes if pair[1] in keys[route.table])
-    return (route.table, named) if {name for _, name in named} == keys[route.table] else None
+def _rows(table: str, attributes: AttributeMap, keys: Mapping[str, Collection[str]]) -> object:
+    """Return which rows attributes lead to: of one job by what it has of their key, or None for any."""
+    named = frozenset(pair for pair in attributes if pair[1] in keys[table])
+    return (table, named) if {name for _, name in named} == keys[table] else None
 
 
 def _follows(routes: Iterable[Route], keys: Mapping[str, Collection[str]]) -> tuple[Follow, ...]:

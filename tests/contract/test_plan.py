@@ -266,3 +266,26 @@ def test_tables_of_two_servers_are_an_error(pipeline: ModuleType, server: Server
             OptionError, match=r"Sorting is on .*:\d+, Shape on elsewhere:\d+: one run has one"
         ):
             plan_of([pipeline.Sorting, copies.Shape])
+
+
+def test_what_the_code_of_make_reads_is_done_first(pipeline: ModuleType) -> None:
+    def reads_its_row(table: Any, key: Key) -> None:
+        table.insert1({**key, **(pipeline.Detection & key).fetch1()})
+
+    def reads_all_rows(table: Any, key: Key) -> None:
+        table.insert1({**key, "n": len(pipeline.Detection())})
+
+    def reads_what_depends_on_it(table: Any, key: Key) -> None:
+        table.insert1({**key, "n": len(pipeline.Sorting()) + len(pipeline.Shape.proj())})
+
+    pipeline.Sorting.make = reads_its_row
+    assert plan_of(pipeline)["Sorting"].upstream == ("Detection",)
+    pipeline.Sorting.make = reads_all_rows
+    found = plan_of(pipeline)["Sorting"]
+    assert (found.upstream, found.follows, found.after) == ((), (), ("Detection",))
+    pipeline.Detection.make = reads_what_depends_on_it
+    assert plan_of(pipeline)["Detection"].after == ()
+    pipeline.Shape.make = lambda table, key: table.insert(pipeline.FromChosen & "number = 1")
+    whole = plan_of(pipeline)
+    assert names(whole).index("FromChosen") < names(whole).index("Shape")
+    assert whole["Shape"].after == ("FromChosen",)
