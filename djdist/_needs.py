@@ -13,11 +13,16 @@ EXAMPLE = 'djdist.Needs(cpus=4, gpus=1, memory="16GiB", custom={"scanner": 1})'
 OWN_NAMES = ("cpus", "gpus", "memory")
 
 
+class Unsaid(int):
+    """An amount that holds because nobody has said one; an executor may know better."""
+
+
 @dataclass(frozen=True)
 class Needs:
     """What one key of a table needs.
 
-    Said on the table as the attribute ``needs``, or as a method ``needs(self, key)`` that returns it.
+    Said on the table as the attribute ``needs``, or as a method ``needs(self, key)`` that returns it. What
+    is said, such as ``cpus=1``, wins over what the executor says for all tables.
 
     Parameters
     ----------
@@ -41,8 +46,8 @@ class Needs:
     {'cpus': 4, 'memory': 17179869184}
     """
 
-    cpus: float = 1
-    gpus: float = 0
+    cpus: float = Unsaid(1)
+    gpus: float = Unsaid(0)
     memory: int | str | None = None
     custom: Mapping[str, float] = field(default_factory=dict)
 
@@ -78,9 +83,9 @@ class Needs:
         return {name: amount for name, amount in (own | dict(self.custom)).items() if amount}  # type: ignore[misc]
 
     def over(self, default: "Needs") -> "Needs":
-        """Return the same, with what it says nothing of as in a default."""
+        """Return the same, with what it says nothing of as in a default; what it says may be a default."""
         said = {each.name: getattr(self, each.name) for each in fields(self)}
-        unsaid = {name for name, amount in said.items() if amount == getattr(ONE_CPU, name)}
+        unsaid = {name for name, amount in said.items() if isinstance(amount, Unsaid) or amount in (None, {})}
         return replace(default, **{name: said[name] for name in said.keys() - unsaid})
 
     def with_memory(self, memory: int) -> "Needs":

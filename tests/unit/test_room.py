@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,12 @@ class TestNeeds:
 
     def test_equal_needs_are_the_same_however_they_are_written(self) -> None:
         assert {Needs(memory="1KiB", custom={"a": 1})} == {Needs(1.0, 0.0, 1024, {"a": 1.0})}
+
+    def test_what_is_said_wins_over_an_executor_also_where_it_is_the_default(self) -> None:
+        executor = Needs(cpus=4, gpus=1, memory=500, custom={"a": 1})
+        assert Needs().over(executor) == pickle.loads(pickle.dumps(Needs())).over(executor) == executor
+        said = pickle.loads(pickle.dumps(Needs(cpus=1, gpus=0, memory=0)))
+        assert said.over(executor) == Needs(custom={"a": 1})
 
 
 class TestRoom:
