@@ -315,6 +315,7 @@ LONG = {"test_failures.py", "test_interrupts.py"}
 ABOUT_DATABASES = {
     "test_costs.py",
     "test_lost_answers.py",
+    "test_pipeline_equality.py",
     "test_plans.py",
     "test_results.py",
     "test_sessions.py",

@@ -12,7 +12,7 @@ import psutil
 
 
 @contextmanager
-def noting(folder: Path, n: int) -> Iterator[None]:
+def noting(folder: Path, n: int | str) -> Iterator[None]:
     """Note that this process makes a session; mark it where another process is at it already.
 
     The kernel takes the lock away with the process, however that dies.
