@@ -127,7 +127,8 @@ class TestWorkerToldToGo:
             where = djdist.DaskExecutor(cluster.environment["DASK_SCHEDULER_ADDRESS"])
             with meanwhile(tell_it_to_go):
                 summary = lab.Scripted.populate(reserve_jobs=True, executor=where, make_kwargs=arguments)
-        assert summary == {"success_count": 1, "error_list": []}
+        assert summary["error_list"] == []  # the driver may have gone, too: nobody counts before the next one
+        assert len(lab.Scripted()) == 1
         assert counts(lab.Scripted) == {}
 
 
