@@ -89,7 +89,7 @@ def test_a_run_says_that_it_waits_for_a_worker_that_has_what_a_key_needs(
     added: list[subprocess.Popen[bytes]] = []
 
     def add_a_worker_that_has_it() -> None:
-        wait_until(lambda: "A key needs gpu=1" in caplog.text, "the warning")
+        wait_until(lambda: "A key of Logged needs" in caplog.text, "the warning")
         command = [sys.executable, "-m", "dask", "worker", one_thread.scheduler.address, "--no-dashboard"]
         added.append(subprocess.Popen([*command, "--nthreads=1", "--resources=gpu=1"]))
 
@@ -101,5 +101,5 @@ def test_a_run_says_that_it_waits_for_a_worker_that_has_what_a_key_needs(
             worker.terminate()
             worker.wait(SECONDS)
     assert len(set(lab.Logged().to_arrays("pid"))) == 1
-    (warning,) = (record.getMessage() for record in caplog.records if "A key needs" in record.message)
-    assert "it has 1 worker with no resources" in warning
+    (warning,) = (record.getMessage() for record in caplog.records if "A key of" in record.message)
+    assert "A key of Logged needs 1 CPU, 1 gpu, which no node" in warning
