@@ -19,9 +19,12 @@ class JobStore(ABC):
     ----------
     sees_beginnings : bool
         It knows which jobs a worker has begun.
+    keeps_made : bool
+        It keeps jobs that were made.
     """
 
     sees_beginnings = True
+    keeps_made = False
 
     def of(self, table: str) -> "JobStore":
         """Return the store of one table; it is this one, unless it keeps the jobs of several."""
@@ -69,6 +72,9 @@ class JobStore(ABC):
     @abstractmethod
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         """Record the error of a reserved job; False if it is not the run's any more."""
+
+    def note(self, jobs: Sequence[Job], text: str) -> None:
+        """Keep with jobs that the run has reserved, or made, what people should know of them."""
 
     @abstractmethod
     def forget(self, job: Job) -> None:

@@ -130,6 +130,15 @@ def bytes_of(memory: object) -> int | None:
         raise OptionError(f'memory={memory!r} must be bytes, or a text such as "16GiB".') from error
 
 
+def memory_text(peak: int, asked: int) -> str:
+    """Say how much memory a process had that made keys; :data:`MEMORY_USED` reads it again."""
+    had, wanted = (amounts_text({"memory": amount}) for amount in (peak, asked))
+    return f"its process had at most {had}; the key asked for {wanted}"
+
+
+MEMORY_USED = r"^its process had at most (\S+) GiB memory; the key asked for (\S+) GiB memory$"
+
+
 def amounts_text(amounts: Mapping[str, float]) -> str:
     """Return amounts as messages show them."""
     return ", ".join(_amount_text(name, amount) for name, amount in amounts.items())

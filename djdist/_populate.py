@@ -207,8 +207,9 @@ def populate(
         ``success_count`` and ``error_list``, pairs of a key and its error, of which there
         are at most ``djdist.config.max_errors_listed``. After a run of several tables these are triples that
         begin with the table's name, and ``tables`` has by table how many keys were ``made``,
-        ``failed`` and ``held_back``, and ``held_back_by`` which tables' errors. With ``detach`` a handle of
-        the run. With ``dry_run`` a row for each table, in their order.
+        ``failed`` and ``held_back``, ``held_back_by`` which tables' errors, and ``peak_memory`` how many
+        bytes a process had at most that made keys, 0 where that can't be told. With ``detach`` a handle
+        of the run. With ``dry_run`` a row for each table, in their order.
 
     Raises
     ------

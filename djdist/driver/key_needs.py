@@ -11,6 +11,7 @@ from djdist.errors import OptionError
 logger = logging.getLogger(__package__)
 
 GROWTH = 2
+GROWN = "ran out of memory with %s; it runs again with %s"
 
 
 class KeyNeeds:
@@ -84,8 +85,8 @@ class KeyNeeds:
             by_needs[self.of(job)].append(job)
         yield from by_needs.items()
 
-    def grow(self, job: Job, had: Needs, share: int, largest: int) -> bool:
-        """Note that a key ran out of memory; return whether it may have more.
+    def grow(self, job: Job, had: Needs, share: int, largest: int) -> str:
+        """Note that a key ran out of memory; say what it gets next, nothing where it may have no more.
 
         Parameters
         ----------
@@ -101,19 +102,18 @@ class KeyNeeds:
         before, most = int(had.memory or share), min(largest, self._memory_max or largest)
         memory = min(GROWTH * before, most)
         if memory <= before:
-            return False
+            return ""
         self._grown[job.identity] = memory
-        logger.warning(
-            "%s(%s) ran out of memory with %s; it runs again with %s",
-            job.table, job, amounts_text({"memory": before}), amounts_text({"memory": memory}),
-        )  # fmt: skip
-        return True
+        had_text, gets_text = (amounts_text({"memory": amount}) for amount in (before, memory))
+        logger.warning("%s(%s) " + GROWN, job.table, job, had_text, gets_text)
+        return GROWN % (had_text, gets_text)
 
     def note_made(self, job: Job) -> None:
         """Note that a key has been made, so that others start from the memory that it needed."""
         memory = self._grown.get(job.identity, 0)
         if memory > self.learned.get(job.table, 0):
             self.learned[job.table] = memory
+            logger.info("The next keys of %s start from %s", job.table, amounts_text({"memory": memory}))
         self.forget(job)
 
     def forget(self, job: Job) -> None:

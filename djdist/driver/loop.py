@@ -101,6 +101,7 @@ class Driver:
         if len(self._tables) > 1:
             with suppress(DatabaseError):
                 self._held_back = self._tables.held_back()
+        self._results.log_memory()
         watch(self.last_status)
         return self.summary()
 
@@ -324,7 +325,7 @@ class Driver:
         elif task.asks:
             self._record_needs(task.jobs, report)
         else:
-            self._record_report(task.jobs, report)
+            self._record_report(task, report)
 
     def _record_needs(self, jobs: Sequence[Job], report: Report) -> None:
         """Submit the keys of which it is known now what they need."""
@@ -343,7 +344,8 @@ class Driver:
             self._record_unbegun(task.jobs, error.message)
             return
         self._store.end_sessions(task.jobs)  # first: they may have locked what is recorded next
-        if error.kind is BreakageKind.OUT_OF_MEMORY and self._may_grow(task, job):
+        if error.kind is BreakageKind.OUT_OF_MEMORY and (note := self._grow(task, job)):
+            self._store.note([job], note)
             outcome = Outcome(job, Ending.INTERRUPTED)
         elif timed_out:
             outcome = self._overdue.outcome(task)
@@ -351,7 +353,7 @@ class Driver:
             outcome = Outcome(job, Ending.LOST, Failure(error.message))
         self._results.give_back(self._results.record_until(task.jobs, outcome))
 
-    def _may_grow(self, task: Task, job: Job) -> bool:
+    def _grow(self, task: Task, job: Job) -> str:
         return self._needs.grow(job, task.needs, *self._room.memory(task.needs))
 
     def _record_unbegun(self, jobs: Sequence[Job], error: str) -> None:
@@ -364,17 +366,17 @@ class Driver:
             self._filling.isolate(left)
             self._results.worker_failed(error)
 
-    def _record_report(self, jobs: Sequence[Job], report: Report) -> None:
-        still = {job.identity for job in jobs}
+    def _record_report(self, task: Task, report: Report) -> None:
+        still = {job.identity for job in task.jobs}
         outcomes = [outcome for outcome in report.outcomes if outcome.job.identity in still]
         left = [outcome.job for outcome in outcomes if outcome.ending is Ending.NOT_STARTED]
         ended = outcomes[: len(outcomes) - len(left)]
         cut = bool(left and ended) and ended[-1].ending not in (Ending.MADE, Ending.ALREADY_MADE)
-        name = jobs[0].table
+        name = task.table
         self._tables[name].grouping.note(len(ended), report.seconds, cut=cut)
         if ended:
             self._dashboard.note(name, report.seconds / len(ended))
-            self._results.note_memory(name, report.peak_memory)
+            self._results.note_memory(ended, task.needs, report.peak_memory)
         self._results.give_back(left)
         for outcome in ended:
             self._results.record(outcome)

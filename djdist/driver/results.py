@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from djdist._job import Counts, Ending, Failure, Handover, Job, Outcome, Status, Summary
+from djdist._needs import Needs, amounts_text, memory_text
 from djdist.driver.context import RunContext
 from djdist.driver.key_needs import KeyNeeds
 from djdist.driver.retries import CircuitBreaker, Retries
@@ -118,9 +119,22 @@ class Results:
         self._needs.learned.update(dict(lost.handover.memory))
         self._calls = lost.made + lost.failed
 
-    def note_memory(self, table: str, peak_memory: int) -> None:
-        """Note how much memory a process had while it made keys."""
+    def note_memory(self, ended: Sequence[Outcome], needs: Needs, peak_memory: int) -> None:
+        """Note how much memory a process had while it made keys, with their jobs where these are kept."""
+        table, made = ended[0].job.table, [end.job for end in ended if end.ending is Ending.MADE]
         self._peak_memory[table] = max(peak_memory, self._peak_memory.get(table, 0))
+        if made and peak_memory and needs.memory and self._store.of(table).keeps_made:
+            self._store.note(made, memory_text(peak_memory, int(needs.memory)))
+
+    def log_memory(self) -> None:
+        """Say what the processes had that made keys, beside what keys ask for by now."""
+        for table, peak in self._peak_memory.items():
+            asked = int(self._needs.of_table(table).memory or 0)
+            if peak and asked:
+                had, asks = (amounts_text({"memory": amount}) for amount in (peak, asked))
+                logger.info(
+                    "Processes that made keys of %s had at most %s; a key asks for %s", table, had, asks
+                )
 
     def count_reserved(self, count: int) -> None:
         """Count the jobs that were reserved."""

@@ -85,6 +85,10 @@ class PipelineStore(JobStore):
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         return self.stores[job.table].fail(job, failure, host, pid)
 
+    def note(self, jobs: Sequence[Job], text: str) -> None:
+        for store, mine in self._parted(jobs):
+            store.note(mine, text)
+
     def forget(self, job: Job) -> None:
         self.stores[job.table].forget(job)
 

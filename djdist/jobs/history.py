@@ -10,6 +10,7 @@ from uuid import UUID
 import datajoint as dj
 import pandas as pd
 
+from djdist._needs import MEMORY_USED
 from djdist._style import VARYING_NUMBER
 from djdist.database.sessions import server_now
 from djdist.job_stores.jobs_table.lease import is_of_run, is_over
@@ -17,6 +18,7 @@ from djdist.jobs.critical_path import Relation, critical_path, relations_of
 from djdist.pipeline.keys import new_keys
 
 LAST_ERRORS = 1000
+MOST_NOTES = 5
 RATE_SECONDS = 600
 IN_FULL = {"completed_time": "ended", "error_stack": "traceback"}
 ENDED = ("status", "completed_time", "duration", "host", "pid", "error_message")
@@ -43,11 +45,16 @@ class RunSeen:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A table's jobs at one moment; ``causes`` are those of its last errors."""
+    """A table's jobs at one moment.
+
+    ``causes`` are those of its last errors, ``notes`` what is kept of jobs that are still to be made, and of
+    how many: those that have run out of memory.
+    """
 
     counts: dict[str, int]
     causes: pd.DataFrame
     runs: tuple[RunSeen, ...]
+    notes: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,21 @@ class History:
         return path
 
     @property
+    def memory(self) -> pd.DataFrame:
+        """What processes had and keys asked for, in GiB, by table: of made jobs that say so."""
+        made = self.made
+        said = made["error_message"].astype("str").str.extract(MEMORY_USED).astype(float)
+        said.columns = pd.Index(["had", "asked for"])
+        by_table = said.dropna().groupby(made["table"], sort=False)
+        memory: pd.DataFrame = by_table.agg(
+            keys=("had", "size"),
+            median=("had", "median"),
+            most=("had", "max"),
+            asked_for=("asked for", "max"),
+        )
+        return memory
+
+    @property
     def causes(self) -> pd.DataFrame:
         """The errors of each table by their cause."""
         errors = self.jobs[self.jobs["status"] == "error"]
@@ -96,10 +118,17 @@ class History:
 
 
 def snapshot(jobs: dj.Job) -> Snapshot:
-    """Return what is known of a table's jobs, by three queries that stay quick with many jobs."""
+    """Return what is known of a table's jobs, by four queries that stay quick with many jobs."""
     errors = jobs.errors.proj("error_message", ended="completed_time")
     last = _fetch(errors, order_by="ended DESC", limit=LAST_ERRORS)
-    return Snapshot(counts_of(jobs), by_cause(last), tuple(runs_seen(jobs)))
+    return Snapshot(counts_of(jobs), by_cause(last), tuple(runs_seen(jobs)), tuple(_notes(jobs)))
+
+
+def _notes(jobs: dj.Job) -> Iterator[tuple[str, int]]:
+    noted = jobs & "status in ('pending', 'reserved') and error_message <> ''"
+    counted = dj.U("error_message").aggr(noted, jobs="count(*)")
+    for row in counted.to_dicts(order_by="jobs DESC", limit=MOST_NOTES):
+        yield row["error_message"], int(row["jobs"])
 
 
 def history(all_jobs: Sequence[dj.Job]) -> History:

@@ -30,6 +30,9 @@ def jobs_html(table: str, snapshot: Snapshot, remaining: int, total: int) -> str
     parts = [_title(f"{table}: {made:,} of {total:,} keys made"), _bars({"made": made} | snapshot.counts)]
     if len(snapshot.causes):
         parts += [_title(_errors_title(snapshot)), _causes(snapshot)]
+    if snapshot.notes:
+        rows = [[f"{jobs:,} ×", escape(note)] for note, jobs in snapshot.notes]
+        parts += [_title("To be made again"), _table(rows, ("right", "left"))]
     if snapshot.runs:
         parts += [_title("Runs"), _runs(snapshot.runs)]
     return f"<div>{''.join(parts)}</div>"

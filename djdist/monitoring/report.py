@@ -52,8 +52,9 @@ def report(*modules_or_tables: Any, file: str | Path | None = None) -> "ReportFi
 
     It reads the jobs table, which keeps the jobs that were made if ``dj.config.jobs.keep_completed``
     was on where ``populate()`` was called, or else the hidden columns of
-    ``dj.config.jobs.add_job_metadata``. The picture says what neither keeps. Nothing is
-    written to the database.
+    ``dj.config.jobs.add_job_metadata``. The picture says what neither keeps. Of jobs that are kept and asked
+    for memory it also shows how much the processes had that made them. Nothing is written to the
+    database.
 
     Parameters
     ----------
@@ -110,9 +111,11 @@ def _drawing() -> Any:
 def _page(title: str, picture: bytes, found: History) -> str:
     slowest = found.made.nlargest(MOST_SLOW, "seconds")[["table", "key", "seconds", "began", "host", "pid"]]
     causes = found.causes.head(MOST_CAUSES)
+    memory = found.memory.rename(columns={"asked_for": "asked for"}).reset_index()
     tables = {
         "Keys and jobs": found.counts.rename_axis("table").reset_index(),
         f"The {len(slowest)} slowest keys": slowest,
+        "Memory in GiB that processes had, and that keys asked for": memory,
         f"The {len(causes)} most frequent errors": causes,
     }
     return PAGE.format(

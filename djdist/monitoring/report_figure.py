@@ -68,7 +68,13 @@ def draw(history: History) -> ReportFigure:
     """Draw when and where jobs ran, how many ended, how long they took, and why they failed."""
     jobs, causes = _with_lanes(history.jobs), history.causes
     timed = jobs[(jobs["status"] == "success") & jobs["seconds"].notna()]
-    notes = [line for note in history.notes for line in textwrap.wrap(note, LONGEST_LINE)]
+    memory = _memory_texts(history)
+    below = (
+        history.notes
+        if history.relations
+        else (*map("{0[0]}: {0[1]}".format, memory.items()), *history.notes)
+    )
+    notes = [line for note in below for line in textwrap.wrap(note, LONGEST_LINE)]
     graph = Graph(list(history.counts.index), history.relations) if history.relations else None
     heights = _heights(jobs, timed, causes, len(history.counts), graph)
     decoration = DECORATION_INCHES * (len(heights) + 1) + LABEL_INCHES * len(notes)
@@ -79,7 +85,7 @@ def draw(history: History) -> ReportFigure:
     axes = figure.subplot_mosaic(rows, height_ratios=[*heights.values()]) if rows else {}
     colours = _colours(list(history.counts.index))
     if graph is not None:
-        graph.draw(axes["graph"], history.counts, colours, GRAPH_INCHES)
+        graph.draw(axes["graph"], history.counts, colours, GRAPH_INCHES, memory)
     if len(jobs):
         _draw_timeline(axes["timeline"], jobs, colours, history.critical_path)
         _draw_rate(axes["rate"], jobs, colours)
@@ -101,6 +107,13 @@ def draw_run(
     graph.draw(graph_axis, history.counts, colours, graph_inches, notes)
     _draw_timeline(timeline_axis, _with_lanes(history.jobs), colours, history.critical_path)
     timeline_axis.tick_params(labelbottom=True)
+
+
+def _memory_texts(history: History) -> dict[str, str]:
+    return {
+        str(table): f"memory {row['most']:.3g} of {row['asked_for']:.3g} GiB"
+        for table, row in history.memory.iterrows()
+    }
 
 
 def headline(history: History) -> str:

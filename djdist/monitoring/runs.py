@@ -161,4 +161,5 @@ def _result_of_table(summary: Summary, name: str) -> dict[str, Any]:
         "failed": counts.failed,
         "held_back": sum(held_back.values()),
         "held_back_by": held_back,
+        "peak_memory": summary.peak_memory.get(name, 0),
     }

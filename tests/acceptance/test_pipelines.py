@@ -59,6 +59,7 @@ def test_all_that_can_be_made_is_made_and_the_rest_is_explained(
         ("Detection", "ValueError: bad session")
     ] * 2
     assert result["tables"]["Detection"]["failed"] == 2
+    assert result["tables"]["Sorting"].pop("peak_memory") > 0
     assert result["tables"]["Sorting"] == {
         "made": KEYS - 2,
         "failed": 0,

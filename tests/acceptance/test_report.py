@@ -78,6 +78,17 @@ class TestJobsInANotebook:
         assert "<b>" not in html
         assert len(html) < 10_000
 
+    def test_what_ran_out_of_memory_is_shown_until_it_is_made(self, lab: ModuleType) -> None:
+        pipelines.fill(lab)
+        lab.Square.jobs.refresh()
+        note = "ran out of memory with 2 GiB; it runs again with 4 GiB"
+        change(lab.Square.jobs, "subject_id = 1", error_message=note)
+        html = lab.Square.jobs._repr_html_()
+        assert html.count(note) == 1
+        assert ">3 ×</td>" in html
+        lab.Square.populate(reserve_jobs=True)
+        assert note not in lab.Square.jobs._repr_html_()
+
     def test_a_part_of_them_is_shown_as_rows(self, lab: ModuleType) -> None:
         pipelines.fill(lab)
         lab.Fragile.populate(reserve_jobs=True, suppress_errors=True)
@@ -146,6 +157,20 @@ class TestReport:
         assert "Logged: 3 made, 0 failed" in shown
         file = djdist.report(lab.Logged, file=str(tmp_path / "report.PNG"))
         assert file.read_bytes().startswith(PNG)
+
+    def test_memory_is_shown_beside_what_was_asked_for(
+        self, lab: ModuleType, keeping: None, tmp_path: Path
+    ) -> None:
+        pipelines.fill(lab)
+        needs = djdist.Needs(memory="1GiB")
+        djdist.populate(lab.Square, reserve_jobs=True, needs=needs)
+        lab.Reading.populate(reserve_jobs=True)
+        assert re.search(r"Square: memory 0\.\d+ of 1 GiB", texts(djdist.report(lab.Square)))
+        shown = texts(djdist.report(lab.Square, lab.Reading))
+        assert shown.count("of 1 GiB") == 1
+        page = djdist.report(lab.Square, lab.Reading, file=tmp_path / "report.html").read_text()
+        assert "Memory in GiB" in page
+        assert "Reading" not in page.partition("Memory in GiB")[2].partition("</table>")[0]
 
     def test_a_job_ends_when_its_make_does(self, lab: ModuleType, keeping: None) -> None:
         pipelines.fill(lab, subjects=1, sessions=1)

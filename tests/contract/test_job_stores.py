@@ -707,6 +707,40 @@ class TestGivingBack:
         assert rows(native) == before
 
 
+class TestNotes:
+    @pytest.mark.parametrize("keep_completed", [False, True])
+    def test_they_are_kept_with_what_the_run_has_reserved_or_made(
+        self, store: JobsTable, other: JobsTable, jobs: Jobs, connection: Any, keep_completed: bool
+    ) -> None:
+        store = keeping(store) if keep_completed else store
+        assert store.keeps_made is keep_completed
+        given_back, made = store.reserve(2)
+        (theirs,) = other.reserve(1)
+        statements, values = store.job_statements(), worker_values(store, made)
+        assert statements.begins(connection, [values]) == [True]
+        statements.finish_or_undo(connection, {**values, "seconds": 0.5})
+        PipelineStore({"Square": store}).note([given_back, made, theirs], "needs more")
+        store.release([given_back])
+        assert [job["error_message"] for job in rows(jobs)].count("needs more") == 1 + keep_completed
+        assert row(jobs, given_back.key)["status"] == "pending"
+        assert row(jobs, given_back.key)["error_message"] == "needs more"
+        assert row(jobs, theirs.key)["error_message"] == ""
+
+    def test_native_workers_take_no_notice(
+        self, store: JobsTable, native: dj.Job, keys: list[dict[str, Any]]
+    ) -> None:
+        jobs = store.reserve(2)
+        store.note(jobs, "needs more")
+        store.release(jobs)
+        assert len(native.errors) == 0
+        native.refresh()
+        assert native.reserve(keys[0])
+        assert native.reserve(keys[1])
+        native.error(keys[0], "bad")
+        native.complete(keys[1])
+        assert [job["error_message"] for job in rows(native) if job["status"] == "error"] == ["bad"]
+
+
 class TestFailing:
     def test_an_error_is_recorded_as_datajoint_does(
         self, store: JobsTable, native: dj.Job, keys: list[dict[str, Any]]

@@ -140,6 +140,7 @@ class FakeStore(JobStore):
         self.failed: set[Keys] = set()
         self.priorities: Callable[[Keys], int] = lambda key: 5
         self.asked = Counter[str]()
+        self.notes: list[str] = []
         self.elsewhere = 0
 
     @locked
@@ -199,6 +200,9 @@ class FakeStore(JobStore):
         del self.owned[tuple(job.key.items())]
         return True
 
+    def note(self, jobs: Sequence[Job], text: str) -> None:
+        self.notes += [text] * len(jobs)
+
     @locked
     def forget(self, job: Job) -> None:
         del self.owned[tuple(job.key.items())]
@@ -244,6 +248,7 @@ class FakeCluster(TaskPool):
     given: dict[tuple[str, Keys], Needs] = field(default_factory=dict)
     begun: list[Job] = field(default_factory=list)
     busy_seconds: float = 0.0
+    peak_memory: int = 0
     ended_at: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -333,7 +338,7 @@ class FakeCluster(TaskPool):
             for job, ending in zip(jobs, endings, strict=True)
             if isinstance(ending, Ending)
         ]
-        return Completion(ticket, Report(tuple(outcomes), seconds=seconds))
+        return Completion(ticket, Report(tuple(outcomes), seconds=seconds, peak_memory=self.peak_memory))
 
     def cancel(self, ticket: int) -> bool:
         return self._waiting.pop(ticket, None) is not None

@@ -190,6 +190,33 @@ def test_a_key_that_runs_out_of_memory_gets_twice_as_much_and_its_table_learns()
     assert len(cluster.begun) < 20 + 3 * 3  # only those that ran before the first was made
 
 
+def test_jobs_and_log_say_what_was_asked_for_and_what_was_used(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "djdist")
+    pipeline = FakePipeline([FakeTable("Sorting", needs=Needs(memory="2GiB")), FakeTable("Plain")], 3)
+    cluster = FakeCluster(pipeline, [Node({"cpus": 2, "memory": 2**34})], Clock(), peak_memory=3 * 2**30)
+
+    def ending(job: Job) -> Any:
+        is_enough = (
+            job.table == "Plain" or int(cluster.given[job.table, tuple(job.key.items())].memory or 0) > 2**32
+        )
+        return Ending.MADE if is_enough else BreakageKind.OUT_OF_MEMORY
+
+    cluster.ending, store = ending, pipeline.store()
+    for each in store.stores.values():
+        each.keeps_made = True
+    summary = run(cluster, store=store)
+    assert summary.peak_memory == {"Sorting": 3 * 2**30, "Plain": 3 * 2**30}
+    sorting, plain = (store.stores[name].notes for name in ("Sorting", "Plain"))  # type: ignore[attr-defined]
+    assert plain == []
+    assert {*sorting} >= {
+        "ran out of memory with 2 GiB memory; it runs again with 4 GiB memory",
+        "ran out of memory with 4 GiB memory; it runs again with 8 GiB memory",
+    }
+    assert sorting.count("its process had at most 3 GiB memory; the key asked for 8 GiB memory") == 3
+    assert caplog.text.count("The next keys of Sorting start from 8 GiB memory") == 1
+    assert "made keys of Sorting had at most 3 GiB memory; a key asks for 8 GiB memory" in caplog.text
+
+
 @pytest.mark.parametrize(("policy", "node"), [(Policy(suppress_errors=True), 2500), (None, 64_000)])
 def test_it_gets_no_more_than_there_is_and_is_an_error_then(policy: Policy | None, node: int) -> None:
     policy = policy or Policy(suppress_errors=True, memory_max=2500)

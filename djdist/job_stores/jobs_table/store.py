@@ -68,6 +68,7 @@ class JobsTable(JobStore):
     transactions: Transactions | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        self.keeps_made = self.spec.keep_completed
         self._where = Conditions(self.spec, self.owner.token)
         self._shared = self.transactions or Transactions(self.spec.settings, self.patience_seconds)
         trouble = f"The jobs table {self._where.table} can't be reached or changed"
@@ -167,6 +168,14 @@ class JobsTable(JobStore):
         jobs = self._where.columns
         mine = [jobs.status == "error", jobs.connection_id == self.owner.token]
         return bool(self._changes.found(*mine, self._where.among([job])))
+
+    def note(self, jobs: Sequence[Job], text: str) -> None:
+        """Write a text where DataJoint has errors, which it reads of jobs that are errors only."""
+        status = without_index(self._where.columns.status)
+        mine = [self._where.columns.connection_id == self.owner.token, status.in_(["reserved", "success"])]
+        note = self._update.where(*mine).values(error_message=_shortened(text))
+        for batch in batches(jobs):
+            self._transactions.execute(note.where(self._where.among(batch)))
 
     def forget(self, job: Job) -> None:
         """Nothing to do: the worker did it in ``make()``'s transaction."""
