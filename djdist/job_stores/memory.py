@@ -70,10 +70,12 @@ class MemoryStore(JobStore):
         self.release(list(self._reserved.values()))
 
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
-        return self._reserved.pop(job.identity, None) is not None
+        with self._changing:  # another thread may be looking through them
+            return self._reserved.pop(job.identity, None) is not None
 
     def forget(self, job: Job) -> None:
-        self._reserved.pop(job.identity, None)
+        with self._changing:
+            self._reserved.pop(job.identity, None)
 
     def renew(self, jobs: Sequence[Job]) -> list[Job]:
         return [job for job in jobs if job.identity in self._reserved]

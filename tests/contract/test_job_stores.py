@@ -1551,6 +1551,22 @@ class TestMissingKeys(JobStoreContract):
         assert store.reserved() == mine
         assert keys_of(store.reserve(9)) == keys[3:]
 
+    @pytest.mark.parametrize("end", [MissingKeys.forget, partial(MissingKeys.fail, failure=FAILURE)])
+    def test_a_key_may_end_while_another_thread_refreshes(
+        self, store: MissingKeys, end: Callable[[MissingKeys, Job], Any]
+    ) -> None:
+        class EndsMeanwhile(dict[str, Any]):
+            def values(self) -> Any:
+                ending = threading.Thread(target=end, args=(store, last), daemon=True)
+                ending.start()
+                ending.join(0.2)  # it has to wait until the refresh is through
+                return super().values()
+
+        first, last = store.reserve(2)
+        store._reserved[first.identity] = replace(first, key=EndsMeanwhile(first.key))
+        store.refresh()
+        wait_until(lambda: store.reserved() == [first], "the key to end")
+
     def test_a_key_comes_again_that_was_away(self, lab: ModuleType, store: MissingKeys) -> None:
         store.fail(store.reserve(1)[0], FAILURE)
         sessions = lab.Session.to_dicts()
