@@ -29,7 +29,10 @@ TABLES = (
 )
 """In an order in which one would populate them one after the other."""
 
-MAKE_KWARGS = {"Recording": {"gain": 3}}
+STREAMED = ("Recording", "Curated", "Filtered", "Shape", "Units", "Match", "Tracked", "Needed", "Needing")
+"""Those whose rows don't depend on when they are made."""
+
+MAKE_KWARGS: dict[str, dict[str, Any]] = {"Recording": {"gain": 3}}
 Rows = dict[str, list[dict[str, Any]]]
 
 
