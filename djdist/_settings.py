@@ -1,20 +1,22 @@
-"""Settings of djdist, from ``DJDIST_*`` environment variables and assignments."""
+"""Settings of djdist, from assignments, ``DJDIST_*`` environment variables and ``djdist.json``."""
 
 import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, JsonConfigSettingsSource, NoDecode, SettingsConfigDict
 
 from djdist._job import LONGEST_SECONDS
-from djdist._needs import Needs
+from djdist._needs import EXAMPLE, Needs
 from djdist.errors import OptionError
 
 PREFIX = "DJDIST_"
+FILE = "djdist.json"
 RENAMED = {"max_losses": "max_worker_losses"}
 """Settings by their former names, which work for one release."""
 
@@ -68,6 +70,16 @@ def _formerly_named_in_environment() -> dict[str, str]:
     return {name: value for name, value in former.items() if variables[name] not in present}
 
 
+def _file() -> Path | None:
+    """Return the settings file, which is found as DataJoint finds its own: here or above, in the project."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / FILE).is_file():
+            return folder / FILE
+        if (folder / ".git").exists() or (folder / ".hg").exists():
+            break
+    return None
+
+
 @contextmanager
 def _refusing_clearly() -> Iterator[None]:
     try:
@@ -77,11 +89,19 @@ def _refusing_clearly() -> Iterator[None]:
         raise OptionError(f"djdist.config.{'; '.join(refusals)}") from error
 
 
+def _in_file(settings: type[BaseSettings], file: Path | None) -> JsonConfigSettingsSource:
+    try:
+        return JsonConfigSettingsSource(settings, file)
+    except (OSError, ValueError, TypeError) as error:
+        raise OptionError(f"The settings file {file} can't be read as JSON: {error}") from error
+
+
 class Settings(BaseSettings):
     """Settings of djdist.
 
-    Each may be assigned (``djdist.config.lease_seconds = 120``) or come from the
-    environment (``DJDIST_LEASE_SECONDS=120``, ``DJDIST_PRELOAD=lab.rig,lab.ephys``). What
+    Each may be assigned (``djdist.config.lease_seconds = 120``), come from the
+    environment (``DJDIST_LEASE_SECONDS=120``, ``DJDIST_PRELOAD=lab.rig,lab.ephys``), or else from the
+    file ``djdist.json`` in this folder or above (``{"lease_seconds": 120}``). What
     can't be used raises :class:`~djdist.errors.OptionError`.
 
     Attributes
@@ -153,6 +173,13 @@ class Settings(BaseSettings):
         with _refusing_clearly():
             super().__init__(**_formerly_named_in_environment() | values)
 
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: Any, env_settings: Any, *_: Any, **__: Any
+    ) -> tuple[Any, ...]:
+        """Return where settings come from, the first of which wins."""
+        return init_settings, env_settings, _in_file(settings_cls, _file())
+
     def __setattr__(self, name: str, value: Any) -> None:
         with _refusing_clearly():
             super().__setattr__(_current(name), value)
@@ -167,7 +194,12 @@ class Settings(BaseSettings):
         """
         full_names = [f"{schema}.{name}" for name in names]
         said = next((self.needs[name] for name in full_names if name in self.needs), None)
-        return Needs(**said) if isinstance(said, dict) else said
+        try:
+            return Needs(**said) if isinstance(said, dict) else said
+        except TypeError as error:
+            raise OptionError(
+                f"djdist.config.needs has {said!r} for {full_names[0]}: write {EXAMPLE}."
+            ) from error
 
     @property
     def max_losses(self) -> int:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import djdist
+from djdist._needs import Needs
 from djdist._settings import Settings
 from djdist.errors import OptionError
 
@@ -23,6 +25,38 @@ def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DJDIST_SHIP_CREDENTIALS", "false")
     settings = Settings()
     assert (settings.executor, settings.lease_seconds, settings.ship_credentials) == ("ray", 120, False)
+
+
+def test_a_file_beside_datajoints_sets_them_and_the_environment_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = '{"lab.Sorting": {"gpus": 1, "memory": "16GiB"}}'
+    settings = f'{{"retries": 2, "lease_seconds": 30, "preload": ["lab.rig"], "needs": {needs}}}'
+    (tmp_path / "djdist.json").write_text(settings)
+    project = tmp_path / "project"
+    (project / "scripts").mkdir(parents=True)
+    monkeypatch.chdir(project / "scripts")
+    monkeypatch.setenv("DJDIST_RETRIES", "3")
+    found = Settings()
+    assert (found.retries, found.lease_seconds, found.preload) == (3, 30, ("lab.rig",))
+    assert found.needs_of("lab", "Sorting") == Needs(gpus=1, memory="16GiB")
+    (project / ".git").mkdir()
+    assert Settings().lease_seconds == 60
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "3"])
+def test_a_file_that_is_none_is_refused(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "djdist.json").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError, match=r"The settings file .*djdist\.json can't be read as JSON"):
+        Settings()
+
+
+def test_needs_that_are_none_are_refused_by_name() -> None:
+    with pytest.raises(OptionError, match=r"needs has \{'gpu': 1\} for lab.Sorting: write djdist.Needs"):
+        Settings(needs={"lab.Sorting": {"gpu": 1}}).needs_of("lab", "Sorting")
 
 
 @pytest.mark.parametrize("given", ["OSError", OSError, [OSError], ("OSError",)])
