@@ -123,7 +123,7 @@ class Report:
 
     ``place`` is where it can't, as its cluster names it; ``seconds`` is how long it
     took for what it made, ``peak_memory`` how many bytes its process had at most, 0 where that can't be told,
-    ``needs`` what each key needs of jobs that ask for that, None where its table raised over it.
+    ``needs`` what each key needs of jobs that ask for that, but for those over which their table raised.
     """
 
     outcomes: tuple[Outcome, ...] = ()
@@ -131,7 +131,7 @@ class Report:
     place: str = field(default="", compare=False)
     seconds: float = 0.0
     peak_memory: int = field(default=0, compare=False)
-    needs: tuple[Needs | None, ...] = ()
+    needs: tuple[tuple[Job, Needs], ...] = ()
 
 
 class BreakageKind(Enum):

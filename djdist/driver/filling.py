@@ -55,7 +55,7 @@ class Filling:
         """Reserve and submit what fits, the most urgent first."""
         if self._results.free_calls(1) <= 0:
             return
-        left = [table.name for table in self._tables if not table.backlog.empty]
+        left = [table.name for table in self._tables if not (table.backlog.empty or table.is_held)]
         self._room.expect(map(self._needs.of_table, left))
         self._tables.fill(self._fill_from, self._tasks.task_counts, self._tolerance.of)
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from djdist._job import Ending, Failure, Identity, Job, Outcome, Policy, Recipe
 from djdist._needs import Needs, amounts_text
@@ -58,19 +58,18 @@ class KeyNeeds:
         """Return whether it isn't known yet what a key needs, since its table says so of each one."""
         return self._recipes[job.table].needs is None and job.identity not in self._said
 
-    def told(self, jobs: Sequence[Job], needs: Sequence[Needs | None]) -> tuple[list[Outcome], list[Job]]:
-        """Note what keys need; return the errors of those that no node will hold, and the others."""
-        refused, known = list[Outcome](), list[Job]()
-        for job, said in zip(jobs, needs, strict=True):
+    def told(self, needs: Iterable[tuple[Job, Needs]]) -> list[Outcome]:
+        """Note what keys need; return the errors of those that no node will hold."""
+        refused = list[Outcome]()
+        for job, said in needs:
+            wanted = said.over(self._recipes[job.table].default_needs)
             try:
-                if said:
-                    said = said.over(self._recipes[job.table].default_needs)
-                    self._check(job.table, said)
-                    self._said[job.identity] = self._last[job.table] = said
-                    known.append(job)
+                self._check(job.table, wanted)
             except OptionError as error:
                 refused.append(Outcome(job, Ending.FAILED, Failure(f"{type(error).__name__}: {error}")))
-        return refused, known
+            else:
+                self._said[job.identity] = self._last[job.table] = wanted
+        return refused
 
     def of(self, job: Job) -> Needs:
         """Return what a key needs."""

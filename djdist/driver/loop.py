@@ -109,7 +109,7 @@ class Driver:
         """Fill the free slots and collect what has ended; False when nothing is left to do."""
         self._dashboard.tell()
         if not self._shutdown.is_stopping:
-            self._streaming.add(self._tasks.task_counts, has_room=self._has_room)
+            self._streaming.add(self._tasks.job_counts, has_room=self._has_room)
         self._fill()
         completions = self._pool.wait(self._wait_seconds())
         for completion in completions:
@@ -176,11 +176,7 @@ class Driver:
             self.stop(self._policy.grace_seconds)
 
     def _try_workers(self, watch: Watch) -> None:
-        tried = {
-            self._pool.submit(table, (), needs)
-            for table in self._run.recipes
-            if self._room.slots(needs := self._needs_of_trial(table)) or len(self._tables) == 1
-        }
+        tried = {self._pool.submit(table, (), needs) for table, needs in self._trials().items()}
         while tried:
             completions = self._pool.wait(WAIT_SECONDS)
             for completion in completions:
@@ -191,10 +187,13 @@ class Driver:
                 self.stop()
                 return
 
-    def _needs_of_trial(self, table: str) -> Needs:
-        """Return what a trial needs: no GPU, for which those of other tables would have to wait."""
-        needs = self._needs.of_table(table)
-        return needs if len(self._tables) == 1 else replace(needs, gpus=0)
+    def _trials(self) -> dict[str, Needs]:
+        """Return what trials need by table: of several, none waits for what is scarce or for a whole node."""
+        needs = {table.name: self._needs.of_table(table.name) for table in self._tables}
+        if len(needs) == 1:
+            return needs
+        common = {name: each for name, each in needs.items() if not each.gpus and not each.custom}
+        return {name: replace(each, cpus=min(1, each.cpus), memory=None) for name, each in common.items()}
 
     @contextmanager
     def _finishing_what_runs(self, watch: Watch) -> Iterator[None]:
@@ -273,8 +272,10 @@ class Driver:
         return longest is not None and self._run.clock() - self._busy_at >= longest
 
     def _wait_seconds(self) -> float:
-        due = self._streaming.due_in_seconds(has_room=self._has_room)
-        return max(0.0, min(WAIT_SECONDS, self._shutdown.seconds_left, self._overdue.period_seconds, due))
+        ends = min(WAIT_SECONDS, self._shutdown.seconds_left, self._overdue.period_seconds)
+        if not self._shutdown.is_stopping:
+            ends = min(ends, self._streaming.due_in_seconds(has_room=self._has_room))
+        return max(0.0, ends)
 
     def _end_lost(self) -> None:
         """End the tasks of which no job is the run's any more."""
@@ -292,7 +293,12 @@ class Driver:
     def _look_at_long_ones(self) -> None:
         """Ask once which jobs run: for those that take too long, and for those that wait behind one."""
         found = [*self._overdue.suspects(self._tasks), *self._blocked.suspects(self._tasks)]
-        if suspects := list(dict.fromkeys(found)):
+        for table in self._tables if found else ():
+            with self._tolerance.of(table):
+                self._look_at([task for task in dict.fromkeys(found) if task.table == table.name])
+
+    def _look_at(self, suspects: Sequence[Task]) -> None:
+        if suspects:
             self._tasks.look(suspects)
             self._results.give_back(self._tasks.pop_blocked(self._blocked.among(suspects)))
             self._end_overdue(self._overdue.among(suspects))
@@ -329,13 +335,14 @@ class Driver:
 
     def _record_needs(self, jobs: Sequence[Job], report: Report) -> None:
         """Submit the keys of which it is known now what they need."""
-        refused, known = self._needs.told(jobs, report.needs)
-        for outcome in (*report.outcomes, *refused):
-            self._results.record(outcome)
-        if self._shutdown.is_stopping:
-            self._results.give_back(known)
-        else:
-            self._filling.submit(known)
+        still = {job.identity: job for job in jobs}
+        for outcome in (*report.outcomes, *self._needs.told(report.needs)):
+            if still.pop(outcome.job.identity, None):
+                self._results.record(outcome)
+        known = [job for job in still.values() if not self._needs.has_to_ask(job)]
+        begins = [] if self._shutdown.is_stopping else known
+        self._filling.submit(begins)
+        self._results.give_back([job for job in still.values() if job not in begins])
 
     def _record_broken(self, task: Task, error: Breakage) -> None:
         """Record what became of the jobs of a worker that died; it may have ended itself over a timeout."""

@@ -222,6 +222,7 @@ class Results:
             self.drop(job)
             return
         self._failed[job.table] += 1
+        self._streaming.note_failed(job)
         self._notifier.failed(job.table, job.key, failure.message)
         kept = self._kept(failure)
         if len(self._errors) < self._policy.max_errors_listed:

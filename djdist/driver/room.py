@@ -93,8 +93,12 @@ class Room:
 
         The pool knows nothing of that: it begins what it has as soon as that fits.
         """
-        scarce = (kind for kind in self._scarce if not _shares_scarce(needs, kind) and self._kind(kind).slots)
-        return any(scarce) or any(_is_smaller(needs, larger) for larger in self._reserved)
+        return self._kind(needs).is_kept_from or any(_is_smaller(needs, each) for each in self._reserved)
+
+    def unmet(self) -> dict[str, Needs]:
+        """Return by table what is waited for that no node holds."""
+        kinds = [kind for kind in self._kinds.values() if kind.waiting and not kind.slots]
+        return {table: kind.needs for kind in kinds for table in kind.waiting.values()}
 
     def take(self, ticket: int, needs: Needs, table: str) -> None:
         """Note a task that was submitted."""
@@ -154,14 +158,18 @@ class Room:
         for kind in self._kinds.values():
             kind.slots = sum(node.holds(kind.needs) for node in self._nodes)
             kind.fitting, kind.on = 0, {}
+            kept = self._kept_from(kind)
+            kind.is_kept_from = any(node.keeps(each, kind.needs) for each in kept for node in self._nodes)
         for node in self._nodes:
             self._count(node)
 
     def _count(self, node: "_Filling") -> None:
         """Count again how many tasks of each kind fit on one node."""
         for kind in self._kinds.values():
-            kept = [needs for needs in self._scarce if not _shares_scarce(kind.needs, needs)]
-            kind.set(node, node.fits(kind.needs, kept))
+            kind.set(node, node.fits(kind.needs, self._kept_from(kind)))
+
+    def _kept_from(self, kind: "_Kind") -> list[Needs]:
+        return [needs for needs in self._scarce if not _shares_scarce(kind.needs, needs)]
 
     def _place(self, ticket: int, kind: "_Kind", table: str) -> bool:
         node = kind.best()
@@ -211,6 +219,7 @@ class _Kind:
     def __init__(self, needs: Needs) -> None:
         self.needs = needs
         self.slots = self.fitting = 0
+        self.is_kept_from = False
         self.on: dict[_Filling, int] = {}
         self.waiting: dict[int, str] = {}
 
@@ -256,15 +265,17 @@ class _Filling:
         left: Mapping[str, float] = self._left
         slots_left = self._slots_left
         for other in kept:
-            if _count(left, other, slots_left) and self._spares(other):
+            if _count(left, other, slots_left) and self.keeps(other, needs):
                 left = {name: amount - other.amounts.get(name, 0) for name, amount in left.items()}
                 slots_left -= 1
         return _count(left, needs, slots_left)
 
-    def _spares(self, needs: Needs) -> bool:
-        """Return whether keeping room for a task leaves enough of the node to others."""
-        shares = (needs.amounts.get(name, 0) <= SCARCE_SHARE * self._amounts.get(name, 0) for name in COMMON)
-        return SCARCE_SHARE * self._slots >= 1 and all(shares)
+    def keeps(self, other: Needs, needs: Needs) -> bool:
+        """Return whether room is kept for a task: if it would hold both at once, and enough is left."""
+        shares = (other.amounts.get(name, 0) <= SCARCE_SHARE * self._amounts.get(name, 0) for name in COMMON)
+        beside = {name: amount - other.amounts.get(name, 0) for name, amount in self._amounts.items()}
+        holds_both = self.holds(other) and _count(beside, needs, self._slots - 1)
+        return SCARCE_SHARE * self._slots >= 1 and all(shares) and bool(holds_both)
 
     def would_hold(self, needs: Needs) -> bool:
         """Return whether it holds one once processors and memory come free there."""

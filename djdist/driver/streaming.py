@@ -2,10 +2,11 @@
 
 import logging
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from djdist._job import Job, Policy
+from djdist.driver.holding import Holding
 from djdist.driver.tables import TableJobs, Tables
 from djdist.driver.tolerance import Tolerance
 from djdist.errors import DatabaseError
@@ -19,12 +20,17 @@ SHORT_SECONDS = 0.02
 ROUND_SHARE = 4
 """While slots are free, between two rounds passes this many times what one takes."""
 WHOLE_SECONDS = 1.0
+OTHERS_LOOK_SECONDS = 1.0
+"""A run that waits for others looks so often whether they are still at work."""
 OTHERS_SECONDS = 5.0
 """What others have made upstream is seen after this time."""
 WHOLE_SHARE = 33
 """Reading whole key sources takes up to 3 % of the time."""
 MOST_PARENTS = 2000
 """More parents than that wait for the next round."""
+MOST_MARKED = 50_000
+"""What comes of more keys than that is found by reading the whole key source."""
+NEW = ("added", "re_pended", "orphaned")
 
 
 class Streaming:
@@ -32,8 +38,8 @@ class Streaming:
 
     Keys that the run has made mark the tables downstream. A table that follows them gets its new
     keys by a statement that looks at nothing else. Another one, such as one with a ``key_source`` of its
-    own, is refreshed as a whole, in a thread, as are all for what others have made; a run that has nothing
-    left does that once more before it ends.
+    own, is refreshed as a whole, in a thread, as are all for what others have made. Before a run ends, all
+    are refreshed that were last read before its last key was made, or before others were done.
 
     Parameters
     ----------
@@ -55,38 +61,53 @@ class Streaming:
         self._tolerance = tolerance
         self._clock = clock
         self._below: dict[str, list[_Refresh]] = defaultdict(list)
-        self._refreshes = [_Refresh(table, clock, self._period_seconds(table)) for table in tables]
+        self._refreshes = [_Refresh(table, clock) for table in tables]
         for refresh in self._refreshes:
             for name in {*refresh.table.recipe.upstream, *refresh.table.recipe.after}:
                 self._below[name].append(refresh)
+        self._holding = Holding(tables, self._others_hold, watches=policy.watches)
         self._is_active = len(tables) > 1 or policy.watches
         self._round_ended_at, self._round_took_seconds = float("-inf"), 0.0
         self._thread: threading.Thread | None = None
-        self._waits_for_others = False
-        self._asked_at, self._held = float("-inf"), dict[str, int]()
+        self._held: dict[str, int] = {}
+        self._looked_at = self._changed_at = float("-inf")
+        self._has_told = False
 
     def note_made(self, job: Job) -> None:
         """Note a key that is in its table now."""
+        self._changed_at = self._clock()
         for refresh in self._below.get(job.table, ()):
             refresh.note_parent(job)
+        self._holding.note_done(job.table)
+
+    def note_failed(self, job: Job) -> None:
+        """Note a key that will not be in its table."""
+        self._holding.note_done(job.table)
 
     def begin(self) -> None:
         """Refresh the tables as a whole, but for those whose key source others have to complete first."""
+        if len(self._tables) > 1:
+            self._look_for_others()
         for refresh in self._refreshes:
-            if refresh.table.recipe.after:
-                refresh.is_wanted = refresh.is_behind = True
-            else:
-                refresh.table.store.refresh()
-                refresh.ended_at = self._clock()
+            with self._tolerance.of(refresh.table):
+                if refresh.table.recipe.after:
+                    refresh.is_wanted = True
+                else:
+                    refresh.began_at = self._clock()
+                    refresh.table.store.refresh()
+                    refresh.ended_at = self._clock()
 
     def add(self, in_flight: Mapping[str, int], *, has_room: bool) -> None:
         """Let new keys in, if it is time for it."""
         if not self._is_active:
             return
         self._end_thread()
-        self._hold_back(in_flight)
+        if any(table.recipe.after for table in self._tables):
+            self._others_hold(())  # before it is asked what comes: it may be what they have made
+        self._holding.hold(in_flight, {r.table.name for r in self._refreshes if r.is_busy})
         self._add_followed(has_room=has_room)
-        self._begin_whole(only_due=True)
+        idle = not any(in_flight.values())
+        self._begin_whole([r for r in self._free if r.is_due(self._period_seconds(r.table), at_once=idle)])
 
     def due_in_seconds(self, *, has_room: bool) -> float:
         """Return after which time the next keys are let in that follow what was made."""
@@ -99,18 +120,25 @@ class Streaming:
     def may_add(self) -> bool:
         """Return whether more keys may come, now that nothing of the run is in flight and nothing pending.
 
-        Others who are alive may be at work upstream; it is said once for whom the run waits.
+        Others who are alive may be at work upstream; it is said once for whom the run waits. A run that
+        watches will see by itself.
         """
-        while self._begin_whole(only_due=False) and self._thread is None:  # most end at once
-            pass
-        is_at_work = self._thread is not None or any(refresh.marked for refresh in self._refreshes)
-        return is_at_work or not self._tables.empty or self._others_work_upstream()
+        if self._policy.watches or not self._is_active:
+            return False
+        if self._others_hold(self._below):
+            self._tell_of_others()
+            return True
+        while self._begin_whole([r for r in self._free if r.began_at < self._changed_at]):
+            if self._thread:  # most end at once
+                break
+        is_read = self._thread is not None or any(refresh.is_busy for refresh in self._refreshes)
+        return is_read or not self._tables.empty
 
     def wait(self, seconds: float) -> bool:
         """Wait for a refresh that goes on, not longer than that; return whether there was one."""
         if self._thread is None:
             return False
-        self._thread.join(seconds)
+        self._thread.join(max(0.0, seconds))
         self._end_thread()
         return True
 
@@ -118,29 +146,12 @@ class Streaming:
     def _free(self) -> "list[_Refresh]":
         return [refresh for refresh in self._refreshes if not refresh.table.is_held]
 
-    def _hold_back(self, in_flight: Mapping[str, int]) -> None:
-        """Hold back the tables whose keys may be made from any row of others that aren't done yet."""
-        done = set[str]()
-        for refresh in self._refreshes:  # those upstream first
-            table, recipe = refresh.table, refresh.table.recipe
-            waits = table.is_held and self._others_hold(recipe.after)
-            table.is_held = waits or not done.issuperset(recipe.after)
-            is_busy = bool(in_flight.get(table.name) or refresh.marked or refresh.is_wanted)
-            if not is_busy and table.backlog.empty and done.issuperset(recipe.upstream):
-                done.add(table.name)
-
-    def _others_hold(self, names: Iterable[str]) -> bool:
-        """Return whether others are making keys of these tables, which is asked once in a while."""
-        if self._clock() - self._asked_at >= WHOLE_SECONDS:
-            self._asked_at = self._clock()
-            self._held = {**self._held_by_others(self._below)}
-        return not self._held.keys().isdisjoint(names)
-
-    def _period_seconds(self, table: TableJobs) -> float | None:
-        """Return how often a table is refreshed by itself, None for never."""
+    def _period_seconds(self, table: TableJobs) -> float:
+        """Return how often a table is refreshed by itself."""
         if self._policy.poll_seconds is not None:
             return self._policy.poll_seconds
-        return OTHERS_SECONDS if table.recipe.upstream else None
+        took_seconds = sum(refresh.took_seconds for refresh in self._refreshes)
+        return max(OTHERS_SECONDS, WHOLE_SHARE * took_seconds) if table.recipe.upstream else float("inf")
 
     def _add_followed(self, *, has_room: bool) -> None:
         if self.due_in_seconds(has_room=has_room) > 0:
@@ -152,73 +163,87 @@ class Streaming:
         self._round_ended_at = self._clock()
         self._round_took_seconds = self._round_ended_at - began_at
 
-    def _begin_whole(self, *, only_due: bool) -> bool:
-        """Begin to refresh the table that has waited for it the longest; return whether there is one."""
-        waiting = [r for r in self._free if (r.is_due if only_due else r.is_behind)]
-        if self._thread is None and waiting:
-            first = min(waiting, key=lambda refresh: refresh.ended_at)
-            self._thread = threading.Thread(target=first.whole, name="djdist-refresh", daemon=True)
+    def _begin_whole(self, refreshes: "list[_Refresh]") -> bool:
+        """Begin to refresh tables, those first that have waited the longest; return whether there are any."""
+        if self._thread is None and refreshes:
+            refreshes.sort(key=lambda refresh: refresh.ended_at)
+            for refresh in refreshes:
+                refresh.is_running = True
+            self._thread = threading.Thread(
+                target=_refresh_all, args=[refreshes], name="djdist-refresh", daemon=True
+            )
             self._thread.start()
             self.wait(SHORT_SECONDS)
-        return bool(waiting)
+        return bool(refreshes)
 
     def _end_thread(self) -> None:
         if self._thread and not self._thread.is_alive():
             self._thread = None
-            for refresh in self._refreshes:
-                with self._tolerance.of(refresh.table):
-                    refresh.let_in()
+        for refresh in self._refreshes:
+            with self._tolerance.of(refresh.table):
+                refresh.let_in()
 
-    def _held_by_others(self, names: Iterable[str]) -> dict[str, int]:
-        held = dict[str, int]()
-        for table in map(self._tables.__getitem__, names):
+    def _others_hold(self, names: Iterable[str]) -> bool:
+        """Return whether others are making keys of these tables, which is asked once in a while."""
+        pause_seconds = max(OTHERS_LOOK_SECONDS, self._policy.poll_seconds or 0)
+        if self._clock() - self._looked_at >= pause_seconds:
+            self._look_for_others()
+        return not self._held.keys().isdisjoint(names)
+
+    def _look_for_others(self) -> None:
+        """Look who else is at work; what they have made is to be seen once they are done."""
+        before, held = self._held, dict[str, int]()
+        for table in map(self._tables.__getitem__, self._below):
             with self._tolerance.of(table):
                 held[table.name] = table.store.held_by_others()
-        return {name: count for name, count in held.items() if count}
-
-    def _others_work_upstream(self) -> bool:
-        held = self._held_by_others(self._below)
-        if held and not self._waits_for_others:
-            what = ", ".join(f"{count} keys of {name}" for name, count in held.items())
-            logger.info("Waiting for %s that others are making, for what comes after them", what)
-        self._waits_for_others = bool(held)
-        for name in held:
+        self._held = {name: count for name, count in held.items() if count}
+        self._looked_at = self._clock()
+        for name in before.keys() - self._held.keys():
+            self._changed_at = self._looked_at
             for refresh in self._below[name]:
-                refresh.is_behind = True
-        return bool(held)
+                refresh.is_wanted = True
+
+    def _tell_of_others(self) -> None:
+        if not self._has_told:
+            self._has_told = True
+            what = ", ".join(f"{count} keys of {name}" for name, count in self._held.items())
+            logger.info("Waiting for %s that others are making, for what comes after them", what)
+
+
+def _refresh_all(refreshes: "Sequence[_Refresh]") -> None:
+    for refresh in refreshes:
+        refresh.whole()
 
 
 class _Refresh:
     """What one table has to be brought up to date with."""
 
-    def __init__(self, table: TableJobs, clock: Callable[[], float], period_seconds: float | None) -> None:
+    def __init__(self, table: TableJobs, clock: Callable[[], float]) -> None:
         self.table = table
         self.marked: list[Job] = []
-        self.is_wanted = False
-        self.is_behind = False
-        self.ended_at = float("-inf")
-        self._took_seconds = 0.0
-        self._period_seconds = period_seconds
+        self.is_wanted = self.is_running = False
+        self.began_at = self.ended_at = float("-inf")
+        self.took_seconds = 0.0
         self._clock = clock
-        self._added = 0
-        self._error: Exception | None = None
+        self._found = deque[int | Exception]()
 
     def note_parent(self, job: Job) -> None:
-        self.is_behind = True
-        if job.table in self.table.recipe.follows:
+        if job.table in self.table.recipe.follows and len(self.marked) < MOST_MARKED:
             self.marked.append(job)
         else:
             self.is_wanted = True
 
     @property
-    def is_due(self) -> bool:
-        """Whether it is time to refresh it as a whole."""
-        since = self._clock() - self.ended_at
-        if self.is_wanted and since >= max(WHOLE_SECONDS, WHOLE_SHARE * self._took_seconds):
+    def is_busy(self) -> bool:
+        """Whether more is known to come than its jobs show."""
+        return bool(self.marked or self.is_wanted or self.is_running or self.table.is_refused)
+
+    def is_due(self, period_seconds: float, *, at_once: bool) -> bool:
+        """Return whether it is time to refresh it as a whole; ``at_once`` where nothing else is to do."""
+        if self.is_wanted and at_once:
             return True
-        return self._period_seconds is not None and since >= max(
-            self._period_seconds, WHOLE_SHARE * self._took_seconds
-        )
+        pause_seconds = min(WHOLE_SECONDS, period_seconds) if self.is_wanted else period_seconds
+        return self._clock() - self.ended_at >= max(pause_seconds, WHOLE_SHARE * self.took_seconds)
 
     def add_followed(self) -> None:
         parents, self.marked = self.marked[:MOST_PARENTS], self.marked[MOST_PARENTS:]
@@ -234,19 +259,22 @@ class _Refresh:
 
     def whole(self) -> None:
         """Refresh it, in a thread."""
-        began_at = self._clock()
-        self.is_wanted = self.is_behind = False
+        self.began_at, self.is_wanted = self._clock(), False
         try:
-            self._added = self.table.store.refresh().get("added", 0)
+            changes = self.table.store.refresh()
+            found: int | Exception = sum(changes.get(name, 0) for name in NEW)
         except Exception as error:
-            self._error = error
+            found = error
         self.ended_at = self._clock()
-        self._took_seconds = self.ended_at - began_at
+        self.took_seconds = self.ended_at - self.began_at
+        self._found.append(found)
 
     def let_in(self) -> None:
         """Take over what the thread has found."""
-        added, error, self._added, self._error = self._added, self._error, 0, None
-        if error:
-            raise error
-        if added:
-            self.table.backlog.returned(added)
+        while self._found:
+            found, self.is_running = self._found.popleft(), False
+            if isinstance(found, Exception):
+                self.is_wanted = True
+                raise found
+            if found:
+                self.table.backlog.returned(found)

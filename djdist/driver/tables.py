@@ -36,6 +36,8 @@ class TableJobs:
     ----------
     is_held : bool
         None of its keys may begin yet.
+    is_refused : bool
+        Its database has refused it when it was last asked.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class TableJobs:
         self.store = store
         self.depth = depth
         self.is_held = bool(recipe.after)
+        self.is_refused = False
         self.backlog = Backlog(store, clock, again_seconds)
         self.grouping = Grouping(task_seconds)
         self._clock = clock
@@ -149,6 +152,7 @@ class Tables:
         for table in asked:
             with tolerated(table):
                 self._push(urgent, table, table.priority())
+                table.is_refused = False
         while urgent:
             table = self._tables[heapq.heappop(urgent)[-1]]
             max_priority = urgent[0][0] if urgent else None

@@ -42,6 +42,7 @@ class Tolerance:
         except DatabaseError as error:
             if not self._policy.watches or self._shutdown.is_stopping or not self._shutdown.is_patient:
                 raise
+            table.is_refused = True
             table.backlog.found_empty()
             self._tell(table.name, str(error))
 

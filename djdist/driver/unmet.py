@@ -43,6 +43,7 @@ class UnmetNeeds:
             table.name: self._needs.of_table(table.name) for table in self._tables if not table.backlog.empty
         }
         unmet = {table: needs for table, needs in left.items() if not self._room.slots(needs)}
+        unmet |= self._room.unmet()  # of a table that says it of each key
         if ONE_CPU not in unmet.values():
             self._plain_since = None
         elif self._plain_since is None:

@@ -12,12 +12,11 @@ from djdist.worker.failure import failure_of, portable
 
 def needs_of(table: Any, jobs: Sequence[Job]) -> Report:
     """Ask a table what keys need; what it raises over one of them is the key's error."""
-    outcomes, needs = list[Outcome](), list[Needs | None]()
-    for job in jobs:
+    outcomes, needs = list[Outcome](), list[tuple[Job, Needs]]()
+    for job in (replace(job, asks=False) for job in jobs):
         try:
-            needs.append(checked(table.needs(dict(job.key)), type(table).__name__))
+            needs.append((job, checked(table.needs(dict(job.key)), type(table).__name__)))
         except Exception as error:
             ending = Ending.TRANSIENT if is_infrastructure(error) else Ending.FAILED
-            needs.append(None)
-            outcomes.append(Outcome(replace(job, asks=False), ending, portable(failure_of(error))))
+            outcomes.append(Outcome(job, ending, portable(failure_of(error))))
     return Report(tuple(outcomes), needs=tuple(needs))

@@ -316,10 +316,10 @@ class FakeCluster(TaskPool):
         return ended
 
     def _answer(self, ticket: int, jobs: Sequence[Job]) -> Completion:
-        needs = tuple(self.needs_of(job) for job in jobs)
-        raised = [Job(job.table, job.key) for job, said in zip(jobs, needs, strict=True) if said is None]
-        outcomes = tuple(Outcome(job, Ending.FAILED, Failure("LookupError: size unknown")) for job in raised)
-        return Completion(ticket, Report(outcomes, needs=needs))
+        answers = [(Job(job.table, job.key), self.needs_of(job)) for job in jobs]
+        size_unknown = Failure("LookupError: size unknown")
+        outcomes = tuple(Outcome(job, Ending.FAILED, size_unknown) for job, said in answers if said is None)
+        return Completion(ticket, Report(outcomes, needs=tuple((job, n) for job, n in answers if n)))
 
     def _completion(self, ticket: int) -> Completion:
         jobs, needs, number, seconds = self._at.pop(ticket)

@@ -238,3 +238,16 @@ def test_each_key_gets_what_its_table_says_of_it(waits_for_room: bool) -> None:
     summary = run(cluster)
     assert (summary.success_count, summary.failed) == (48, 12)
     assert all(needs == needs_of(Job(t, dict(k))) for (t, k), needs in cluster.given.items())
+
+
+@pytest.mark.parametrize("after", [("A",), ()])
+def test_keys_that_fill_a_node_are_begun_beside_a_table_on_gpus(after: tuple[str, ...]) -> None:
+    tables = [FakeTable("A", needs=Needs(cpus=8)), FakeTable("OnGpu", needs=GPU, after=after)]
+    pipeline, clock = FakePipeline(tables, 50), Clock()
+    cluster = FakeCluster(pipeline, [Node({"cpus": 8, "gpus": 1})], clock)
+    assert run(cluster).success_count == 100
+    first = {
+        name: min(began for (table, _), began in cluster.began.items() if table == name)
+        for name in ("A", "OnGpu")
+    }
+    assert after or first["A"] < clock.seconds / 4

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from djdist._job import Ending, Job, Policy
+from djdist.driver import Driver, RunContext
 from djdist.errors import DatabaseError
 from lab.graphs import FakeCluster, FakePipeline, FakeStore, FakeTable, driver_of, lower_bound, run, slots
 from lab.scripted import Clock
@@ -269,3 +272,139 @@ def test_a_table_that_may_read_all_of_another_waits_until_that_is_done() -> None
     assert len(pipeline.made["OfSummary"]) == 20
     last_of_b = max(began + 1 + dict(key)["n"] % 4 for (t, key), began in cluster.began.items() if t == "B")
     assert min(began for (t, _), began in cluster.began.items() if t == "Summary") >= last_of_b
+
+
+WAITING = [FakeTable("P"), FakeTable("A", ("P",)), FakeTable("S", after=("A",))]
+
+
+def begun_at(cluster: FakeCluster, table: str) -> list[float]:
+    return sorted(began for (name, _), began in cluster.began.items() if name == table)
+
+
+def test_who_reads_all_rows_waits_for_others_further_upstream_and_for_what_comes_of_theirs() -> None:
+    pipeline, clock = FakePipeline(WAITING, 2), Clock()
+    store = pipeline.store()
+    others = store.stores["P"]
+    others.failed, others.elsewhere = {(("n", 1),)}, 1  # type: ignore[attr-defined]
+
+    def watch(status: Any) -> bool:
+        if clock.seconds > 30 and others.elsewhere:  # type: ignore[attr-defined]
+            others.elsewhere = 0  # type: ignore[attr-defined]
+            pipeline.made["P"].add((("n", 1),))
+        return True
+
+    cluster = FakeCluster(pipeline, slots(2), clock)
+    driver_of(cluster, store=store).run(watch)
+    assert len(begun_at(cluster, "S")) == 2
+    assert begun_at(cluster, "S")[0] > begun_at(cluster, "A")[-1]
+
+
+def test_a_table_that_is_refused_counts_as_not_done() -> None:
+    pipeline, clock = FakePipeline([FakeTable("A"), FakeTable("S", after=("A",))], 2), Clock()
+    store = pipeline.store()
+    store.stores["A"] = dropped = Dropped(pipeline, "A")
+    dropped.refresh = FakeStore.refresh.__get__(dropped)  # type: ignore[method-assign]
+
+    def watch(status: Any) -> bool:
+        dropped.gone = clock.seconds < 30
+        return clock.seconds < 100
+
+    cluster = FakeCluster(pipeline, slots(4), clock)
+    driver_of(cluster, Policy(poll_seconds=10, suppress_errors=True), store).run(watch)
+    assert begun_at(cluster, "S")[0] > begun_at(cluster, "A")[-1]
+
+
+def test_a_run_that_watches_makes_what_waits_for_all_rows_though_keys_keep_coming() -> None:
+    pipeline, clock = FakePipeline([FakeTable("A"), FakeTable("S", after=("A",))], 2), Clock()
+
+    def watch(status: Any) -> bool:
+        pipeline.keys = 2 + int(clock.seconds // 10)
+        return clock.seconds < 1800
+
+    cluster = FakeCluster(pipeline, slots(8), clock, lambda job: 30.0)
+    driver_of(cluster, Policy(poll_seconds=10, suppress_errors=True)).run(watch)
+    assert len(pipeline.made["S"]) > 120
+
+
+def test_a_table_counts_as_not_done_while_it_is_read() -> None:
+    tables = [FakeTable("P"), FakeTable("A", ("P",), follows=False), FakeTable("S", after=("A",))]
+    pipeline, clock = FakePipeline(tables, 2), Clock()
+    store = pipeline.store()
+    store.stores["S"].waiting = dict.fromkeys(pipeline.key_source("S"), 5)  # type: ignore[attr-defined]
+    read, slow = store.stores["A"].refresh, threading.Event()
+
+    def refresh() -> dict[str, int]:
+        slow.wait(0.3)  # the clock goes on meanwhile
+        return read()
+
+    store.stores["A"].refresh = refresh  # type: ignore[method-assign]
+    cluster = FakeCluster(pipeline, slots(4), clock, lambda job: 3.0 if job.key["n"] else 0.2)
+    run(cluster, store=store)
+    assert len(begun_at(cluster, "A")) == 2
+    assert begun_at(cluster, "S")[0] > begun_at(cluster, "A")[-1]
+
+
+def test_what_a_make_inserts_for_a_table_that_nothing_connects_is_found_in_the_end() -> None:
+    pipeline, clock = FakePipeline([FakeTable("A"), FakeTable("B")], 3), Clock()
+    of_graph = pipeline.key_source
+
+    def key_source(name: str, among: Any = None) -> Any:
+        return {*pipeline.made["A"]} if name == "B" else of_graph(name, among)
+
+    pipeline.key_source = key_source  # type: ignore[method-assign]
+    assert run(FakeCluster(pipeline, slots(2), clock)).success_count == 6
+
+
+def test_jobs_that_a_refresh_puts_back_are_made_too() -> None:
+    class Repending(FakeStore):
+        """Has jobs that a refresh puts back, once its rows were deleted."""
+
+        def refresh(self) -> dict[str, int]:
+            return {"added": 0, "re_pended": super().refresh()["added"]}
+
+    pipeline, clock = FakePipeline([FakeTable("A"), FakeTable("S", after=("A",))], 2), Clock()
+    store = pipeline.store()
+    store.stores["S"] = Repending(pipeline, "S")
+    assert run(FakeCluster(pipeline, slots(2), clock), store=store).success_count == 4
+
+
+def test_a_run_that_stops_waits_in_peace_for_what_runs() -> None:
+    pipeline, clock = FakePipeline(CHAIN, 4), Clock()
+    waits: list[float] = []
+
+    class Noting(FakeCluster):
+        def wait(self, timeout_seconds: float) -> Any:
+            waits.append(timeout_seconds)
+            return super().wait(timeout_seconds)
+
+    def ending(job: Job) -> Ending:
+        return Ending.FAILED if job.key["n"] == 2 and job.table == "A" else Ending.MADE
+
+    cluster = Noting(pipeline, slots(2), clock, lambda job: 500.0 if job.key["n"] == 1 else 1.0, ending)
+    driver_of(cluster, Policy()).run(lambda status: True)
+    assert waits.count(0.0) < 10
+
+
+def test_the_look_at_long_keys_is_borne_where_a_database_refuses_it() -> None:
+    pipeline, clock = FakePipeline([FakeTable("A"), FakeTable("B", ("A",))], 2), Clock()
+    store = pipeline.store()
+
+    def refuse(jobs: Sequence[Job]) -> list[Job]:
+        raise DatabaseError("away")
+
+    store.stores["A"].begun = refuse  # type: ignore[method-assign]
+    recipes = {name: replace(each, timeout_seconds=1000) for name, each in pipeline.recipes().items()}
+    cluster, policy = FakeCluster(pipeline, slots(2), clock, lambda job: 500.0), Policy(poll_seconds=10)
+    context = RunContext(store, cluster, recipes, policy, "p", clock=clock, sleep=clock.sleep)
+    Driver(context).run(lambda status: clock.seconds < 2000)
+    assert len(pipeline.made["B"]) == 2
+
+
+def test_a_run_that_watches_asks_little_while_others_hold_a_key() -> None:
+    pipeline, clock = FakePipeline(CHAIN, 1), Clock()
+    store = pipeline.store()
+    store.stores["A"].elsewhere = 1  # type: ignore[attr-defined]
+    driver_of(FakeCluster(pipeline, slots(2), clock), Policy(poll_seconds=600), store).run(
+        lambda status: clock.seconds < 3600
+    )
+    assert all(each.asked["refresh"] <= 8 for each in store.stores.values())  # type: ignore[attr-defined]
