@@ -221,7 +221,7 @@ class _Planning:
         return frozenset(map(self._foreign_keys.whole, tables_read(todo, self._with_parts)))
 
     def _read_in_make(self, name: str) -> list[Reading]:
-        classes = {each: type(table).__name__ for each, table in self._tables.items()}
+        classes = {each: type(table) for each, table in self._tables.items()}
         found = rows_read(self._tables[name], classes, self._with_parts[len(classes) :], self._keys[name])
         return [replace(reading, table=self._foreign_keys.whole(reading.table)) for reading in found]
 

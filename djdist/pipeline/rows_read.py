@@ -37,18 +37,19 @@ class Reading:
 
 
 def rows_read(
-    table: Any, classes: Mapping[str, str], parts: Collection[str], key: Collection[str]
+    table: Any, classes: Mapping[str, type], parts: Collection[str], key: Collection[str]
 ) -> set[Reading]:
     """Return what a table's ``make()`` reads of some tables.
 
-    Its functions are followed into methods of the table, and into functions of the same package.
+    Its functions are followed into methods of the table, and into functions of the packages of these tables,
+    and of the program.
 
     Parameters
     ----------
     table : datajoint.Table
         Whose ``make()`` it is.
-    classes : mapping of str to str
-        The tables to look for by their full names, and what their classes are called.
+    classes : mapping of str to type
+        The classes of the tables to look for, by their full names.
     parts : collection of str
         Their Part tables.
     key : collection of str
@@ -61,12 +62,13 @@ class _Code:
     """The functions that a ``make()`` consists of."""
 
     def __init__(
-        self, table: Any, classes: Mapping[str, str], parts: Collection[str], key: Collection[str]
+        self, table: Any, classes: Mapping[str, type], parts: Collection[str], key: Collection[str]
     ) -> None:
         self.kind = type(table)
         self.key = key
         self.same_key = tuple((name, name) for name in key)
-        self._classes = classes
+        self._names = {name: each.__name__ for name, each in classes.items()}
+        self._packages = {"__main__", *map(_package, [self.kind, *classes.values()])}
         self._tables = [*classes, *parts]
         self._texts = {name: _text_of(name) for name in self._tables}
         self.left = [*self.methods(MAKE)]
@@ -89,14 +91,14 @@ class _Code:
             yield from filter(None, found)
 
     def follow(self, value: Any) -> None:
-        """Look into a function of the pipeline's own package, too."""
-        if isinstance(value, FunctionType) and _package(value) == _package(self.kind):
+        """Look into a function of the pipeline, too."""
+        if isinstance(value, FunctionType) and _package(value) in self._packages:
             self.left.append(value)
 
     def named(self, name: str) -> Iterator[str]:
         """Yield the tables that an unexplained name, or a text, may mean."""
         for table, text in self._texts.items():
-            if name == self._classes.get(table) or text.search(name):
+            if name == self._names.get(table) or text.search(name):
                 yield table
 
     def meant(self, value: Any) -> list[str]:
@@ -178,11 +180,7 @@ class _Function:
         if isinstance(node, ast.Name):
             return self._code.kind if node.id == self._self else self._names.get(node.id, NOTHING)
         if isinstance(node, ast.Attribute):
-            holder = self._value(node.value)
-            if isinstance(holder, ModuleType) or (
-                inspect.isclass(holder) and inspect.isclass(inspect.getattr_static(holder, node.attr, None))
-            ):
-                return getattr(holder, node.attr, NOTHING)
+            return _attribute(self._value(node.value), node.attr)
         return NOTHING
 
     def _is_self(self, node: ast.AST) -> bool:
@@ -218,6 +216,18 @@ class _Function:
             case ast.Attribute(value=ast.Name(id="key"), attr=attribute):
                 return attribute in CHANGES
         return False
+
+
+def _attribute(holder: Any, name: str) -> Any:
+    """Return what a module, or a class, has: of tables its Part tables only, not what asks the database."""
+    if isinstance(holder, ModuleType):
+        return getattr(holder, name, NOTHING)
+    if not inspect.isclass(holder):
+        return NOTHING
+    found = inspect.getattr_static(holder, name, NOTHING)
+    if inspect.isclass(found) or issubclass(holder, dj.Table):
+        return found if inspect.isclass(found) else NOTHING
+    return _function(found) or NOTHING
 
 
 def _keeps_rows(attribute: str) -> bool:

@@ -15,7 +15,7 @@ import psutil
 from lab.watching import SECONDS
 from servers import Server
 
-PREAMBLE = """
+CONNECT = """
 import time
 
 import datajoint as dj
@@ -26,7 +26,8 @@ database.backend, database.host, database.port = {server.backend!r}, {server.hos
 database.user, database.password = {server.user!r}, {server.password!r}
 database.name, database.use_tls = {server.database_name!r}, False
 djdist.enable()
-
+"""
+OF_TABLE = """
 from {module} import Noted
 
 def populate(**options):
@@ -35,6 +36,17 @@ def populate(**options):
 def jobs(*statuses):
     progress = Noted.jobs.progress()
     return sum(progress[status] for status in statuses)
+"""
+OF_PIPELINE = """
+import {module} as whole
+
+def populate(**options):
+    options |= {{"reserve_jobs": True, "suppress_errors": True, "make_kwargs": {make_kwargs!r}}}
+    return djdist.populate(whole, **options)
+
+def jobs(*statuses):
+    progress = [getattr(whole, name).jobs.progress() for name in {tables!r}]
+    return sum(each[status] for each in progress for status in statuses)
 """
 POPULATE = "print(populate({options}))"
 FINISH = """
@@ -53,7 +65,7 @@ populate(max_calls=10)
 
 @dataclass
 class Caller:
-    """A script that populates; what it says goes to files in the folder."""
+    """A script that populates Noted, or a pipeline's tables; what it says goes to files in the folder."""
 
     server: Server
     module: str
@@ -61,11 +73,13 @@ class Caller:
     make_kwargs: dict[str, Any]
     environment: dict[str, str]
     options: str = ""
+    tables: tuple[str, ...] = ()
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list, init=False)
 
     def start(self, code: str = POPULATE) -> subprocess.Popen[bytes]:
         file = self._file(len(self._started))
-        text = PREAMBLE.format(server=self.server, module=self.module, make_kwargs=self.make_kwargs)
+        preamble = CONNECT + (OF_PIPELINE if self.tables else OF_TABLE)
+        text = preamble.format(**vars(self))
         file.write_text(text + code.replace("{options}", self.options))
         with file.with_suffix(".log").open("wb") as log:
             process = subprocess.Popen(

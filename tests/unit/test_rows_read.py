@@ -12,6 +12,7 @@ from djdist.pipeline.foreign_keys import AttributeMap
 from djdist.pipeline.rows_read import Reading, rows_read
 
 DETECTION, SPIKE, SORTING = "`lab`.`__detection`", "`lab`.`__detection__spike`", "`lab`.`_sorting`"
+CLASSES = {DETECTION: type("Detection", (), {}), SORTING: type("Sorting", (), {})}
 KEY = ("subject", "session")
 SAME = (("subject", "subject"), ("session", "session"))
 
@@ -24,6 +25,11 @@ def load(key):
 
 def count():
     return len(Detection())
+
+class Links:
+    @staticmethod
+    def count():
+        return len(Detection())
 
 class Base:
     def make(self, key):
@@ -51,7 +57,7 @@ def readings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
     (tmp_path / name / "tables.py").write_text(MODULE.replace("{body}", body))
     monkeypatch.syspath_prepend(tmp_path)
     table = importlib.import_module(f"{name}.tables").Table()
-    return rows_read(table, {DETECTION: "Detection", SORTING: "Sorting"}, [SPIKE], KEY)
+    return rows_read(table, CLASSES, [SPIKE], KEY)
 
 
 def of_detection(*attributes: AttributeMap) -> set[Reading]:
@@ -98,6 +104,7 @@ def test_what_is_restricted_by_the_key(readings: set[Reading], expected: set[Rea
         "found = Detection()\nfound & key",
         "count()",
         "other.count()",
+        "Links.count()",
         "self.everything()",
         "[Detection() for n in range(3)]",
         "(lambda: Detection())()",
@@ -122,5 +129,5 @@ def test_code_without_a_text_is_read_by_its_names() -> None:
     namespace: dict[str, type] = {}
     code = "class Table:\n def make(self, key):\n  return [(Detection & k) for k in [key]]"
     exec(code, {"__name__": "lab"}, namespace)
-    found = rows_read(namespace["Table"](), {DETECTION: "Detection", SORTING: "Sorting"}, [SPIKE], KEY)
+    found = rows_read(namespace["Table"](), CLASSES, [SPIKE], KEY)
     assert found == {Reading(DETECTION)}
