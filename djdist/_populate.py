@@ -250,9 +250,9 @@ def populate(
         info = _info(plan, policy, detached=detach, is_one=is_one)
         notifier = _notifier(info)
         stores = (
-            _jobs_tables(plan, priority, refresh)
+            _jobs_tables(plan, priority, refresh, watch=watch)
             if reserve_jobs
-            else _missing_keys(plan, max_calls, known=is_one and not watch)
+            else _missing_keys(plan, max_calls, is_one=is_one, watch=watch)
         )
     for planned in plan.tables:
         name = planned.name
@@ -340,10 +340,10 @@ class _Stores:
     of_worker: dict[str, tuple[str, JobStatements | None]] = field(default_factory=dict)
 
 
-def _jobs_tables(plan: Plan, priority: int | None, refresh: bool | None) -> _Stores:
+def _jobs_tables(plan: Plan, priority: int | None, refresh: bool | None, *, watch: bool) -> _Stores:
     """Keep the jobs of all tables in their jobs tables, for one owner by two connections."""
     ships, token = config.ship_credentials, new_token(config.lease_seconds)
-    stores, transactions = _Stores(), _transactions(plan)
+    stores, transactions = _Stores(), _transactions(plan, watch=watch)
     for planned in plan.tables:
         table = planned.table
         settings = table.connection._config.jobs
@@ -363,13 +363,13 @@ def _jobs_tables(plan: Plan, priority: int | None, refresh: bool | None) -> _Sto
     return stores
 
 
-def _missing_keys(plan: Plan, max_calls: int | None, *, known: bool) -> _Stores:
+def _missing_keys(plan: Plan, max_calls: int | None, *, is_one: bool, watch: bool) -> _Stores:
     """Keep the keys that tables lack in the driver's process; those of one table may all be known now."""
-    stores, transactions, failed = _Stores(), _transactions(plan), dict[str, list[Job]]()
+    stores, transactions, failed = _Stores(), _transactions(plan, watch=watch), dict[str, list[Job]]()
     for planned in plan.tables:
         stores.of_table[planned.name] = (
             MemoryStore(planned.name, keys_to_make(planned.table, planned.restrictions, max_calls))
-            if known
+            if is_one and not watch
             else MissingKeys(
                 keys_spec_of(plan, planned, ship_credentials=config.ship_credentials), transactions, failed
             )
@@ -378,9 +378,9 @@ def _missing_keys(plan: Plan, max_calls: int | None, *, known: bool) -> _Stores:
     return stores
 
 
-def _transactions(plan: Plan) -> Transactions:
+def _transactions(plan: Plan, *, watch: bool) -> Transactions:
     settings = settings_of(plan.tables[0].table.connection, ship_credentials=config.ship_credentials)
-    return Transactions(settings, config.database_patience_seconds)
+    return Transactions(settings, config.database_patience_seconds, outlasts=watch)
 
 
 def _info(plan: Plan, policy: Policy, *, detached: bool, is_one: bool) -> RunInfo:

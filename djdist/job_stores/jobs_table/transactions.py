@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 from djdist._backoff import backoff_seconds
 from djdist.database import silence
 from djdist.database.dbapi import ConnectionSettings, connect, shut
-from djdist.database.errors import RIGHTS, is_denial, is_full, is_infrastructure, limit_of
+from djdist.database.errors import RIGHTS, is_denial, is_full, is_infrastructure, is_lost, limit_of
 from djdist.database.marks import number_of
 from djdist.database.sessions import prepare
 from djdist.database.silence import Line, bear, server_name
@@ -43,18 +44,23 @@ class Transactions:
         The way to the database.
     patience_seconds : float
         How long to wait for a database that goes away after it was there.
+    outlasts : bool
+        Wait for as long as it takes, if the connection was lost and the run still wants it.
     """
 
-    def __init__(self, settings: ConnectionSettings, patience_seconds: float) -> None:
+    def __init__(
+        self, settings: ConnectionSettings, patience_seconds: float, *, outlasts: bool = False
+    ) -> None:
         self._settings = settings
         self._patience_seconds = patience_seconds
+        self._outlasts = outlasts
         self._reached = False
         self._goes_on: Callable[[], bool] = lambda: True
         self._engine: sa.Engine | None = None
         self._threads: list[BackgroundThread] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Transactions, (self._settings, self._patience_seconds)
+        return partial(Transactions, outlasts=self._outlasts), (self._settings, self._patience_seconds)
 
     def assume_reached(self) -> None:
         """Take a database that can't be reached for one that is away for a while."""
@@ -169,7 +175,9 @@ class Transactions:
             return self._patience_seconds
         if not is_infrastructure(error):
             return 0
-        return self._patience_seconds if self._reached else FIRST_PATIENCE_SECONDS
+        if not self._reached:
+            return FIRST_PATIENCE_SECONDS
+        return float("inf") if self._outlasts and is_lost(error) else self._patience_seconds
 
 
 @dataclass(frozen=True)
