@@ -18,6 +18,10 @@ as one from which another one takes over, and lost connections."""
 LOST = {None, 0, 2006, 2013, 2055}
 """MySQL's numbers for a lost connection, and what PostgreSQL's driver has instead."""
 
+AWAY = {1053, 2003}
+PG_AWAY = ("08", "57P0")
+"""What a server says that goes down or comes up, or its address where it isn't."""
+
 READ_ONLY_OPTION = 1290
 """Any option that forbids a statement."""
 
@@ -62,6 +66,12 @@ def is_lost(error: BaseException) -> bool:
     if not is_infrastructure(error):
         return False
     return _is_of_datajoint(error, "LostConnectionError") or _code(error) in LOST
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether the database can't be reached, or is about to stop or to start."""
+    code = _code(error)
+    return is_lost(error) or code in AWAY or (isinstance(code, str) and code.startswith(PG_AWAY))
 
 
 def is_lock_wait(error: BaseException) -> bool:

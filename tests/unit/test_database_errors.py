@@ -4,7 +4,7 @@ import datajoint as dj
 import pymysql
 import pytest
 
-from djdist.database.errors import is_denial, is_full, is_infrastructure, is_lost, limit_of
+from djdist.database.errors import is_away, is_denial, is_full, is_infrastructure, is_lost, limit_of
 
 pytest.importorskip("psycopg2")
 import psycopg2
@@ -121,3 +121,18 @@ def test_the_limit_that_ended_a_session_is_named_by_what_was_met_afterwards() ->
         error.__context__ = pymysql.err.OperationalError(4031, "disconnected because of inactivity")
     assert limit_of(lost) == "wait_timeout"
     assert limit_of(own) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        *((error, True) for error in AWAY),
+        (pymysql.err.OperationalError(2003, "Can't connect to MySQL server on 'db'"), True),
+        (pymysql.err.OperationalError(1205, MYSQL_CODES[1205]), False),
+        (of_postgresql("57P03", POSTGRESQL_CODES["57P03"]), True),
+        (of_postgresql("40P01", POSTGRESQL_CODES["40P01"]), False),
+        (ValueError("no"), False),
+    ],
+)
+def test_a_database_that_is_away_is_told_from_one_that_refuses(error: Exception, away: bool) -> None:
+    assert is_away(error) == away

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from djdist._backoff import backoff_seconds
 from djdist.database import silence
 from djdist.database.dbapi import ConnectionSettings, connect, shut
-from djdist.database.errors import RIGHTS, is_denial, is_full, is_infrastructure, is_lost, limit_of
+from djdist.database.errors import RIGHTS, is_away, is_denial, is_full, is_infrastructure, limit_of
 from djdist.database.marks import number_of
 from djdist.database.sessions import prepare
 from djdist.database.silence import Line, bear, server_name
@@ -177,7 +177,7 @@ class Transactions:
             return 0
         if not self._reached:
             return FIRST_PATIENCE_SECONDS
-        return float("inf") if self._outlasts and is_lost(error) else self._patience_seconds
+        return float("inf") if self._outlasts and is_away(error) else self._patience_seconds
 
 
 @dataclass(frozen=True)
