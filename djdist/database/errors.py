@@ -8,12 +8,15 @@ RIGHTS = 'See "Database rights" in djdist\'s documentation.'
 DENIED = frozenset({"42501", 1044, 1142, 1143})
 """What PostgreSQL and MySQL say to those who lack a right."""
 
+BEING_DECLARED = 1684
+"""What MariaDB says of a table that somebody declares right now, instead of whether it is there."""
+
 DEADLOCK_OR_LOST = frozenset(
-    {1020, 1040, 1053, 1203, 1226, 1205, 1213, 1243, 1836, 1927, 4031, 2003, 2006, 2013, 2055}
+    {1020, 1040, 1053, 1203, 1226, 1205, 1213, 1243, BEING_DECLARED, 1836, 1927, 4031, 2003, 2006, 2013, 2055}
 )
 """MySQL's numbers for a row that has changed since the transaction began, too many connections, shutdown,
-lock wait, deadlock, a prepared statement that is gone with its session, a server that may only be read,
-as one from which another one takes over, and lost connections."""
+lock wait, deadlock, a prepared statement that is gone with its session, a table that is being declared, a
+server that may only be read, as one from which another one takes over, and lost connections."""
 
 LOST = {None, 0, 2006, 2013, 2055}
 """MySQL's numbers for a lost connection, and what PostgreSQL's driver has instead."""
@@ -77,6 +80,11 @@ def is_away(error: BaseException) -> bool:
 def is_lock_wait(error: BaseException) -> bool:
     """Return whether MySQL has waited for a lock for as long as it does."""
     return _code(error) == LOCK_WAIT
+
+
+def is_being_declared(error: BaseException) -> bool:
+    """Return whether MariaDB says nothing of a table, because somebody declares it."""
+    return _code(error) == BEING_DECLARED
 
 
 def limit_of(error: BaseException | None) -> str:

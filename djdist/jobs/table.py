@@ -9,6 +9,7 @@ from typing import Any
 
 import datajoint as dj
 
+from djdist.database.errors import is_being_declared
 from djdist.errors import OptionError
 from djdist.job_stores.jobs_table.conditions import COLUMNS
 from djdist.job_stores.jobs_table.refreshing import Refreshing
@@ -253,13 +254,22 @@ def _tables_meant(target: Any) -> list[Any]:
 
 def declare(jobs: dj.Job) -> None:
     """Declare a jobs table that isn't there yet, while others may do the same."""
-    if jobs.is_declared:
+    if _is_declared(jobs):
         return
     try:
-        jobs.declare()
+        jobs.declare()  # where another one is at it, this waits for it
     except Exception:
-        if not jobs.is_declared:
+        if not _is_declared(jobs):
             raise
+
+
+def _is_declared(jobs: dj.Job) -> bool:
+    try:
+        return bool(jobs.is_declared)
+    except Exception as error:
+        if is_being_declared(error):
+            return False
+        raise
 
 
 _jobs: dict[type, Jobs] = {}

@@ -27,6 +27,7 @@ MYSQL_CODES = {
     1205: "Lock wait timeout exceeded; try restarting transaction",
     1213: "Deadlock found when trying to get lock; try restarting transaction",
     1243: "Unknown prepared statement handler (djdist_x) given to EXECUTE",
+    1684: "Table was skipped since its definition is being modified by concurrent DDL statement",
     1290: "The MariaDB server is running with the --read-only option",
     1836: "Running in read-only mode",
     1927: "Connection was killed",
