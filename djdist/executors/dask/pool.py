@@ -1,5 +1,6 @@
 """The tasks of one run on Dask."""
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -104,6 +105,8 @@ class Pool(TaskPool):
         self._tickets[future] = ticket
 
     def wait(self, timeout_seconds: float) -> list[Completion]:
+        if self._waiting and not self._tickets:
+            time.sleep(timeout_seconds)  # for a worker; Dask doesn't wait where it has nothing to do
         with suppress(distributed.TimeoutError, distributed.CancelledError):
             distributed.wait(list(self._tickets), timeout_seconds, "FIRST_COMPLETED")
         ended = [future for future in self._tickets if future.done()]
@@ -121,7 +124,8 @@ class Pool(TaskPool):
         """Give up what only a worker might do that is gone: Dask would wait for it to come back."""
         lost = self._placing.lost()
         futures = [future for future, ticket in self._tickets.items() if ticket in lost and not future.done()]
-        self._client.cancel(futures)
+        if futures:
+            self._client.cancel(futures)
         return [Completion(t, error=self._death(lost[t], GONE)) for t in map(self._tickets.pop, futures)]
 
     def _completion(self, ticket: int, future: "distributed.Future[Report]") -> Completion:
