@@ -76,8 +76,8 @@ def test_ctrl_c_just_after_a_reservation_leaves_nothing_reserved(
 ) -> None:
     reserve = JobsTable.reserve
 
-    def reserve_and_be_interrupted(store: JobsTable, limit: int) -> Any:
-        jobs = reserve(store, limit)
+    def reserve_and_be_interrupted(store: JobsTable, *arguments: Any) -> Any:
+        jobs = reserve(store, *arguments)
         signal.raise_signal(signal.SIGINT)
         return jobs
 

@@ -412,9 +412,7 @@ class TestDask:
         assert len({pid for *_, pid, _ in begun(tmp_path)}) == 1
         assert numbers(tmp_path) == {0, 1, 2, 3}
 
-    def test_what_no_worker_has_is_waited_for_at_leisure(
-        self, on_dask: TaskPool, tmp_path: Path
-    ) -> None:
+    def test_what_no_worker_has_is_waited_for_at_leisure(self, on_dask: TaskPool, tmp_path: Path) -> None:
         submit(on_dask, Needs(memory="1TiB"), key(tmp_path, "C", 0))
         began_at = time.monotonic()
         assert on_dask.wait(0.2) == []
