@@ -16,6 +16,7 @@ import datajoint as dj
 import pytest
 
 import djdist
+from acceptance.test_handovers import address_of
 from lab.watching import SECONDS
 from servers import Server
 
@@ -250,7 +251,7 @@ def elements(connection: Any, server: Server, schema_name: str, modules_folder: 
     yield elements
     for module in [name for name in sys.modules if name.startswith(schema_name)]:
         del sys.modules[module]
-    for kind in ("probe", "sorting", "recording", "session"):
+    for kind in ("own", "probe", "sorting", "recording", "session"):
         server.drop_schema(f"{schema_name}_{kind}")
 
 
@@ -283,10 +284,7 @@ def test_elements_are_linked_with_a_script(
     elements: Elements, script: Script, request: pytest.FixtureRequest, executor: str
 ) -> None:
     elements.write("probe", KEEPING)
-    if executor == "ray":
-        cluster = {"RAY_ADDRESS": request.getfixturevalue("ray_cluster").get_runtime_context().gcs_address}
-    if executor == "dask":
-        cluster = {"DASK_SCHEDULER_ADDRESS": request.getfixturevalue("dask_client").scheduler.address}
+    cluster = {} if executor == "processes" else address_of(request, executor)
     options = {"processes": 2} if executor == "processes" else {"executor": executor}
     code = (LINKS + ACTIVATE).format(name=elements.name)
     calls = f"recording.Recording.populate(reserve_jobs=True, **{options})\n"
@@ -294,7 +292,7 @@ def test_elements_are_linked_with_a_script(
     code += f"import {elements.name}_probe as probe\n"
     code += f"probe.element.activate('{elements.name}_probe', sys.modules['__main__'])\n"
     calls += f"probe.Probe.populate(reserve_jobs=True, **{options})\n"
-    process = script(code + calls, **({} if executor == "processes" else cluster))
+    process = script(code + calls, **cluster)
     _, error = process.communicate(timeout=2 * SECONDS)
     assert process.returncode == 0, error
     elements.write("links", LINKS + ACTIVATE)
@@ -302,6 +300,55 @@ def test_elements_are_linked_with_a_script(
     elements.check()
     kept = dj.VirtualModule("probe", f"{elements.name}_probe").Probe.to_arrays("kept").tolist()
     assert kept == [" ".join(["/of/the/lab"] * 7 + ["module", f"{elements.name}_probe", ""])] * 4
+
+
+OWN = """
+own = dj.Schema("{name}_own")
+
+
+@own
+class Note(dj.Computed):
+    definition = '''
+    -> sorting.Units
+    ---
+    note : varchar(200)
+    '''
+
+    def make(self, key):
+        self.insert1({{**key, "note": (sorting.Units & key).fetch1("where")}})
+
+
+@own
+class Count(dj.Computed):
+    definition = "-> Session\\n---\\nn : int32\\nreadings : int32"
+
+    def make(self, key):
+        self.insert1({{**key, "n": len(Note()), "readings": len(recording.Recording())}})
+"""
+WHOLE = """
+main = sys.modules["__main__"]
+result = djdist.populate([recording, sorting, main], reserve_jobs=True, {options})
+assert (result["success_count"], result["error_list"]) == (16, []), result
+assert [*Note.to_arrays("note", order_by="KEY")] == [*sorting.Units.to_arrays("where", order_by="KEY")]
+assert {{*Count.to_arrays("n"), *Count.to_arrays("readings")}} == {{4}}
+"""
+
+
+@pytest.mark.long_on("ray")
+@pytest.mark.long_on("processes")
+@pytest.mark.parametrize("executor", ["processes", "ray", "dask"])
+def test_elements_and_tables_of_a_script_are_populated_as_one_pipeline(
+    elements: Elements, script: Script, request: pytest.FixtureRequest, executor: str
+) -> None:
+    options = "processes=2" if executor == "processes" else f"executor={executor!r}"
+    environment = {} if executor == "processes" else address_of(request, executor)
+    code = LINKS + ACTIVATE + OWN + WHOLE.replace("{options}", options)
+    process = script(code.format(name=elements.name), **environment)
+    _, error = process.communicate(timeout=2 * SECONDS)
+    assert process.returncode == 0, error
+    elements.write("links", LINKS + ACTIVATE)
+    elements.load("links")
+    elements.check()
 
 
 @pytest.mark.parametrize("linking", ["a module", "a class", "a namespace"])
