@@ -272,3 +272,29 @@ def test_the_command_that_watches_is_ended_by_sigterm(
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=SECONDS)
     assert (process.returncode, reserved(pipeline)) == (143, 0), error
+
+
+MANY = """
+import {module} as whole
+
+options = {{"reserve_jobs": True, "watch": True, "poll_seconds": 0.5, "processes": 2}}
+djdist.populate([whole.Recording, whole.Shape], **options)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.on("processes")
+@pytest.mark.timeout(600)
+def test_a_run_that_watches_keeps_its_size(declared: Callable[..., ModuleType], script: Script) -> None:
+    pipeline = declared(longest_seconds=0)
+    watching = psutil.Process(script(MANY.format(module=pipeline.__name__)).pid)
+    pipeline.Subject.insert1({"subject_id": 0})
+
+    def size_after(first: int, keys: int) -> int:
+        sessions = range(first, first + keys // 4)
+        pipeline.Session.insert({"subject_id": 0, "session": n, "n": 5 * n + 1} for n in sessions)
+        wait_until(lambda: len(pipeline.Shape()) == 3 * (sessions[-1] + 1), "all rows", 3 * SECONDS)
+        return int(watching.memory_info().rss)
+
+    size = size_after(0, 1000)
+    assert size_after(250, 3000) < size + 8 * 2**20
