@@ -25,7 +25,8 @@ class Room:
 
     * what fits is sent, and a quarter more per kind of needs, so that no slot waits for the driver;
     * a key that needs a GPU doesn't wait behind those that don't: of the processors of a node with a free
-      GPU, what one such key needs is kept for it;
+      GPU, what one such key needs is kept for it; where nodes have no room for others beside one, such as
+      Dask's workers, one of several is kept free until half of them make such keys;
     * a large task is not starved by small ones: what waits is placed in its order, and where smaller ones
       could take for ever what comes free, the freest node that can hold the large one is reserved for it.
       Ageing instead would leave it to chance when enough of one node is free, or stop all nodes for it.
@@ -50,6 +51,7 @@ class Room:
         self._placed: dict[int, tuple[_Kind, _Filling, str]] = {}
         self._scarce: tuple[Needs, ...] = ()
         self._reserved: set[Needs] = set()
+        self._unshared: dict[Needs, list[_Filling]] = {}
 
     def expect(self, kinds: Iterable[Needs]) -> None:
         """Tell what may still be submitted; processors are kept for what is scarce of it, such as GPUs."""
@@ -107,6 +109,7 @@ class Room:
             kind.waiting[ticket] = table
             self.waiting[table] += 1
             self._reserve_for(kind)
+        self._keep_free()
 
     def leave(self, ticket: int) -> None:
         """Note a task that has ended."""
@@ -117,6 +120,7 @@ class Room:
         else:
             for kind in self._kinds.values():
                 self._waits_no_more(ticket, kind)
+        self._keep_free()
         self._place_waiting()
 
     def memory(self, needs: Needs) -> tuple[int, int]:
@@ -161,7 +165,39 @@ class Room:
             kept = self._kept_from(kind)
             kind.is_kept_from = any(node.keeps(each, kind.needs) for each in kept for node in self._nodes)
         for node in self._nodes:
+            node.kept_for = None
             self._count(node)
+        able = {needs: [node for node in self._nodes if node.holds(needs)] for needs in self._scarce}
+        self._unshared = {
+            needs: unshared
+            for needs, nodes in able.items()
+            if len(unshared := [node for node in nodes if not node.keeps(needs, ONE_CPU)]) > 1
+        }
+        for kind in self._kinds.values():
+            kind.is_kept_from |= any(not _shares_scarce(kind.needs, needs) for needs in self._unshared)
+        self._keep_free()
+
+    def _keep_free(self) -> None:
+        """Keep a node free for each kind that is scarce, of several and until half of them serve it."""
+        for needs, nodes in self._unshared.items():
+            serving = sum(_shares_scarce(kind.needs, needs) for kind, *_ in self._placed.values())
+            free = [node for node in nodes if node.fits(needs, ()) and self._can_keep(node, needs)]
+            free = free if 2 * serving < len(nodes) else []
+            kept = next((node for node in nodes if node.kept_for == needs), None)
+            if kept in free:
+                continue
+            for node, kept_for in ((kept, None), (next(iter(free), None), needs)):
+                if node:
+                    node.kept_for = kept_for
+                    self._count(node)
+
+    def _can_keep(self, node: "_Filling", needs: Needs) -> bool:
+        """Return whether all that doesn't share what is scarce has somewhere else to go."""
+        kept = {n for nodes in self._unshared.values() for n in nodes if n.kept_for not in (None, needs)}
+        others = [kind for kind in self._kinds.values() if not _shares_scarce(kind.needs, needs)]
+        return all(
+            not kind.slots or kind.slots > sum(n.holds(kind.needs) for n in {node, *kept}) for kind in others
+        )
 
     def _count(self, node: "_Filling") -> None:
         """Count again how many tasks of each kind fit on one node."""
@@ -247,6 +283,7 @@ class _Filling:
         self._slots = self._slots_left = float("inf") if node.slots is None else float(node.slots)
         self.memory = node.amounts.get("memory", 0)
         self.reserved_for: Needs | None = None
+        self.kept_for: Needs | None = None
 
     def change(self, needs: Needs, sign: int) -> None:
         """Note a task that ends there (1) or begins (-1)."""
@@ -261,6 +298,8 @@ class _Filling:
     def fits(self, needs: Needs, kept: Sequence[Needs]) -> int:
         """Count how many more it holds, with one task's room kept for each of some others."""
         if self.reserved_for and _is_smaller(needs, self.reserved_for):
+            return 0
+        if self.kept_for and not _shares_scarce(needs, self.kept_for):
             return 0
         left: Mapping[str, float] = self._left
         slots_left = self._slots_left

@@ -399,6 +399,28 @@ class TestDask:
         ended(on_dask, 2)
         assert len({pid for table, _, pid, _ in begun(tmp_path) if table == "A"}) == 1
 
+    def test_what_another_table_has_loaded_into_a_gpu_ends(self, on_dask: TaskPool, tmp_path: Path) -> None:
+        for n, table in enumerate("AAB"):
+            submit(on_dask, GPU, key(tmp_path, table, n))
+            ended(on_dask, 1)
+            assert len(on_dask.nodes()) == 3
+        (_, _, first, _), (_, _, again, _), (_, _, other, _) = begun(tmp_path)
+        assert first == again != other
+        assert not Path(f"/proc/{first}").exists()
+
+    def test_a_loaded_model_serves_first_but_not_for_ever(
+        self, on_dask: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for switch_seconds, order in ((60.0, "AAAB"), (0.0, "AABA")):
+            monkeypatch.setattr("djdist.executors.dask.pool.SWITCH_SECONDS", switch_seconds)
+            folder = tmp_path / order
+            folder.mkdir()
+            submit(on_dask, GPU, *(key(folder, table, n, "a") for n, table in enumerate("AABA")))
+            waiting_for(on_dask, folder, {0})
+            (folder / "gate a").touch()
+            ended(on_dask, 4)
+            assert "".join(table for table, *_ in begun(folder)) == order
+
     def test_in_a_run_gpu_keys_have_their_worker(self, on_dask: TaskPool, tmp_path: Path) -> None:
         order = run(on_dask, tmp_path, ("A", GPU, 8), ("B", Needs(), 24))
         assert Counter(order) == {"A": 8, "B": 24}

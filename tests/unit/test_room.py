@@ -100,6 +100,31 @@ class TestRoom:
         room.take(2, GPU, "Table")
         assert room.waiting["Table"] == 0
 
+    def test_of_several_workers_with_a_gpu_one_is_kept_free_until_half_of_them_serve_it(self) -> None:
+        plain, gpu = (Node({"cpus": 1, "gpus": n}, slots=1) for n in (0, 1))
+        room = Room(Nodes(plain, gpu, gpu, gpu))
+        room.expect([ONE_CPU, GPU])
+        assert filled(room, ONE_CPU) == 3
+        room.take(100, GPU, "Table")
+        assert room.waiting["Table"] == 0
+        room.leave(3)
+        assert room.free(ONE_CPU) == 0
+        room.take(101, GPU, "Table")
+        room.leave(2)
+        assert room.free(ONE_CPU) == 1  # two of three make keys with a GPU
+        room.leave(100)
+        room.leave(101)
+        room.expect([ONE_CPU])
+        assert room.free(ONE_CPU) == 3 + 1
+
+    def test_no_worker_is_kept_free_where_others_have_nowhere_else_to_go(self) -> None:
+        room = Room(Nodes(*[Node({"cpus": cpus, "gpus": 1}, slots=1) for cpus in (4, 1)]))
+        large = Needs(cpus=4)
+        room.expect([GPU, large])
+        assert room.free(large) == 1
+        room.take(1, GPU, "Table")
+        assert room.waiting["Table"] == 0
+
     def test_what_waits_at_a_pool_does_not_starve_a_larger_task(self) -> None:
         """A pool begins what it has when it fits: it must run dry of small tasks before the node is free."""
         room = Room(Nodes(Node({"cpus": 4})))

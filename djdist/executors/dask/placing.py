@@ -1,5 +1,6 @@
 """Which worker of a Dask cluster makes which keys."""
 
+from collections.abc import Collection
 from typing import Any
 
 from djdist._needs import Needs, Node
@@ -13,7 +14,8 @@ class Placing:
     """Chooses workers for tasks where that matters; else Dask does, and has the next task ready there.
 
     Dask may give the only worker with a GPU what needs none, and knows nothing of threads and memory.
-    So workers are chosen once keys came that need a GPU, or more than some worker has.
+    So workers are chosen where only some have a GPU, or once keys came that need one, or more than some have.
+    A worker with a GPU is restarted before keys of another table get it, for what was loaded into it.
 
     Parameters
     ----------
@@ -27,18 +29,28 @@ class Placing:
         self._loaded: dict[str, str] = {}
         self._chooses = False
 
-    def place(self, ticket: int, table: str, needs: Needs) -> dict[str, Any] | None:
-        """Return how to tell Dask where a task goes, None if it has to wait."""
+    def place(
+        self, ticket: int, table: str, needs: Needs, *, yields_to: Collection[str] = ()
+    ) -> dict[str, Any] | None:
+        """Return how to tell Dask where a task goes, None if it has to wait.
+
+        It ``yields_to`` tables that still have tasks for the GPU into which they have loaded something.
+        """
         fit = self._workers.fit()
         able = [address for address, node in fit.items() if holds(node, needs)]
-        self._chooses = self._chooses or needs.gpus > 0 or len(able) < len(fit)
-        if not (fit and self._chooses):
+        have_gpu = {node.amounts.get("gpus", 0) > 0 for node in fit.values()}
+        self._chooses = self._chooses or needs.gpus > 0 or len(able) < len(fit) or len(have_gpu) > 1
+        if not self._chooses or not (fit or self._workers.restarting):
             return self._workers.aim()
         taken = set(self._on.values())
         free = [address for address in able if address not in taken]
         if not free:
             return None
         best = min(free, key=lambda a: (self._is_loaded_with_other(a, table, needs), _spare(fit[a])))
+        if self._is_loaded_with_other(best, table, needs) and (
+            self._loaded[best] in yields_to or self._restarts(best)
+        ):
+            return None
         self._on[ticket] = best
         if needs.gpus:
             self._loaded[best] = table
@@ -46,6 +58,14 @@ class Placing:
 
     def _is_loaded_with_other(self, address: str, table: str, needs: Needs) -> bool:
         return needs.gpus > 0 and self._loaded.get(address, table) != table
+
+    def _restarts(self, address: str) -> bool:
+        """Restart a worker for what is loaded there, if that can be done; what waits for it gets it later."""
+        del self._loaded[address]
+        can = self._workers.can_be_restarted(address)
+        if can:
+            self._workers.restart_beside(address)
+        return can
 
     def leave(self, ticket: int) -> None:
         """Note that a task has ended."""

@@ -21,6 +21,8 @@ from djdist.shipping.pickled_task import PickledTask, fetched
 KINDS: dict[type[BaseException], BreakageKind] = {
     distributed.scheduler.NoValidWorkerError: BreakageKind.REFUSED,
 }
+SWITCH_SECONDS = 60.0
+"""A table that waits so long for a GPU gets it, although what another one has loaded there is lost."""
 GONE = "The Dask worker that made it died."
 OVER_LIMIT = "The nanny of the Dask worker at {} ended it over its limit of memory."
 shown: dict[tuple[str, str], str] = {}
@@ -35,6 +37,7 @@ class _Waiting(NamedTuple):
     table: str
     jobs: tuple[Job, ...]
     needs: Needs
+    since: float
 
 
 class Pool(TaskPool):
@@ -80,22 +83,28 @@ class Pool(TaskPool):
 
     def submit(self, table: str, jobs: Sequence[Job], needs: Needs) -> int:
         self._submitted += 1
-        self._waiting[self._submitted] = _Waiting(table, tuple(jobs), needs)
+        self._waiting[self._submitted] = _Waiting(table, tuple(jobs), needs, time.monotonic())
         self._fill()
         return self._submitted
 
     def _fill(self) -> None:
         """Send what has a place, in order; what has none holds back only what needs as much."""
-        held: set[Needs] = set()
+        held: set[tuple[str, Needs]] = set()
         for ticket, waiting in list(self._waiting.items()):
+            kind = waiting.table, waiting.needs
             place = (
-                None if waiting.needs in held else self._placing.place(ticket, waiting.table, waiting.needs)
+                None if kind in held else self._placing.place(ticket, *kind, yields_to=self._before(waiting))
             )
             if place is None:
-                held.add(waiting.needs)
+                held.add(kind)
             else:
                 del self._waiting[ticket]
                 self._send(ticket, waiting, place)
+
+    def _before(self, waiting: "_Waiting") -> set[str]:
+        """Return the tables that go first where they have loaded what they need, but not for ever."""
+        is_late = time.monotonic() - waiting.since >= SWITCH_SECONDS
+        return set() if is_late else {other.table for other in self._waiting.values()} - {waiting.table}
 
     def _send(self, ticket: int, waiting: "_Waiting", place: dict[str, Any]) -> None:
         key = (waiting.table, what_is_made(waiting.jobs), f"{self._run}-{self._driver}-{ticket}")

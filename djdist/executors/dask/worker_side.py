@@ -88,10 +88,11 @@ class _Slot:
 def _awaits_results(worker: distributed.Worker) -> bool:
     """Return whether tasks have not ended that were submitted in this process, but for those of runs."""
     futures = dict(worker._client.futures) if worker._client else {}
-    return any(state.status == "pending" and not _is_of_run(key) for key, state in futures.items())
+    return any(state.status == "pending" and not is_of_run(key) for key, state in futures.items())
 
 
-def _is_of_run(key: Any) -> bool:
+def is_of_run(key: Any) -> bool:
+    """Return whether a task is a run's: its driver, or some of its keys."""
     return isinstance(key, tuple) and bool(key[0] == DRIVER or re.fullmatch(TASK_ID, str(key[-1])))
 
 

@@ -1,6 +1,7 @@
 """Which workers a Dask cluster has, what runs on them, and how they are restarted."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import distributed
 
 from djdist._needs import Node
+from djdist.executors.dask.worker_side import is_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class Workers:
         How tasks are submitted.
     unfit : set of str
         The addresses of those that can't make keys, as far as is known.
+    restarting : dict of str to Node
+        Those that are restarted beside the run, which count as there.
     """
 
     def __init__(self, client: distributed.Client, options: dict[str, Any]) -> None:
@@ -73,25 +77,30 @@ class Workers:
         self._able: set[str] = set()
         self._asked_at = float("-inf")
         self._nodes: tuple[Node, ...] = ()
+        self._looking = threading.Lock()
         self.unfit: set[str] = set()
+        self.restarting: dict[str, Node] = {}
 
     def nodes(self) -> Sequence[Node]:
         """Return what each worker has; it makes one key at a time."""
-        nodes = tuple(self.fit().values())
+        coming = list(self.restarting.values())  # first: better counted twice for a moment than missing
+        nodes = (*self.fit().values(), *coming)
         self._nodes = self._nodes if nodes == self._nodes else nodes
         return self._nodes
 
     def fit(self) -> dict[str, Node]:
         """Return the workers that may make keys, asked for at most once per second; all, if none is left."""
         self._look()
-        return {address: self._there[address] for address in sorted(self._able - self.unfit or self._able)}
+        able = (self._able - self.unfit or self._able) - self.restarting.keys()
+        return {address: self._there[address] for address in sorted(able)}
 
     def _look(self) -> None:
-        now = time.monotonic()
-        if now - self._asked_at >= NODES_AGE_SECONDS:
-            there, self._able = self.client.run_on_scheduler(_workers_there, self._among)
-            self._there = {address: _node(*has) for address, has in there.items()}
-            self._asked_at = now
+        with self._looking:
+            now = time.monotonic()
+            if now - self._asked_at >= NODES_AGE_SECONDS:
+                there, self._able = self.client.run_on_scheduler(_workers_there, self._among)
+                self._there = {address: _node(*has) for address, has in there.items()}
+                self._asked_at = now
 
     def are_gone(self, addresses: Iterable[str]) -> set[str]:
         """Return which of some workers are not there any more."""
@@ -132,6 +141,24 @@ class Workers:
             keys = self.client.run(_keys_in_threads, workers=alive, on_error="ignore") if alive else {}
         return [worker for worker, running in keys.items() if any(map(wanted, running))]
 
+    def can_be_restarted(self, address: str) -> bool:
+        """Return whether a worker has a nanny and nothing that is missed: tasks, actors, others' results."""
+        with suppress(*LOST):
+            return bool(self.client.run_on_scheduler(_is_missed_by_nobody, address))
+        return False
+
+    def restart_beside(self, address: str) -> None:
+        """Restart a worker while the run goes on; it comes back with nothing loaded."""
+        self.restarting[address] = self._there[address]
+
+        def restart() -> None:
+            self.restart([address])
+            with self._looking:  # what was asked before may still name it
+                self._asked_at = float("-inf")
+                del self.restarting[address]
+
+        threading.Thread(target=restart, daemon=True).start()
+
     def restart(self, workers: Iterable[str]) -> None:
         """End what runs there, where a nanny can."""
         addresses = list(workers)
@@ -171,6 +198,13 @@ def _workers_there(
 def _node(threads: int, memory_limit: int, resources: dict[str, float]) -> Node:
     own = {"cpus": threads, "memory": memory_limit or UNLIMITED_BYTES}
     return Node(own | {"gpus" if name == GPU else name: n for name, n in resources.items()}, slots=1)
+
+
+def _is_missed_by_nobody(address: str, dask_scheduler: distributed.Scheduler) -> bool:
+    worker = dask_scheduler.workers.get(address)
+    if worker is None or worker.nanny is None or worker.processing or worker.actors:
+        return False
+    return all(is_of_run(task.key) for task in worker.has_what)  # a run doesn't need what it has been told
 
 
 def _tasks_by_worker(
