@@ -53,6 +53,10 @@ class JobStore(ABC):
     def next_priority(self) -> int | None:
         """Return the priority of the most urgent job that the run may reserve now, None without one."""
 
+    def next_priorities(self) -> dict[str, int]:
+        """Return the priority of the most urgent due job of each table that has one."""
+        raise NotImplementedError
+
     @abstractmethod
     def reserved(self) -> list[Job]:
         """Return all that the run has reserved, also what it was never told of."""

@@ -5,7 +5,7 @@ import os
 import platform
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Literal, TypedDict, overload
@@ -29,6 +29,7 @@ from djdist.errors import OptionError
 from djdist.executors import ExecutorLike
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.missing_keys import MissingKeys
+from djdist.job_stores.jobs_table.several import JobsTables
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.job_stores.jobs_table.transactions import Transactions
 from djdist.job_stores.memory import MemoryStore
@@ -249,7 +250,7 @@ def populate(
             return forecast(plan, {p.name: _needs(p, needs, chosen.needs) for p in plan.tables})
         info = _info(plan, policy, detached=detach, is_one=is_one)
         notifier = _notifier(info)
-        stores = (
+        store, of_worker = (
             _jobs_tables(plan, priority, refresh, watch=watch)
             if reserve_jobs
             else _missing_keys(plan, max_calls, is_one=is_one, watch=watch)
@@ -257,12 +258,11 @@ def populate(
     for planned in plan.tables:
         name = planned.name
         context = WorkerContext(
-            planned.table, kwargs[name], settings_of(planned.table.connection), *stores.of_worker[name]
+            planned.table, kwargs[name], settings_of(planned.table.connection), *of_worker[name]
         )
         task = context if chosen.runs_in_caller else _worker_task(context, recipes[name])
         said = _needs(planned, needs, chosen.needs)
         recipes[name] = replace(recipes[name], task=task, needs=said, default_needs=chosen.needs)
-    store = PipelineStore(stores.of_table)
     loop = partial(drive, store=store, recipes=recipes, policy=policy, info=info, notifier=notifier)
     if detach:
         return _detach(chosen, loop, info)
@@ -332,18 +332,17 @@ def _needs(
     return None if callable(said) else checked(said, name).over(of_executor)
 
 
-@dataclass
-class _Stores:
-    """The stores of a run's tables, and what workers of each have to know: the code's version, statements."""
-
-    of_table: dict[str, JobStore] = field(default_factory=dict)
-    of_worker: dict[str, tuple[str, JobStatements | None]] = field(default_factory=dict)
+OfWorker = dict[str, tuple[str, JobStatements | None]]
+"""What workers have to know by table: the code's version, and the statements by which they finish jobs."""
 
 
-def _jobs_tables(plan: Plan, priority: int | None, refresh: bool | None, *, watch: bool) -> _Stores:
+def _jobs_tables(
+    plan: Plan, priority: int | None, refresh: bool | None, *, watch: bool
+) -> tuple[JobStore, OfWorker]:
     """Keep the jobs of all tables in their jobs tables, for one owner by two connections."""
     ships, token = config.ship_credentials, new_token(config.lease_seconds)
-    stores, transactions = _Stores(), _transactions(plan, watch=watch)
+    stores, of_worker = dict[str, JobsTable](), OfWorker()
+    transactions = _transactions(plan, watch=watch)
     for planned in plan.tables:
         table = planned.table
         settings = table.connection._config.jobs
@@ -358,24 +357,27 @@ def _jobs_tables(plan: Plan, priority: int | None, refresh: bool | None, *, watc
             config.database_patience_seconds,
             transactions,
         )
-        stores.of_table[planned.name] = store
-        stores.of_worker[planned.name] = version, store.job_statements()
-    return stores
+        stores[planned.name] = store
+        of_worker[planned.name] = version, store.job_statements()
+    return JobsTables(stores, transactions), of_worker
 
 
-def _missing_keys(plan: Plan, max_calls: int | None, *, is_one: bool, watch: bool) -> _Stores:
+def _missing_keys(
+    plan: Plan, max_calls: int | None, *, is_one: bool, watch: bool
+) -> tuple[JobStore, OfWorker]:
     """Keep the keys that tables lack in the driver's process; those of one table may all be known now."""
-    stores, transactions, failed = _Stores(), _transactions(plan, watch=watch), dict[str, list[Job]]()
+    stores, of_worker = dict[str, JobStore](), OfWorker()
+    transactions, failed = _transactions(plan, watch=watch), dict[str, list[Job]]()
     for planned in plan.tables:
-        stores.of_table[planned.name] = (
+        stores[planned.name] = (
             MemoryStore(planned.name, keys_to_make(planned.table, planned.restrictions, max_calls))
             if is_one and not watch
             else MissingKeys(
                 keys_spec_of(plan, planned, ship_credentials=config.ship_credentials), transactions, failed
             )
         )
-        stores.of_worker[planned.name] = code_version(planned.table), None
-    return stores
+        of_worker[planned.name] = code_version(planned.table), None
+    return PipelineStore(stores), of_worker
 
 
 def _transactions(plan: Plan, *, watch: bool) -> Transactions:

@@ -33,12 +33,9 @@ class Backlog:
         What was left when it was last seen.
     """
 
-    def __init__(
-        self, store: JobStore, clock: Callable[[], float], again_seconds: float = WAIT_SECONDS
-    ) -> None:
+    def __init__(self, store: JobStore, clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
-        self._again_seconds = again_seconds
         self.pending = 0
         self._left, self._looks_at = 0, clock()
         self._due_at = clock()
@@ -58,7 +55,7 @@ class Backlog:
         """Return whether the store may have more by now."""
         now = self._clock()
         is_due = self._asked_at < self._due_at <= now
-        return not self.ran_short or idle or is_due or now - self._asked_at >= self._again_seconds
+        return not self.ran_short or idle or is_due or now - self._asked_at >= WAIT_SECONDS
 
     def found_short(self) -> None:
         """Note that the store has nothing now."""

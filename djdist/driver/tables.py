@@ -6,14 +6,13 @@ from contextlib import AbstractContextManager
 
 from djdist._job import Policy, Recipe
 from djdist._job_store import JobStore
-from djdist.driver.backlog import WAIT_SECONDS, Backlog
+from djdist.driver.backlog import Backlog
 from djdist.driver.counting import Counting
 from djdist.driver.grouping import Grouping
+from djdist.errors import DatabaseError
 
 PRIORITY_SECONDS = 1.0
 """After this time another run or a user may have added something more urgent."""
-TABLES_AT_ONCE = 5
-"""With more tables than this, each that had too little is asked again the later."""
 
 
 class TableJobs:
@@ -29,8 +28,6 @@ class TableJobs:
         How many tables of the run come before it.
     task_seconds : float
         How long a task should take.
-    again_seconds : float
-        After this time it may have more than when it ran short.
 
     Attributes
     ----------
@@ -38,6 +35,8 @@ class TableJobs:
         None of its keys may begin yet.
     is_refused : bool
         Its database has refused it when it was last asked.
+    priority : int or None
+        That of its most urgent job when it was last looked up, None where none was due.
     """
 
     def __init__(
@@ -46,7 +45,6 @@ class TableJobs:
         store: JobStore,
         depth: int,
         task_seconds: float,
-        again_seconds: float,
         clock: Callable[[], float],
     ) -> None:
         self.recipe = recipe
@@ -55,25 +53,15 @@ class TableJobs:
         self.depth = depth
         self.is_held = bool(recipe.after)
         self.is_refused = False
-        self.backlog = Backlog(store, clock, again_seconds)
+        self.backlog = Backlog(store, clock)
         self.grouping = Grouping(task_seconds)
-        self._clock = clock
-        self._priority: int | None = None
-        self._looked_at = float("-inf")
+        self.priority: int | None = None
 
-    def priority(self) -> int | None:
-        """Return the priority of its most urgent job, which is looked up once in a while."""
-        if self.backlog.is_refilled or self._clock() - self._looked_at >= PRIORITY_SECONDS:
-            self.look_up_priority()
-        return self._priority
-
-    def look_up_priority(self) -> int | None:
-        """Return the priority of its most urgent job now."""
-        self._priority, self._looked_at = self.store.next_priority(), self._clock()
-        self.backlog.is_refilled = False
-        if self._priority is None:
+    def found_priority(self, priority: int | None) -> None:
+        """Note the priority of its most urgent job."""
+        self.priority, self.backlog.is_refilled, self.is_refused = priority, False, False
+        if priority is None:
             self.backlog.found_short()
-        return self._priority
 
 
 FillFrom = Callable[[TableJobs, int | None], bool]
@@ -99,9 +87,9 @@ class Tables:
     def __init__(
         self, recipes: Mapping[str, Recipe], store: JobStore, policy: Policy, clock: Callable[[], float]
     ) -> None:
-        again_seconds = WAIT_SECONDS * max(1, len(recipes) / TABLES_AT_ONCE)
+        self._store, self._clock, self._looked_at = store, clock, float("-inf")
         self._tables = {
-            name: TableJobs(recipe, store.of(name), depth, policy.task_seconds, again_seconds, clock)
+            name: TableJobs(recipe, store.of(name), depth, policy.task_seconds, clock)
             for depth, (name, recipe) in enumerate(recipes.items())
         }
         self._downstream_first = policy.order == "downstream"
@@ -137,35 +125,49 @@ class Tables:
 
         A table of which nothing is in flight is asked until it has been seen empty.
         """
-        alone, idle = len(self) == 1, {table.name for table in self if not in_flight.get(table.name)}
-        asked = [
-            table
-            for table in self
-            if not table.is_held
-            and table.backlog.may_have_more(idle=table.name in idle and (alone or not table.backlog.empty))
-        ]
+        alone = len(self) == 1
+        if not alone:
+            self._look_up_priorities(tolerated)
+        idle = {t.name for t in self if not in_flight.get(t.name) and (alone or not t.backlog.empty)}
+        asked = [t for t in self if not t.is_held and t.backlog.may_have_more(idle=t.name in idle)]
         if alone:
             for table in asked:
                 fill_from(table, None)
             return
         urgent: list[tuple[int, int, str]] = []
         for table in asked:
-            with tolerated(table):
-                self._push(urgent, table, table.priority())
-                table.is_refused = False
+            self._push(urgent, table)
         while urgent:
             table = self._tables[heapq.heappop(urgent)[-1]]
             max_priority = urgent[0][0] if urgent else None
             if fill_from(table, max_priority) and max_priority is not None:
                 with tolerated(table):
-                    self._push(urgent, table, table.look_up_priority())
+                    table.found_priority(table.store.next_priority())
+                    self._push(urgent, table)
         for table in asked:
             if table.name in idle and table.backlog.ran_short and not table.backlog.empty:
                 fill_from(table, None)  # it tells that nothing is left, also of a commit without an answer
 
-    def _push(self, urgent: list[tuple[int, int, str]], table: TableJobs, priority: int | None) -> None:
-        if priority is not None:
-            heapq.heappush(urgent, (priority, self._rank(table), table.name))
+    def _look_up_priorities(self, tolerated: Tolerated) -> None:
+        """Ask for all tables at once what is due, where something was added, or once in a while."""
+        is_new = any(table.backlog.is_refilled for table in self)
+        if not is_new and self._clock() - self._looked_at < PRIORITY_SECONDS:
+            return
+        self._looked_at = self._clock()
+        try:
+            priorities = self._store.next_priorities()
+        except DatabaseError:  # maybe of one table only
+            for table in self:
+                table.priority = None
+                with tolerated(table):
+                    table.found_priority(table.store.next_priority())
+            return
+        for table in self:
+            table.found_priority(priorities.get(table.name))
+
+    def _push(self, urgent: list[tuple[int, int, str]], table: TableJobs) -> None:
+        if table.priority is not None:
+            heapq.heappush(urgent, (table.priority, self._rank(table), table.name))
 
     def _rank(self, table: TableJobs) -> int:
         return -table.depth if self._downstream_first else table.depth
@@ -188,4 +190,4 @@ class Tables:
         return {table.name: table.store.held_back() for table in self}
 
     def _count_all(self) -> dict[str, int]:
-        return {table.name: table.store.pending() for table in self}
+        return {table.name: table.store.pending() for table in self if not table.backlog.empty}

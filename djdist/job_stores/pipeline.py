@@ -1,6 +1,6 @@
 """The jobs of a whole pipeline, which may be one table."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -66,7 +66,6 @@ class PipelineStore(JobStore):
         return min(self.next_priorities().values(), default=None)
 
     def next_priorities(self) -> dict[str, int]:
-        """Return the priority of the most urgent due job of each table that has one, those upstream first."""
         priorities = {table: store.next_priority() for table, store in self.stores.items()}
         return {table: priority for table, priority in priorities.items() if priority is not None}
 
@@ -158,9 +157,10 @@ class PipelineStore(JobStore):
 
     def _parted(self, jobs: Sequence[Job]) -> Iterator[tuple[JobStore, list[Job]]]:
         """Part jobs by their table, and leave out the tables of none."""
-        for table, store in self.stores.items():
-            if mine := [job for job in jobs if job.table == table]:
-                yield store, mine
+        by_table = defaultdict[str, list[Job]](list)
+        for job in jobs:  # thousands, of dozens of tables
+            by_table[job.table].append(job)
+        yield from ((store, by_table[table]) for table, store in self.stores.items() if table in by_table)
 
 
 def _is_of_one_table(error: DatabaseError) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import count, islice
 from types import ModuleType
 from typing import Any
 
+import datajoint as dj
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 import djdist
 import lab as pipelines
@@ -16,6 +19,7 @@ from djdist.driver import Driver
 from servers import Server
 
 FEW, MANY = 200, 1200
+MANY_IN_CHAIN = 600
 OF_MAKE = 4
 """BEGIN, SELECT, INSERT, COMMIT."""
 
@@ -72,3 +76,84 @@ def status(connection: Any, name: str) -> int:
     """Count what the server has been asked by all its clients."""
     (_, count) = connection.query(f"SHOW GLOBAL STATUS LIKE '{name}'").fetchone()
     return int(count)
+
+
+@pytest.fixture
+def chain(connection: Any, new_schema_name: Callable[[], str]) -> ModuleType:
+    """Three tables, each of which reads its parent."""
+    schema, module = dj.Schema(new_schema_name()), ModuleType("chain")
+
+    class Number(dj.Manual):
+        definition = "n : int32\n---\ny : int32"
+
+    def computed(name: str, parent: Any) -> Any:
+        def make(table: Any, key: dict[str, Any]) -> None:
+            table.insert1({**key, "y": 1 + int((parent & key).fetch1("y"))})
+
+        members = {"definition": f"-> {parent.__name__}\n---\ny : int32", "make": make}
+        return schema(type(name, (dj.Computed,), members), context=vars(module))
+
+    vars(module).update(Number=schema(Number))
+    for name, parent in (("First", "Number"), ("Second", "First"), ("Third", "Second")):
+        setattr(module, name, computed(name, getattr(module, parent)))
+    return module
+
+
+@pytest.fixture
+def drivers_statements() -> Iterator[list[str]]:
+    """What drivers have asked the database in this process."""
+    asked: list[str] = []
+
+    def note(_: Any, __: Any, sql: str, *___: Any) -> None:
+        asked.append(sql)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    yield asked
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+def test_a_key_of_a_pipeline_costs_no_more_statements_than_one_of_a_single_table(
+    server: Server,
+    connection: Any,
+    chain: ModuleType,
+    drivers_statements: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(djdist.config, "task_seconds", 60.0)
+    tables = [chain.First, chain.Second, chain.Third]
+    numbers = count()
+
+    def counts() -> Any:
+        of_all = status(connection, "Questions") if server.backend == "mysql" else 0
+        return np.array([of_all, len(drivers_statements)])
+
+    def statements(keys: int, populate: Callable[[], Any]) -> Any:
+        chain.Number.insert({"n": n, "y": n} for n in islice(numbers, keys))
+        before = counts()
+        populate()
+        return counts() - before
+
+    def for_a_key(populate: Callable[[], Any]) -> Any:
+        more = -statements(FEW, populate) + statements(FEW + MANY_IN_CHAIN, populate)
+        return more / MANY_IN_CHAIN / len(tables)
+
+    singly = for_a_key(lambda: [table.populate(reserve_jobs=True) for table in tables])
+    whole = for_a_key(lambda: djdist.populate(tables, reserve_jobs=True))
+    assert len(chain.Third()) == next(numbers)
+    assert (whole - singly <= [0.5, 0.25]).all()
+
+
+def test_a_look_at_tables_where_nothing_is_new_takes_few_statements(
+    chain: ModuleType, drivers_statements: list[str]
+) -> None:
+    """One tells what is due everywhere; each table is asked for ended leases, new keys and vanished ones."""
+    tables = [chain.First, chain.Second, chain.Third]
+
+    def statements(seconds: float) -> int:
+        drivers_statements.clear()
+        options: Any = {"watch": True, "poll_seconds": 0.5, "idle_exit_seconds": seconds}
+        djdist.populate(tables, reserve_jobs=True, **options)
+        return sum("enable_" not in sql for sql in drivers_statements)
+
+    polls, looks = 4 / 0.5, 4
+    assert statements(5) - statements(1) <= (polls + 1) * len(tables) * 3 + looks + 10

@@ -127,5 +127,5 @@ def lenient(connection: sa.Connection, backend: str) -> Iterator[None]:
 
 def discourage(connection: sa.Connection, backend: str, *steps: str) -> None:
     """Keep PostgreSQL from a plan that its statistics suggest until it has seen a refresh's new jobs."""
-    if backend == "postgresql":
+    if backend == "postgresql" and steps:
         connection.exec_driver_sql("; ".join(f"SET LOCAL enable_{step} = off" for step in steps))

@@ -30,13 +30,22 @@ class Refreshing:
 
 
 def refresh(
-    where: Conditions, changes: Changes, transactions: TransactionsOn, options: Refreshing
+    where: Conditions,
+    changes: Changes,
+    transactions: TransactionsOn,
+    options: Refreshing,
+    *,
+    looks_first: bool = False,
 ) -> dict[str, int]:
-    """Add new keys, remove vanished ones, release what native workers left behind, and count all three."""
+    """Add new keys, remove vanished ones, release what native workers left behind, and count all three.
+
+    Where nothing is expected to be new, a look spares the lock and the change of settings that adding takes.
+    """
     steps = _Steps(where, changes, transactions)
+    adds = not looks_first or steps.has_new()
     return {
         "orphaned": steps.free_orphans(options.orphan_seconds),
-        "added": steps.add(options.priority, options.delay_seconds),
+        "added": steps.add(options.priority, options.delay_seconds) if adds else 0,
         "re_pended": steps.repend_completed(options.priority),
         "removed": steps.remove_vanished() + steps.remove_stale(options.stale_seconds),
     }
@@ -73,6 +82,16 @@ class _Steps:
             lambda status: [status == "reserved", native, old],
             sa.update(self._where.table).values(UNRESERVED),
         )
+
+    def has_new(self) -> bool:
+        new = self._new_jobs(verbatim(self._spec.new_keys_sql), 0, 0).limit(1).subquery()
+        count = sa.select(sa.func.count()).select_from(new)
+
+        def look(connection: sa.Connection) -> bool:
+            discourage(connection, self._spec.settings.backend, "nestloop")
+            return bool(connection.execute(count).scalar_one())
+
+        return self._transactions.run(look)
 
     def add(self, priority: int, delay_seconds: float) -> int:
         new = verbatim(self._spec.new_keys_sql)

@@ -75,6 +75,7 @@ class JobsTable(JobStore):
         self._transactions = TransactionsOn(self._shared, trouble)
         self._changes = Changes(self._where, self._transactions)
         self._workers = DeadWorkers(self._where, self._transactions)
+        self._is_quiet = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         how = self.max_priority, self.refreshing, self.patience_seconds, self._shared
@@ -91,7 +92,10 @@ class JobsTable(JobStore):
         rescued = self.rescue()
         if self.refreshing is None:
             return {"added": 0, "removed": 0, "orphaned": rescued, "re_pended": 0}
-        counts = refresh(self._where, self._changes, self._transactions, self.refreshing)
+        counts = refresh(
+            self._where, self._changes, self._transactions, self.refreshing, looks_first=self._is_quiet
+        )
+        self._is_quiet = not counts["added"]
         return counts | {"orphaned": rescued + counts["orphaned"]}
 
     def add_new(self, parents: Sequence[Job]) -> int:
@@ -127,7 +131,7 @@ class JobsTable(JobStore):
     def next_priority(self) -> int | None:
         def read(connection: sa.Connection) -> int | None:
             self._read_by_index(connection)
-            return connection.execute(self._next_priority).scalar()
+            return connection.execute(self.next_due_priority).scalar()
 
         return self._transactions.run(read)
 
@@ -270,7 +274,8 @@ class JobsTable(JobStore):
         return due.limit(sa.bindparam("limit", type_=sa.Integer)).with_for_update(skip_locked=True)
 
     @cached_property
-    def _next_priority(self) -> sa.Select[Any]:
+    def next_due_priority(self) -> sa.Select[Any]:
+        """The query of the priority of the most urgent job that the run may reserve now."""
         priorities: sa.Select[Any] = sa.select(self._where.columns.priority).where(*self._due)
         return self._by_urgency(priorities).limit(1)
 
