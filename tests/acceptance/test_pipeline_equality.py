@@ -162,8 +162,9 @@ def test_what_failed_is_made_after_its_errors_are_deleted(pipeline: ModuleType, 
     assert_equal(pipeline, native)
 
 
+@pytest.mark.long
 @pytest.mark.on("processes")
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_interrupted_leaves_nothing_reserved(
     pipeline: ModuleType, native: ModuleType, script: Script, number: signal.Signals
 ) -> None:
