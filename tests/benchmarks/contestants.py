@@ -46,6 +46,18 @@ class Doubled(dj.Computed):
 
 
 @schema
+class Quadrupled(dj.Computed):
+    definition = """
+    -> Doubled
+    ---
+    z : int32
+    """
+
+    def make(self, key):
+        self.insert1({{**key, "z": 2 * int((Doubled & key).fetch1("y"))}})
+
+
+@schema
 class Napped(dj.Computed):
     definition = """
     -> Number

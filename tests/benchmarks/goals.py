@@ -16,6 +16,7 @@ START = "seconds to the first make() on Ray"
 ALL_NEW = "refreshed new keys per second"
 NOTHING_NEW = "seconds of a refresh with nothing new, 100,000 jobs"
 ONE_PERCENT_NEW = "seconds of a refresh with 1 % new, 1,000,000 keys"
+ROUND = "milliseconds to add the jobs of 100 keys just made upstream, by rows there"
 RESERVE = "milliseconds to reserve 100 by pending keys"
 MEMORY = "driver's MB beyond its start, 1,000,000 pending"
 IDLE = "share of 32 Ray workers' time between keys of 100 ms"
@@ -74,6 +75,7 @@ GOALS = (
     Goal("refresh, all new: keys/s of bare", ALL_NEW, ratio("djdist", "bare"), "", "0.8"),
     Goal("refresh, nothing new: time of native", NOTHING_NEW, ratio("djdist", "native"), "1"),
     Goal("refresh, 1 % new: time of bare", ONE_PERCENT_NEW, ratio("djdist", "bare"), "2", "1.2"),
+    Goal("round of 100 new keys, 1,000,000 of 10,000 rows: growth", ROUND, growth, "2"),
     Goal(
         "reserve, 1,000,000 of 10,000: growth of bare's growth",
         RESERVE,
