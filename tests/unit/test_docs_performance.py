@@ -62,6 +62,8 @@ def rows() -> Iterator[str]:
     yield by_database("native refresh, new keys per second", goals.ALL_NEW, "native")
     yield by_database("djdist's refresh, new keys per second", goals.ALL_NEW, "djdist")
     yield by_database("refresh with nothing new, 100,000 jobs, s", goals.NOTHING_NEW, "djdist", 2)
+    for rows in ("10000", "1000000"):
+        yield by_database(f"jobs of 100 keys just made upstream, of {int(rows):,}, ms", goals.ROUND, rows, 1)
     yield by_database("a task of Ray's that connects, s", goals.START, "a task that connects", 1)
     yield by_database("`populate()`, s", goals.START, "populate()", 1)
     yield simulated("1,000 slots, keys of 1 s", "1,000 slots, 1 s")
