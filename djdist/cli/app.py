@@ -13,10 +13,10 @@ from typer.core import TyperCommand, TyperGroup
 
 import djdist
 from djdist.cli.starting import start
-from djdist.errors import DjdistError, Terminated
+from djdist.errors import ClusterError, DatabaseError, DjdistError, Terminated
 from djdist.executors import ExecutorName
 
-ERRORS_LEFT, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+ERRORS_LEFT, MISTAKE, UNREACHABLE, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 LEVEL = "djdist.level"
 LEVELS = {
     "-v": logging.INFO,
@@ -27,7 +27,7 @@ LEVELS = {
 
 
 class Commands(TyperGroup):
-    """Ends with one line and exit code 2 where a user can put it right, and with a traceback elsewhere."""
+    """Ends with one line and exit code 2 or 3 where a user can put it right, with a traceback elsewhere."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -39,7 +39,7 @@ class Commands(TyperGroup):
             if (line := mistake(error)) is None:
                 raise
             say(f"djdist: {line}")
-            raise typer.Exit(MISTAKE) from error
+            raise typer.Exit(UNREACHABLE if is_unreachable(error) else MISTAKE) from error
 
 
 class Command(TyperCommand):
@@ -70,6 +70,15 @@ def mistake(error: Exception) -> str | None:
     from djdist.database.errors import is_infrastructure
 
     return line_of(error) if isinstance(error, dj.DataJointError) or is_infrastructure(error) else None
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Return whether the same command may do later, since the database or the cluster is away."""
+    from djdist.database.errors import RIGHTS, is_infrastructure, is_refused_login
+
+    if RIGHTS in str(error) or is_refused_login(error):
+        return False
+    return isinstance(error, DatabaseError | ClusterError) or is_infrastructure(error)
 
 
 def say(text: str) -> None:
@@ -175,8 +184,8 @@ def begin(
     DJ_USER and DJ_PASS.
 
     Exit codes: 0: done, and populate or wait left no errors; 1: errors are left, or djdist itself failed,
-    with a traceback; 2: what was asked for can't be done, or the database or cluster can't be reached;
-    130: Ctrl-C (top: 0); 143: SIGTERM.
+    with a traceback; 2: what was asked for can't be done; 3: the database or cluster can't be reached, and
+    the same command may do later; 130: Ctrl-C (top: 0); 143: SIGTERM.
     """
     if verbose or quiet:
         ctx.meta[LEVEL] = LEVELS["-v" if verbose else "-q"]

@@ -257,7 +257,7 @@ class TestFromAShell:
     def test_no_database_is_one_clear_line(self, lab: ModuleType, shell: Shell) -> None:
         status = shell("status", lab.__name__, DJ_PORT="1")
         output, error = status.communicate(timeout=SECONDS)
-        assert (status.returncode, output) == (2, "")
+        assert (status.returncode, output) == (3, "")
         assert f"djdist: {lab.__name__} can't reach its database" in error.splitlines()[-1]
         assert "Traceback" not in error
 
