@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from djdist._executor import ActorCall, Executor
 from djdist._job import RunInfo, Status, Summary, Watch
+from djdist._settings import config
 from djdist.driver.unmet import warning_of_unmet
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 
@@ -20,7 +21,12 @@ DriveOnce = Callable[[Watch, Status | None], Summary]
 
 
 def supervise(
-    executor: Executor, drive_once: DriveOnce, watch: Watch, info: RunInfo, predecessor: Status | None = None
+    executor: Executor,
+    drive_once: DriveOnce,
+    watch: Watch,
+    info: RunInfo,
+    predecessor: Status | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Summary:
     """Do a run by one driver after another, where the cluster loses them.
 
@@ -36,6 +42,8 @@ def supervise(
         Names the run in the log.
     predecessor : Status or None
         Where a driver that was lost before had got to.
+    clock : callable
+        Seconds that pass.
 
     Raises
     ------
@@ -44,20 +52,24 @@ def supervise(
     """
     logger.info("%s goes to a driver on %r", info, executor)
     last, told_watch = predecessor or Status(), warning_of_unmet(watch)
+    answers_since: float | None = None
 
     def note(status: Status) -> bool:
-        nonlocal last
+        nonlocal last, answers_since
         last = status
+        answers_since = clock() if answers_since is None else answers_since
         return told_watch(status)
 
     in_vain = 0
     while in_vain < MAX_DRIVERS:
-        before = last
+        before, answers_since = last, None
         try:
             summary = drive_once(note, predecessor)
         except DriverLostError as error:
             logger.warning("Lost the run's driver: %s", error)
-            lost, in_vain = error, 0 if last.progress > before.progress else in_vain + 1
+            lived_seconds = 0.0 if answers_since is None else clock() - answers_since
+            has_served = last.progress > before.progress or lived_seconds > config.lease_seconds  # it may be idle
+            lost, in_vain = error, 0 if has_served else in_vain + 1
             predecessor = last
         else:
             logger.info("%s is over: %d made, %d failed", info, summary.success_count, last.failed)

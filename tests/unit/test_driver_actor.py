@@ -104,6 +104,20 @@ def test_a_run_whose_drivers_get_nowhere_ends_and_says_why() -> None:
     assert predecessors == [None, Status(), Status()]
 
 
+def test_a_run_with_nothing_to_do_outlives_drivers_that_lived_for_long() -> None:
+    clock, drivers = Clock(), list[Status | None]()
+
+    def drive(watch: Watch, predecessor: Status | None) -> Summary:
+        drivers.append(predecessor)
+        if len(drivers) > 2 * MAX_DRIVERS:
+            return Summary()
+        watch(Status())
+        clock.seconds += 7 * 24 * 3600
+        raise DriverLostError("its node is gone")
+
+    assert supervise(LocalExecutor(), drive, lambda status: True, RUN, clock=clock) == Summary()
+
+
 def test_a_run_whose_drivers_get_somewhere_goes_on_and_the_log_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
