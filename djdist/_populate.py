@@ -223,6 +223,7 @@ def populate(
     """
     plan, is_one = _plan(target, restrictions, upstream=upstream, downstream=downstream)
     kwargs = _make_kwargs(plan, make_kwargs, is_one=is_one)
+    _check_names("needs", needs, plan)
     recipes = {planned.name: _recipe(planned, timeout_seconds, retries, retry_on) for planned in plan.tables}
     policy = Policy(
         max_calls=max_calls,
@@ -291,12 +292,17 @@ def _make_kwargs(plan: Plan, given: dict[str, Any] | None, *, is_one: bool) -> d
     if is_one:
         return {names[0]: given or {}}
     by_table = dict(given or {})
-    if unknown := by_table.keys() - {*names}:
-        raise OptionError(
-            "make_kwargs of a run of several tables is a dict by the table's name: "
-            f"{', '.join(unknown)} is none of {', '.join(names)}."
-        )
+    _check_names("make_kwargs of a run of several tables", by_table, plan)
     return {name: by_table.get(name, {}) for name in names}
+
+
+def _check_names(what: str, by_table: object, plan: Plan) -> None:
+    """Raise OptionError where a dict by the table's name has one that is no table of the run."""
+    names = [planned.name for planned in plan.tables]
+    if isinstance(by_table, Mapping) and (unknown := by_table.keys() - {*names}):
+        raise OptionError(
+            f"{what} is a dict by the table's name: {', '.join(unknown)} is none of {', '.join(names)}."
+        )
 
 
 def _recipe(

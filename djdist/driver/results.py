@@ -23,6 +23,7 @@ UNFINISHED = (
     "(or make() has changed the key's own row in the jobs table)"
 )
 CONNECTION_LOST = "LostConnectionError"
+BLOCKED = "A key waits for what another session has locked in the database"
 TOO_LARGE = "The server may close a connection over a value that is larger than its max_allowed_packet."
 
 IDLING = {
@@ -264,7 +265,7 @@ class Results:
         if (pause_seconds >= 1 or failure.blocked) and not self._waits_for_database:
             self._waits_for_database = True
             logger.warning("%s waits for the database: %s", self._name, failure.message)
-            self._notifier.unreachable(failure.message)
+            self._notifier.unreachable(failure.message, *[BLOCKED] * failure.blocked)
         failure.clear_frames()
         self.give_back([outcome.job], pause_seconds)
 

@@ -50,4 +50,4 @@ class Tolerance:
         if self._told.get(table) != trouble:  # the same trouble comes with each look
             self._told[table] = trouble
             logger.warning("%s is left alone until its database accepts it again: %s", table, trouble)
-            self._notifier.unreachable(f"{table}: {trouble}")
+            self._notifier.unreachable(f"{table}: {trouble}", "The database refuses a table, which is left alone")

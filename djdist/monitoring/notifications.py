@@ -12,7 +12,7 @@ from typing import Any
 
 from djdist._job import Key, key_text
 from djdist._libraries import explained
-from djdist._notifier import Notifier
+from djdist._notifier import UNREACHABLE, Notifier
 from djdist._style import VARYING_NUMBER
 from djdist.errors import OptionError
 
@@ -22,7 +22,6 @@ FLUSH_SECONDS = 15.0
 """The end of a run waits this long for its last message."""
 MOST_CAUSES = 20
 LONGEST_LINE = 300
-UNREACHABLE = "database"
 OTHERS = "other causes"
 
 logger = logging.getLogger(__name__)
@@ -77,9 +76,9 @@ class Notifications(Notifier):
         cause = f"{table}: {VARYING_NUMBER.sub('…', line)}"
         self._note(cause, f"{table}: {line} ({key_text(key)})")
 
-    def unreachable(self, message: str) -> None:
-        """Take note that the run can't reach its database."""
-        self._note(UNREACHABLE, f"The database can't be reached: {message.strip()[:LONGEST_LINE]}")
+    def unreachable(self, message: str, trouble: str = UNREACHABLE) -> None:
+        """Take note that the run can't use its database, and why."""
+        self._note(f"database: {trouble}", f"{trouble}: {message.strip()[:LONGEST_LINE]}")
 
     def ended(self, summary: str) -> None:
         """Send how the run ended, with all that was not sent yet."""

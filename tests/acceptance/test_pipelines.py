@@ -124,6 +124,8 @@ def test_make_kwargs_are_given_by_table(filled: ModuleType, monkeypatch: pytest.
     assert given == [5] * SESSIONS * PARAMS
     with pytest.raises(OptionError, match="make_kwargs of a run of several tables is a dict by the table's"):
         djdist.populate([filled.Sorting, filled.Detection], make_kwargs={"threshold": 5})
+    with pytest.raises(OptionError, match="needs is a dict by the table's name: Sortign is none of Detection"):
+        djdist.populate([filled.Sorting, filled.Detection], needs={"Sortign": djdist.Needs()})
 
 
 def test_a_dry_run_says_what_would_be_done_and_touches_nothing(filled: ModuleType) -> None:

@@ -97,12 +97,14 @@ class TestSending:
         for number in range(3):
             told.failed("Square", {"id": number}, f"ValueError: bad {number}\nmore of it")
         told.unreachable("Connection refused")
+        told.unreachable("Lock wait timeout exceeded", "Locked")
         message = received.get(timeout=SECONDS)
         assert message["title"] == "djdist: a run needs a look"
         assert message["message"].split("\n") == [
             SUBJECT,
             "3 × Square: ValueError: bad 0 (id=0)",
             "The database can't be reached: Connection refused",
+            "Locked: Lock wait timeout exceeded",
         ]
         told.failed("Square", {"id": 4}, "ValueError: bad 4")
         told.ended("9 made, 4 failed")
