@@ -34,9 +34,10 @@ class JobStore(ABC):
     def refresh(self) -> dict[str, int]:
         """Add new keys as pending, remove vanished ones, and return the numbers of both."""
 
-    def add_new(self, parents: Sequence[Job]) -> int:
+    def add_new(self, parents: Sequence[Job]) -> int | None:
         """Add the jobs of new keys that come of these parents, made just now; return how many.
 
+        None says that others are adding jobs, and that not all were added; they may be a while later.
         The parents are jobs of tables upstream that this one follows. What it costs grows with their number,
         not with the tables.
         """

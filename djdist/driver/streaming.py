@@ -254,7 +254,10 @@ class _Refresh:
         except DatabaseError:
             self.is_wanted = True
             raise
-        if added:
+        if added is None:  # some may be there
+            self.marked = parents + self.marked
+            self.table.backlog.returned(0)
+        elif added:
             self.table.backlog.returned(added)
 
     def whole(self) -> None:

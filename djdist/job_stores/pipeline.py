@@ -39,8 +39,9 @@ class PipelineStore(JobStore):
     def refresh(self) -> dict[str, int]:
         return sum(map(Counter, self._from_each(lambda store: store.refresh())), Counter[str]())
 
-    def add_new(self, parents: Sequence[Job]) -> int:
-        return sum(store.add_new(parents) for store in self.stores.values())
+    def add_new(self, parents: Sequence[Job]) -> int | None:
+        counts = [store.add_new(parents) for store in self.stores.values()]
+        return None if None in counts else sum(count or 0 for count in counts)
 
     def reserve(self, limit: int, max_priority: int | None = None) -> list[Job]:
         """Reserve the most urgent jobs first, then the deepest, so that results are finished early."""

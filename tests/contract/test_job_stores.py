@@ -357,6 +357,43 @@ class TestJobsTable(JobStoreContract):
     """The contract, on each database."""
 
 
+def added_at_last(store: JobsTable, parents: list[Job]) -> int:
+    """Add what comes of some jobs upstream as soon as nobody else adds any."""
+    while (added := store.add_new(parents)) is None:
+        pass
+    return added
+
+
+class TestConnections:
+    """Two of them suffice, whatever is under way."""
+
+    def test_one_is_left_while_whole_tables_are_read(self, lab: ModuleType, open_store: OpenStore) -> None:
+        pipelines.fill(lab)
+        store = open_store(lab.Square)
+        store.refresh()
+        mine = store.reserve(1)
+        slow, reads = threading.Event(), list[str]()
+
+        def read_slowly(_c: Any, _u: Any, statement: str, _p: Any, _x: Any, _m: bool) -> None:
+            if statement.startswith(("INSERT", "SELECT count(*)")):
+                reads.append(statement)
+                assert slow.wait(60)
+
+        engine = store._shared.engine()  # none but its own, which nothing else listens to
+        sa.event.listen(engine, "before_cursor_execute", read_slowly)
+        with ThreadPoolExecutor(4) as pool:
+            try:
+                whole = [pool.submit(store.refresh), pool.submit(store.pending)]
+                wait_until(lambda: reads, "one to be under way")
+                wait(whole, timeout=0.5)
+                quick = [pool.submit(store.reserve, 2), pool.submit(store.renew, mine)]
+                assert not wait(quick, timeout=30).not_done
+            finally:
+                slow.set()
+        assert [len(part.result()) for part in quick] == [2, 1]
+        assert whole[1].result() == 3
+
+
 class TestHeldByOthers:
     def test_living_runs_hold_what_they_reserve(self, store: JobsTable, other: JobsTable, jobs: Jobs) -> None:
         assert store.held_by_others() == 0
@@ -1102,7 +1139,7 @@ class TestFence:
         assert rows(jobs) == before
 
 
-def locked(store: JobsTable, connection: sa.Connection) -> AbstractContextManager[None]:
+def locked(store: JobsTable, connection: sa.Connection) -> AbstractContextManager[bool]:
     return advisory_lock(connection, store.spec.settings.backend, str(store._where.table))
 
 
@@ -1433,6 +1470,14 @@ class TestNewKeys:
             assert store.add_new(many) == len(many)
         assert sum(sql.startswith("INSERT") for sql in sent) == 3
 
+    def test_what_is_refreshed_as_a_whole_is_not_waited_for(
+        self, lab: ModuleType, store: JobsTable, parents: list[Job], open_store: OpenStore, jobs: Jobs
+    ) -> None:
+        with holding_the_lock_of(open_store(lab.Square)):
+            assert store.add_new(parents) is None
+            assert len(jobs) == 0
+        assert store.add_new(parents) == len(parents)
+
     def test_two_runs_add_the_same_at_the_same_time(
         self, lab: ModuleType, open_store: OpenStore, jobs: Jobs
     ) -> None:
@@ -1441,7 +1486,7 @@ class TestNewKeys:
         stores = [following(open_store(lab.Square), "Session") for _ in range(3)]
 
         def add(number: int) -> int:
-            return sum(stores[number].add_new(parents[n::10]) for n in range(10))
+            return sum(added_at_last(stores[number], parents[n::10]) for n in range(10))
 
         assert sum(at_once(3, add)) == len(parents)
         assert statuses(jobs) == {"pending": len(parents)}

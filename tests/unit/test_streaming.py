@@ -158,6 +158,22 @@ def test_rounds_follow_what_was_made_once_a_second_while_all_slots_are_busy() ->
     assert rounds <= clock.seconds + 10
 
 
+class Refreshed(FakeStore):
+    """A table to which others are adding jobs, so that its rounds fail for a while."""
+
+    def add_new(self, parents: Sequence[Job]) -> int | None:
+        added = super().add_new(parents)
+        return None if self.asked["add_new"] <= 3 else added
+
+
+def test_a_round_that_fails_because_others_add_jobs_is_done_again() -> None:
+    pipeline, clock = FakePipeline(CHAIN, 20), Clock()
+    store = pipeline.store()
+    store.stores["B"] = Refreshed(pipeline, "B")
+    run(FakeCluster(pipeline, slots(4), clock, lambda job: 0.1), store=store)
+    assert len(pipeline.made["C"]) == 20
+
+
 def test_keys_that_others_are_making_upstream_are_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     pipeline, clock = FakePipeline(CHAIN[:2], 2), Clock()
     store = pipeline.store()

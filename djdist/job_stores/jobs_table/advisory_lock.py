@@ -9,7 +9,9 @@ from djdist.database.marks import number_of
 LONGEST_WAIT_SECONDS = 30
 
 
-def advisory_lock(connection: Any, backend: str, name: str) -> AbstractContextManager[None]:
+def advisory_lock(
+    connection: Any, backend: str, name: str, *, waits: bool = True
+) -> AbstractContextManager[bool]:
     """Hold the lock of a name until the commit; go on without it where others hold it for too long.
 
     Parameters
@@ -20,16 +22,23 @@ def advisory_lock(connection: Any, backend: str, name: str) -> AbstractContextMa
         Its server.
     name : str
         What is locked.
+    waits : bool
+        Whether to wait for others.
+
+    Returns
+    -------
+    context manager
+        Of whether it is held.
     """
     lock = _lock_in_postgresql if backend == "postgresql" else _lock_in_mysql
-    return lock(connection.exec_driver_sql, number_of(name))
+    return lock(connection.exec_driver_sql, number_of(name), LONGEST_WAIT_SECONDS if waits else 0)
 
 
 @contextmanager
-def _lock_in_mysql(execute: Any, number: int) -> Iterator[None]:
-    execute(f"SELECT GET_LOCK('djdist {number}', {LONGEST_WAIT_SECONDS})")
+def _lock_in_mysql(execute: Any, number: int, seconds: int) -> Iterator[bool]:
+    is_held = execute(f"SELECT GET_LOCK('djdist {number}', {seconds})").scalar() == 1
     try:
-        yield
+        yield is_held
         execute("COMMIT")  # MySQL's lock knows no transactions: the next one must find what was inserted
     finally:
         with suppress(Exception):  # a broken connection has let go of it
@@ -37,13 +46,18 @@ def _lock_in_mysql(execute: Any, number: int) -> Iterator[None]:
 
 
 @contextmanager
-def _lock_in_postgresql(execute: Any, number: int) -> Iterator[None]:
+def _lock_in_postgresql(execute: Any, number: int, seconds: int) -> Iterator[bool]:
+    if not seconds:  # a lock_timeout of 0 would be none
+        yield execute(f"SELECT pg_try_advisory_xact_lock({number})").scalar()
+        return
     execute("SAVEPOINT advisory_lock")  # or a wait that is over would have spoilt the whole transaction
+    is_held = True
     try:
         execute(
-            f"SET LOCAL lock_timeout = '{LONGEST_WAIT_SECONDS}s'; SELECT pg_advisory_xact_lock({number}); "
+            f"SET LOCAL lock_timeout = '{seconds}s'; SELECT pg_advisory_xact_lock({number}); "
             "SET LOCAL lock_timeout TO DEFAULT"
         )
     except Exception:
         execute("ROLLBACK TO SAVEPOINT advisory_lock")
-    yield
+        is_held = False
+    yield is_held

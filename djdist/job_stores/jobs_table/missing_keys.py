@@ -41,7 +41,8 @@ class MissingKeys(MemoryStore):
     def refresh(self) -> dict[str, int]:
         """Let in all keys that are missing now; forget those that are not, such as what is made."""
         known = {*self._known}
-        missing = self._found(verbatim(self.spec.missing_keys_sql))
+        with self._shared.one_slow():
+            missing = self._found(verbatim(self.spec.missing_keys_sql))
         return {"added": self._let_in(missing), "removed": self._drop(known.difference(missing))}
 
     def add_new(self, parents: Sequence[Job]) -> int:

@@ -57,12 +57,15 @@ def add_new(
     transactions: TransactionsOn,
     options: Refreshing,
     parents: Sequence[Job],
-) -> int:
-    """Add the new keys that come of some keys upstream, and count them."""
+) -> int | None:
+    """Add the new keys that come of some keys upstream, and count them; None where others add some now."""
     steps, added = _Steps(where, changes, transactions), 0
     for following in where.spec.follows:
         for batch in parents_in(parents, following):
-            added += steps.add_coming_of(batch, following, options.priority, options.delay_seconds)
+            count = steps.add_coming_of(batch, following, options.priority, options.delay_seconds)
+            if count is None:
+                return None
+            added += count
     return added
 
 
@@ -95,20 +98,20 @@ class _Steps:
 
     def add(self, priority: int, delay_seconds: float) -> int:
         new = verbatim(self._spec.new_keys_sql)
-        return self._insert_missing(self._new_jobs(new, priority, delay_seconds), "nestloop")
+        return self._insert_missing(self._new_jobs(new, priority, delay_seconds), "nestloop") or 0
 
     def add_coming_of(
         self, parents: Sequence[Job], following: Following, priority: int, delay_seconds: float
-    ) -> int:
-        new = coming_of(parents, following)
-        return self._insert_missing(self._new_jobs(new, priority, delay_seconds), "hashjoin", "mergejoin")
+    ) -> int | None:
+        jobs = self._new_jobs(coming_of(parents, following), priority, delay_seconds)
+        return self._insert_missing(jobs, "hashjoin", "mergejoin", waits=False)
 
     def _new_jobs(self, keys: sa.TextClause, priority: int, delay_seconds: float) -> sa.Select[Any]:
         columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self._spec.key]
         new = keys.columns(*columns).subquery("new_keys")
         return sa.select(*new.c, sa.literal("pending"), sa.literal(priority), in_seconds(delay_seconds))
 
-    def _insert_missing(self, rows: sa.Select[Any], *bad_steps: str) -> int:
+    def _insert_missing(self, rows: sa.Select[Any], *bad_steps: str, waits: bool = True) -> int | None:
         """Insert all at once, and leave alone what another refresh has added.
 
         PostgreSQL is first asked to insert without looking for that, in two thirds of the time.
@@ -117,23 +120,27 @@ class _Steps:
         names = [*self._spec.key, "status", "priority", "scheduled_time"]
         if self._spec.settings.backend == "mysql":
             insert = mysql.insert(jobs).from_select(names, rows)  # IGNORE would hide other errors, too
-            return self._add_all(insert.on_duplicate_key_update({key.name: key}), bad_steps)
+            return self._add_all(insert.on_duplicate_key_update({key.name: key}), bad_steps, waits=waits)
         try:
-            return self._add_all(sa.insert(jobs).from_select(names, rows), bad_steps)
+            return self._add_all(sa.insert(jobs).from_select(names, rows), bad_steps, waits=waits)
         except DatabaseError as refusal:
             if not isinstance(refusal.__cause__, sa.exc.IntegrityError):
                 raise
         insert_new = postgresql.insert(jobs).from_select(names, rows).on_conflict_do_nothing()
-        return self._add_all(insert_new, bad_steps)
+        return self._add_all(insert_new, bad_steps, waits=waits)
 
-    def _add_all(self, insert: sa.Executable, bad_steps: Sequence[str]) -> int:
-        """Add jobs without reading the jobs table, empty as it may have been, again for every key."""
+    def _add_all(self, insert: sa.Executable, bad_steps: Sequence[str], *, waits: bool) -> int | None:
+        """Add jobs without reading the jobs table, empty as it may have been, again for every key.
+
+        The loop doesn't wait for a refresh of the whole table, whose lock spares both a deadlock.
+        """
         backend, name = self._spec.settings.backend, str(self._where.table)
 
-        def add(connection: sa.Connection) -> int:
+        def add(connection: sa.Connection) -> int | None:
             discourage(connection, backend, *bad_steps)
-            with advisory_lock(connection, backend, name), lenient(connection, backend):
-                return int(connection.execute(insert).rowcount)
+            lock = advisory_lock(connection, backend, name, waits=waits)
+            with lock as is_held, lenient(connection, backend):
+                return int(connection.execute(insert).rowcount) if is_held or waits else None
 
         return self._transactions.run(add)
 

@@ -3,6 +3,7 @@
 import logging
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -92,13 +93,14 @@ class JobsTable(JobStore):
         rescued = self.rescue()
         if self.refreshing is None:
             return {"added": 0, "removed": 0, "orphaned": rescued, "re_pended": 0}
-        counts = refresh(
-            self._where, self._changes, self._transactions, self.refreshing, looks_first=self._is_quiet
-        )
+        with self._shared.one_slow():
+            counts = refresh(
+                self._where, self._changes, self._transactions, self.refreshing, looks_first=self._is_quiet
+            )
         self._is_quiet = not counts["added"]
         return counts | {"orphaned": rescued + counts["orphaned"]}
 
-    def add_new(self, parents: Sequence[Job]) -> int:
+    def add_new(self, parents: Sequence[Job]) -> int | None:
         if self.refreshing is None:
             return 0
         return add_new(self._where, self._changes, self._transactions, self.refreshing, parents)
@@ -225,7 +227,8 @@ class JobsTable(JobStore):
         due: sa.Select[Any] = sa.select(sa.literal_column("1").label("due"))
         few = due.where(*self._due).limit(most).subquery()
         count = sa.select(sa.func.count()).select_from(few)
-        return self._transactions.number(count)
+        with self._shared.one_slow() if most is None else nullcontext():
+            return self._transactions.number(count)
 
     def held_by_others(self) -> int:
         jobs = self._where.columns

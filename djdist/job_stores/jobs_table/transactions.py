@@ -2,8 +2,10 @@
 
 import logging
 import platform
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -58,6 +60,7 @@ class Transactions:
         self._goes_on: Callable[[], bool] = lambda: True
         self._engine: sa.Engine | None = None
         self._threads: list[BackgroundThread] = []
+        self._slow = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Transactions, outlasts=self._outlasts), (self._settings, self._patience_seconds)
@@ -77,6 +80,20 @@ class Transactions:
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
+
+    @contextmanager
+    def one_slow(self) -> Iterator[None]:
+        """Do what reads whole tables, one such thing at a time.
+
+        A refresh and a count would take both connections, and leave none to the loop and the lease.
+        """
+        while not self._slow.acquire(timeout=LOOK_SECONDS):
+            if not self._goes_on():
+                raise _no_answer()
+        try:
+            yield
+        finally:
+            self._slow.release()
 
     def run(self, act: Callable[[sa.Connection], Result], trouble: str) -> Result:
         """Do something in a transaction; ``trouble`` is what errors say.
@@ -117,7 +134,7 @@ class Transactions:
                 isolation_level="READ COMMITTED",  # in a stricter one InnoDB locks gaps between jobs, too
                 pool_size=2,
                 max_overflow=0,
-                pool_timeout=None,  # the loop, the lease and a count share them
+                pool_timeout=None,  # the loop and the lease share one, while something slow has the other
                 pool_reset_on_return=None,  # every transaction is ended already
             )
             sa.event.listen(self._engine, "connect", _note_server)
@@ -139,9 +156,7 @@ class Transactions:
         finally:  # by a signal, too
             self._wait_no_longer(call, thread, lines)
         if not call.is_done:
-            raise DatabaseError(
-                f"The database gives no answer to {platform.node()}, which is waited for no longer."
-            )
+            raise _no_answer()
         return call.result()
 
     def _wait_for(self, call: BackgroundCall[Result], lines: Sequence[Line]) -> None:
@@ -198,6 +213,10 @@ class TransactionsOn:
     def number(self, query: sa.Executable) -> int:
         """Return the one number that a query gives."""
         return self.run(lambda connection: int(connection.execute(query).scalar_one()))
+
+
+def _no_answer() -> DatabaseError:
+    return DatabaseError(f"The database gives no answer to {platform.node()}, which is waited for no longer.")
 
 
 def _unreachable(error: sa.exc.DBAPIError, trouble: str) -> DatabaseError:
