@@ -7,7 +7,6 @@ from contextlib import suppress
 
 from djdist._executor import ActorCall, Executor
 from djdist._job import RunInfo, Status, Summary, Watch
-from djdist._settings import config
 from djdist.driver.unmet import warning_of_unmet
 from djdist.errors import ClusterError, DjdistError, DriverLostError
 
@@ -26,6 +25,8 @@ def supervise(
     watch: Watch,
     info: RunInfo,
     predecessor: Status | None = None,
+    *,
+    lease_seconds: float = 60.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Summary:
     """Do a run by one driver after another, where the cluster loses them.
@@ -42,6 +43,8 @@ def supervise(
         Names the run in the log.
     predecessor : Status or None
         Where a driver that was lost before had got to.
+    lease_seconds : float
+        Drivers that were lost are forgotten once one has lived for longer.
     clock : callable
         Seconds that pass.
 
@@ -68,8 +71,8 @@ def supervise(
         except DriverLostError as error:
             logger.warning("Lost the run's driver: %s", error)
             lived_seconds = 0.0 if answers_since is None else clock() - answers_since
-            has_served = last.progress > before.progress or lived_seconds > config.lease_seconds  # it may be idle
-            lost, in_vain = error, 0 if has_served else in_vain + 1
+            is_stable = lived_seconds > lease_seconds
+            lost, in_vain = error, 0 if last.progress > before.progress or is_stable else in_vain + 1
             predecessor = last
         else:
             logger.info("%s is over: %d made, %d failed", info, summary.success_count, last.failed)

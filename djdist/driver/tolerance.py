@@ -10,6 +10,8 @@ from djdist.driver.shutdown import Shutdown
 from djdist.driver.tables import TableJobs
 from djdist.errors import DatabaseError
 
+REFUSED = "The database refuses a table, which is left alone"
+
 logger = logging.getLogger(__package__)
 
 
@@ -50,4 +52,4 @@ class Tolerance:
         if self._told.get(table) != trouble:  # the same trouble comes with each look
             self._told[table] = trouble
             logger.warning("%s is left alone until its database accepts it again: %s", table, trouble)
-            self._notifier.unreachable(f"{table}: {trouble}", "The database refuses a table, which is left alone")
+            self._notifier.unreachable(f"{table}: {trouble}", REFUSED)

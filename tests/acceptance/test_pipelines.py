@@ -124,7 +124,7 @@ def test_make_kwargs_are_given_by_table(filled: ModuleType, monkeypatch: pytest.
     assert given == [5] * SESSIONS * PARAMS
     with pytest.raises(OptionError, match="make_kwargs of a run of several tables is a dict by the table's"):
         djdist.populate([filled.Sorting, filled.Detection], make_kwargs={"threshold": 5})
-    with pytest.raises(OptionError, match="needs is a dict by the table's name: Sortign is none of Detection"):
+    with pytest.raises(OptionError, match="needs is a dict by the table's name: Sortign is none"):
         djdist.populate([filled.Sorting, filled.Detection], needs={"Sortign": djdist.Needs()})
 
 

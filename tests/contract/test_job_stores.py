@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
@@ -383,7 +383,7 @@ class TestConnections:
         sa.event.listen(engine, "before_cursor_execute", read_slowly)
         with ThreadPoolExecutor(4) as pool:
             try:
-                whole = [pool.submit(store.refresh), pool.submit(store.pending)]
+                whole: list[Future[Any]] = [pool.submit(store.refresh), pool.submit(store.pending)]
                 wait_until(lambda: reads, "one to be under way")
                 wait(whole, timeout=0.5)
                 quick = [pool.submit(store.reserve, 2), pool.submit(store.renew, mine)]

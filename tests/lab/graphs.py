@@ -149,7 +149,7 @@ class FakeStore(JobStore):
         return {"added": self._add(self.pipeline.key_source(self.table))}
 
     @locked
-    def add_new(self, parents: Sequence[Job]) -> int:
+    def add_new(self, parents: Sequence[Job]) -> int | None:
         self.asked["add_new"] += 1
         new = defaultdict[str, set[Keys]](set)
         for job in parents:

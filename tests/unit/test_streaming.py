@@ -222,7 +222,7 @@ class Dropped(FakeStore):
         self._refuse()
         return super().next_priority()
 
-    def add_new(self, parents: Sequence[Job]) -> int:
+    def add_new(self, parents: Sequence[Job]) -> int | None:
         self._refuse()
         return super().add_new(parents)
 

@@ -82,7 +82,14 @@ class DaskExecutor(Executor):
 
     def drive(self, loop: Loop, watch: Watch, info: RunInfo, predecessor: Status | None = None) -> Summary:
         with slot_given_up():
-            return supervise(self, partial(self._drive_once, loop, info), watch, info, predecessor)
+            return supervise(
+                self,
+                partial(self._drive_once, loop, info),
+                watch,
+                info,
+                predecessor,
+                lease_seconds=config.lease_seconds,
+            )
 
     def _drive_once(self, loop: Loop, info: RunInfo, watch: Watch, predecessor: Status | None) -> Summary:
         client, workers, runs = self._connection.client, self._workers(), self._runs()

@@ -74,7 +74,14 @@ class RayExecutor(Executor):
         self._connection.leave(self._actors.forget_all)
 
     def drive(self, loop: Loop, watch: Watch, info: RunInfo, predecessor: Status | None = None) -> Summary:
-        return supervise(self, partial(self._drive_once, loop, info), watch, info, predecessor)
+        return supervise(
+            self,
+            partial(self._drive_once, loop, info),
+            watch,
+            info,
+            predecessor,
+            lease_seconds=config.lease_seconds,
+        )
 
     def _drive_once(self, loop: Loop, info: RunInfo, watch: Watch, predecessor: Status | None) -> Summary:
         there = OnDriver(self._keys, self._caller, self._imports(info.table))
