@@ -192,11 +192,12 @@ class _Planning:
     def __init__(
         self, chosen: Mapping[str, Any], foreign_keys: ForeignKeys, restrictions: Sequence[Any]
     ) -> None:
-        headings = {name: query_of(table).heading.names for name, table in chosen.items()}
-        check_applied(restrictions, headings.values())
+        sources = {name: query_of(table) for name, table in chosen.items()}
+        self._restrictions = {name: applicable(restrictions, source) for name, source in sources.items()}
+        names = [name for source in sources.values() for name in source.heading.names]
+        check_applied(restrictions, self._restrictions.values(), names)
         self._tables = chosen
         self._foreign_keys = foreign_keys
-        self._restrictions = {name: applicable(restrictions, names) for name, names in headings.items()}
         self._names = dict(zip(chosen, names_of([*chosen.values()]), strict=True))
         parts = [part for name in chosen for part in foreign_keys.parts(name)]
         self._with_parts = [*chosen, *parts]

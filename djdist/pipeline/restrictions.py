@@ -1,5 +1,6 @@
 """Which of a run's tables a restriction is about."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -9,13 +10,16 @@ import pandas as pd
 from datajoint.condition import extract_column_names
 from datajoint.expression import QueryExpression
 
+from djdist.database.errors import is_infrastructure
 from djdist.errors import OptionError
 
+STRING = re.compile(r"'[^']*'")
+QUOTED = re.compile(r'"([^"]+)"')
 
-def applicable(restrictions: Iterable[Any], names: Iterable[str]) -> tuple[Any, ...]:
-    """Return the restrictions that say something of a table with attributes of these names."""
-    known = {*names}
-    return tuple(restriction for restriction in parted(restrictions) if _applies(restriction, known))
+
+def applicable(restrictions: Iterable[Any], query: QueryExpression) -> tuple[Any, ...]:
+    """Return the restrictions that say something of what a query finds, such as a key source."""
+    return tuple(restriction for restriction in parted(restrictions) if _applies(restriction, query))
 
 
 def parted(restrictions: Iterable[Any]) -> list[Any]:
@@ -26,12 +30,14 @@ def parted(restrictions: Iterable[Any]) -> list[Any]:
     return found
 
 
-def check_applied(restrictions: Iterable[Any], names_of_tables: Iterable[Iterable[str]]) -> None:
-    """Raise OptionError for a restriction that none of some tables has the attributes for."""
-    tables = [{*names} for names in names_of_tables]
+def check_applied(
+    restrictions: Iterable[Any], applied: Iterable[Sequence[Any]], names: Iterable[str]
+) -> None:
+    """Raise OptionError for a restriction that applies to no table of those with these attributes."""
+    used = {id(restriction) for of_table in applied for restriction in of_table}
     for restriction in parted(restrictions):
-        if not any(_applies(restriction, names) for names in tables):
-            raise OptionError(_useless(attributes_of(restriction), sorted(set().union(*tables))))
+        if id(restriction) not in used:
+            raise OptionError(_useless(attributes_of(restriction) or {str(restriction)}, sorted({*names})))
 
 
 def attributes_of(restriction: Any) -> set[str]:
@@ -55,20 +61,45 @@ def attributes_of(restriction: Any) -> set[str]:
     return set()
 
 
-def _applies(restriction: Any, names: set[str]) -> bool:
-    """Return whether it restricts a table with these attributes: a text by all it names, others by any."""
+def _applies(restriction: Any, query: QueryExpression) -> bool:
+    """Return whether it restricts what a query finds: a text by all it names, others by any."""
     if isinstance(restriction, dj.Not):
-        return _applies(restriction.restriction, names)
+        return _applies(restriction.restriction, query)
     if isinstance(restriction, dj.AndList):
-        return any(_applies(r, names) for r in restriction) and all(
-            _applies(r, names) for r in restriction if isinstance(r, str)
+        return any(_applies(r, query) for r in restriction) and all(
+            _applies(r, query) for r in restriction if isinstance(r, str)
         )
     if isinstance(restriction, list | tuple | set):
-        return all(_applies(alternative, names) for alternative in restriction)
-    wanted = attributes_of(restriction)
+        return all(_applies(alternative, query) for alternative in restriction)
     if isinstance(restriction, str):
-        return wanted <= names
-    return not wanted or bool(wanted & names)
+        return _text_applies(restriction, query)
+    wanted = attributes_of(restriction)
+    return not wanted or bool(wanted & {*query.heading.names})
+
+
+def _text_applies(condition: str, query: QueryExpression) -> bool:
+    """Return whether a condition in SQL names only what a query has.
+
+    DataJoint overlooks names in PostgreSQL's quotes, which may also be those of a subquery's tables: the
+    database knows.
+    """
+    names = {*query.heading.names}
+    is_quoting = query.connection.adapter.backend == "postgresql"
+    quoted = {*QUOTED.findall(STRING.sub("", condition))} if is_quoting else set[str]()
+    return attributes_of(condition) <= names and (quoted <= names or _is_taken(condition, query))
+
+
+def _is_taken(condition: str, query: QueryExpression) -> bool:
+    """Return whether the database takes a condition; it is not asked where a refusal ends a transaction."""
+    if query.connection.in_transaction:
+        return True
+    try:
+        query.connection.query(f"SELECT 1 FROM ({(query & condition).make_sql()}) AS taken LIMIT 0")
+    except Exception as error:
+        if is_infrastructure(error):
+            raise
+        return False
+    return True
 
 
 def _useless(wanted: set[str], names: Sequence[str]) -> str:

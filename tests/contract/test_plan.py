@@ -186,6 +186,20 @@ def test_restrictions_apply_to_the_tables_that_have_their_attributes(pipeline: M
     )
 
 
+def test_a_condition_applies_where_the_database_takes_it(pipeline: ModuleType) -> None:
+    if pipeline.raw.connection.adapter.backend == "mysql":
+        conditions, everywhere = ["`param` = 1", "CAST(param AS CHAR) LIKE '1%'"], "`subject_id` > 0"
+    else:
+        params, subjects = (table().full_table_name for table in (pipeline.Param, pipeline.Subject))
+        conditions = ['"param" = 1', "param::TEXT ILIKE '1%'", f"param IN (SELECT param FROM {params})"]
+        everywhere = f"subject_id IN (SELECT subject_id FROM {subjects})"
+    found = plan_of(pipeline, [*conditions, everywhere])
+    assert found["Detection"].restrictions == (*conditions, everywhere)
+    assert found["Summary"].restrictions == (everywhere,)
+    with pytest.raises(OptionError, match=r"restricted by .*parm"):
+        plan_of(pipeline, ["\"parm\" = '1'" if "ILIKE" in conditions[1] else "`parm` = '1'"])
+
+
 @pytest.mark.parametrize(
     ("restriction", "message"),
     [
