@@ -134,9 +134,11 @@ class WarmWorkers:
         self._busy: dict[ray.ObjectRef[Report], tuple[int, Kind, Any]] = {}
         self._idle: list[_Idle] = []
         self._short_at: dict[Kind, float] = {}
+        self._told: set[str] = set()
 
     def submit(self, ticket: int, table: str, jobs: tuple[Job, ...], needs: Needs, name: str) -> None:
-        if (table, needs) not in self._short_at:
+        if table not in self._told:
+            self._told.add(table)
             logger.info(
                 "Each GPU slot keeps its process, and what that has loaded, for the keys of %s", table
             )
@@ -230,6 +232,8 @@ class WarmWorkers:
         unwanted = {kind for kind, short_at in self._short_at.items() if now - short_at > IDLE_SECONDS}
         for reference in [reference for reference, (kind, _) in self._starting.items() if kind in unwanted]:
             ray.kill(self._starting.pop(reference)[1])
+        for kind in unwanted:  # there may be one for each key that says its own needs
+            del self._short_at[kind]
         _end_all([idle.actor for idle in self._idle if now - idle.since > IDLE_SECONDS])
         self._idle = [idle for idle in self._idle if now - idle.since <= IDLE_SECONDS]
 
