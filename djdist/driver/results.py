@@ -188,6 +188,8 @@ class Results:
 
     def drop(self, job: Job) -> None:
         """Leave a job alone that is not the run's any more."""
+        self._retries.forget(job)
+        self._needs.forget(job)
         self._calls -= 1
         if not self._lease_lost and not self._shutdown.is_stopping:
             self._log(NOT_OURS, job)

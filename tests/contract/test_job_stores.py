@@ -1616,7 +1616,9 @@ class TestMissingKeys(JobStoreContract):
         store.fail(store.reserve(1)[0], FAILURE)
         sessions = lab.Session.to_dicts()
         lab.Session.delete_quick()
+        assert len(store._failed["Square"]) == 1
         assert store.refresh() == {"added": 0, "removed": 5}
+        assert store._failed["Square"] == []
         lab.Session.insert(sessions)
         assert store.refresh() == {"added": 6, "removed": 0}
 

@@ -292,6 +292,22 @@ def test_a_job_taken_over_by_somebody_else_is_left_alone(caplog: pytest.LogCaptu
     assert "not this run's any more" in caplog.text
 
 
+def test_nothing_is_kept_of_a_job_that_somebody_else_took_over() -> None:
+    store, tries = CountingStore(1), list[int]()
+
+    def lost_then_taken_over(ticket: int, job: Job) -> Completion:
+        tries.append(ticket)
+        if len(tries) == 1:
+            return lost(ticket, job)
+        store.forget(job)
+        return ended(ticket, job, Ending.LEASE_LOST)
+
+    driver = driver_of(store, ScriptedPool(slots=1, answer=lost_then_taken_over), Policy())
+    assert driver.run(going_on).success_count == 0
+    assert len(tries) == 2
+    assert not driver.status().handover.losses
+
+
 def test_an_error_of_a_job_that_is_somebody_elses_now_is_none_of_this_run() -> None:
     store = CountingStore(3)
     store.taken_over = {0}

@@ -55,7 +55,8 @@ class MissingKeys(MemoryStore):
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         has_failed = super().fail(job, failure, host, pid)
         if has_failed:
-            self._failed.setdefault(job.table, []).append(job)
+            with self._changing:
+                self._failed.setdefault(job.table, []).append(job)
         return has_failed
 
     def held_back(self) -> dict[str, int]:
@@ -100,6 +101,8 @@ class MissingKeys(MemoryStore):
         """Forget keys but for those in flight, and return how many of them waited."""
         with self._changing:
             self._known -= vanished.difference(map(_values, self._reserved.values()))
+            failed = self._failed.get(self.spec.table, [])
+            failed[:] = [job for job in failed if _values(job) in self._known]
             count = len(self._pending) + len(self._later)
             self._pending = deque(job for job in self._pending if _values(job) in self._known)
             self._later = [(due, job) for due, job in self._later if _values(job) in self._known]
