@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -294,6 +295,25 @@ class TestService:
         words = re.sub('[",]', " ", line).split()[1:]
         populate: Any = typer.main.get_command(app).commands["populate"]
         assert populate.make_context("populate", words).params["watch"]
+
+    @pytest.mark.parametrize(("code", "ends"), [(0, True), (2, True), (3, False), (143, False)])
+    def test_slurms_next_job_goes_on_unless_it_could_do_no_better(
+        self, tmp_path: Path, code: int, ends: bool
+    ) -> None:
+        programs = tmp_path / "env" / "bin"
+        programs.mkdir(parents=True)
+        (programs / "activate").write_text(f"PATH={programs}:$PATH\n")
+        (tmp_path / ".datajoint.env").touch()
+        said = {"sbatch": "echo 8", "scancel": f"echo $* > {tmp_path}/cancelled", "djdist": f"exit {code}"}
+        for name, does in said.items():
+            (programs / name).write_text(f"#!/bin/bash\n{does}\n")
+            (programs / name).chmod(0o755)
+        subprocess.run(
+            ["bash", str(FOLDER / "service" / "slurm.sh"), "my_pipeline"],
+            env={"HOME": str(tmp_path), "PATH": os.environ["PATH"], "SLURM_JOB_ID": "7"},
+            check=False,
+        )
+        assert (tmp_path / "cancelled").exists() == ends
 
     def test_slurm_leaves_djdist_its_grace(self) -> None:
         script = FOLDER / "service" / "slurm.sh"
