@@ -8,6 +8,8 @@ from djdist.jobs.history import RunSeen, Snapshot
 
 MOST_CAUSES = 5
 MOST_RUNS = 10
+MOST_SHOWN = 200
+"""Characters of a message."""
 WIDEST_PIXELS = 300
 MEANINGS = {
     "made": "in the table",
@@ -31,7 +33,7 @@ def jobs_html(table: str, snapshot: Snapshot, remaining: int, total: int) -> str
     if len(snapshot.causes):
         parts += [_title(_errors_title(snapshot)), _causes(snapshot)]
     if snapshot.notes:
-        rows = [[f"{jobs:,} ×", escape(note)] for note, jobs in snapshot.notes]
+        rows = [[f"{jobs:,} ×", escape(note[:MOST_SHOWN])] for note, jobs in snapshot.notes]
         parts += [_title("To be made again"), _table(rows, ("right", "left"))]
     if snapshot.runs:
         parts += [_title("Runs"), _runs(snapshot.runs)]
@@ -90,7 +92,7 @@ def _errors_title(snapshot: Snapshot) -> str:
 def _causes(snapshot: Snapshot) -> str:
     first = snapshot.causes.head(MOST_CAUSES)
     rows = [
-        [f"{errors:,} ×", escape(cause[:200]), f"last {last:%Y-%m-%d %H:%M:%S}"]
+        [f"{errors:,} ×", escape(cause[:MOST_SHOWN]), f"last {last:%Y-%m-%d %H:%M:%S}"]
         for cause, errors, last in zip(first["cause"], first["errors"], first["last"], strict=True)
     ]
     if others := len(snapshot.causes) - len(first):

@@ -58,6 +58,7 @@ for file in sys.argv[2].split():
 """
 
 
+@pytest.mark.long
 @pytest.mark.on("dask")
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to run a process as another user")
 def test_nobody_gets_into_a_dask_cluster(lab: ModuleType, script: Callable[..., Any], tmp_path: Path) -> None:

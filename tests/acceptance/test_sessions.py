@@ -165,6 +165,7 @@ def test_an_idle_session_that_the_server_ends_is_named(
     assert len(doing.begun(tmp_path)) <= 6
 
 
+@pytest.mark.long_on("postgresql")
 @pytest.mark.parametrize("remote", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_statement_that_takes_too_long_is_an_error_that_names_the_limit(
     lab: ModuleType, processes: Any, server: Server, remote: bool, tmp_path: Path

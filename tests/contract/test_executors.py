@@ -22,7 +22,7 @@ import pytest
 
 from djdist._executor import Executor
 from djdist._job import BreakageKind, Completion, Job, Policy, Recipe, Report, RunInfo, Status, Summary
-from djdist._needs import Needs
+from djdist._needs import ONE_CPU, Needs
 from djdist._task_pool import TaskPool
 from djdist.driver.room import Room
 from djdist.errors import ClusterError, OptionError
@@ -800,7 +800,7 @@ def alive(pid: int) -> bool:
 
 def test_a_signal_in_process_reaches_the_caller(tmp_path: Path) -> None:
     with LocalExecutor(1) as executor, executor.open({"Table": interrupted}) as pool:
-        submit(pool, work.job(tmp_path, 0))
+        submit(pool, work.job(tmp_path, 0), needs=ONE_CPU)
         with pytest.raises(KeyboardInterrupt):
             pool.wait(1)
 

@@ -1704,7 +1704,7 @@ class TestTablesOfARun:
     def test_share_two_connections(self, store: PipelineStore, connection: Any, travels: bool) -> None:
         store = pickle.loads(pickle.dumps(store)) if travels else store
         before = sessions(connection)
-        at_once(6, lambda number: [store.pending() for _ in range(5)])
+        at_once(6, lambda number: [store.rescue() for _ in range(5)])
         assert len(sessions(connection) - before) == 2
         store.close()
         wait_until(lambda: sessions(connection) <= before, "both connections to end")

@@ -278,7 +278,7 @@ class TestRay:
         (tmp_path / "gate a").touch()
         ended(on_ray, 3)
 
-    @pytest.mark.parametrize(("gpus", "slots"), [(1, 2), (0.5, 4)])
+    @pytest.mark.parametrize(("gpus", "slots"), [(1, 2), pytest.param(0.5, 4, marks=pytest.mark.long)])
     def test_each_slot_keeps_its_process_and_model(
         self, on_ray: TaskPool, tmp_path: Path, gpus: float, slots: int
     ) -> None:
@@ -408,6 +408,7 @@ class TestDask:
         assert first == again != other
         assert not Path(f"/proc/{first}").exists()
 
+    @pytest.mark.long
     def test_a_loaded_model_serves_first_but_not_for_ever(
         self, on_dask: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

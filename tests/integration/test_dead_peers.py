@@ -46,6 +46,7 @@ def connect(server: Server, relay: Relay) -> Connect:
     return lambda: dbapi.connect(server.backend, login, "utf8mb4")
 
 
+@pytest.mark.long_on("postgresql")
 def test_a_server_that_is_gone_is_noticed_while_it_owes_an_answer(server: Server, connect: Connect) -> None:
     connection, noticed = connect(), threading.Event()
     connection.cursor().execute(SLEEP[server.backend].format(2.5))  # it is longer silent than it may be gone

@@ -116,7 +116,7 @@ class Pool(TaskPool):
     def wait(self, timeout_seconds: float) -> list[Completion]:
         if self._waiting and not self._tickets:
             time.sleep(timeout_seconds)  # for a worker; Dask doesn't wait where it has nothing to do
-        with suppress(distributed.TimeoutError, distributed.CancelledError):
+        with suppress(distributed.TimeoutError, distributed.CancelledError), self._client.as_current():
             distributed.wait(list(self._tickets), timeout_seconds, "FIRST_COMPLETED")
         ended = [future for future in self._tickets if future.done()]
         completions = [self._completion(self._tickets.pop(future), future) for future in ended]
