@@ -82,6 +82,8 @@ class TestOptions:
         ):
             untouched.populate(reserve_jobs=True)
 
+    @pytest.mark.long_on("dask")
+    @pytest.mark.long_on("processes")
     def test_numbers_may_be_those_of_numpy(self, lab: ModuleType, executor: Any) -> None:
         pipelines.fill(lab, subjects=1, sessions=4)
         options: dict[str, Any] = {"max_calls": np.int64(3), "retries": np.uint8(1)}

@@ -240,6 +240,7 @@ class TestFromAShell:
             pytest.param(("-q",), 0, marks=pytest.mark.long),
         ],
     )
+    @pytest.mark.long_on("flags1")
     def test_what_a_run_does_is_logged_on_request(
         self, lab: ModuleType, shell: Shell, flags: tuple[str, ...], lines: int
     ) -> None:

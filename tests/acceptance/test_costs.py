@@ -42,6 +42,7 @@ def count_for_a_key(
         yield lambda counter: (-count(counter, FEW) + count(counter, MANY)) / (MANY - FEW)
 
 
+@pytest.mark.long_on("postgresql")
 def test_a_key_costs_one_commit_and_no_statement_beyond_those_of_its_make(
     server: Server, connection: Any, count_for_a_key: Callable[[Any], Any]
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_key_of_a_pipeline_costs_no_more_statements_than_one_of_a_single_table
 
 
 @pytest.mark.long_on("postgresql")
+@pytest.mark.long
 def test_a_look_at_tables_where_nothing_is_new_takes_few_statements(
     chain: ModuleType, drivers_statements: list[str]
 ) -> None:

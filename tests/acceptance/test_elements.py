@@ -280,6 +280,7 @@ def test_elements_are_linked_on_workers_as_at_the_caller(
 @pytest.mark.long_on("ray")
 @pytest.mark.long_on("dask")
 @pytest.mark.parametrize("executor", ["processes", "ray", "dask"])
+@pytest.mark.long
 def test_elements_are_linked_with_a_script(
     elements: Elements, script: Script, request: pytest.FixtureRequest, executor: str
 ) -> None:

@@ -159,6 +159,7 @@ def test_exceptions_that_do_not_pickle_arrive_as_text(lab: ModuleType, executor:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 @pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.long_on("2-2")
 def test_a_signal_leaves_nothing_reserved_and_no_error(
     lab: ModuleType, script: Callable[..., Any], number: signal.Signals, processes: str
 ) -> None:

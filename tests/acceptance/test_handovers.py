@@ -30,6 +30,7 @@ print(Scripted.populate(reserve_jobs=True, executor={executor!r}, make_kwargs=ma
 class TestCallerAway:
     @pytest.mark.long_on("ray")
     @pytest.mark.parametrize("executor", ["ray", "dask"])
+    @pytest.mark.long
     def test_its_run_goes_on_when_it_is_back(
         self,
         request: pytest.FixtureRequest,

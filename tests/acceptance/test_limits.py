@@ -21,6 +21,7 @@ class TestTimeout:
     @pytest.mark.parametrize(
         "do", [doing.never_end_at_the_first, doing.hold_the_interpreter_at_the_first], ids=["sleeps", "holds"]
     )
+    @pytest.mark.long_on("holds")
     def test_it_is_ended_and_becomes_an_error_and_the_rest_is_made(
         self, lab: ModuleType, remote_executor: Any, tmp_path: Path, do: Any
     ) -> None:
@@ -63,6 +64,7 @@ class TestTimeout:
         with pytest.raises(TimeoutError, match="timed out after 1 seconds"):
             lab.Scripted.populate(timeout_seconds=1, make_kwargs=arguments)
 
+    @pytest.mark.long
     def test_it_may_be_the_tables_or_the_settings_own(
         self, lab: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

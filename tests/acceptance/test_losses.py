@@ -237,6 +237,7 @@ class TestDatabaseAway:
         pipelines.forget(lab)
         far.close()
 
+    @pytest.mark.long_on("ray")
     def test_the_run_waits_and_goes_on(
         self, far_lab: ModuleType, relay: Relay, executor: Any, tmp_path: Path
     ) -> None:

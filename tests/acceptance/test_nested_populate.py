@@ -42,6 +42,7 @@ def native(new_schema_name: Callable[[], str], connection: Any, modules_folder: 
 
 
 @pytest.mark.parametrize("reserve_jobs", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long_on("processes-True")
 def test_a_make_that_populates_what_it_needs(
     lab: ModuleType, native: ModuleType, executor: Any, reserve_jobs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def shown(cell: Any) -> str:
     return "".join(f"{kind} {content}\n" for part in data for kind, content in part.items())
 
 
+@pytest.mark.long
 def test_the_first_run(folder: Path, thorough: bool) -> None:
     outputs = outputs_of("1-first-run.ipynb", folder, {} if thorough else {"range(25_000)": "range(1_000)"})
     together = "\n".join(outputs)

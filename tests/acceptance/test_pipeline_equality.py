@@ -82,6 +82,7 @@ def assert_equal(pipeline: ModuleType, native: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("reserve_jobs", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long_on("processes-True")
 def test_a_run_makes_what_native_runs_table_after_table_make(
     pipeline: ModuleType, native: ModuleType, executor: Any, reserve_jobs: bool
 ) -> None:
@@ -106,6 +107,7 @@ def call(pipeline: ModuleType, options: str = "processes=2") -> str:
 
 
 @pytest.mark.on("processes")
+@pytest.mark.long
 def test_two_runs_of_one_pipeline_share_it(pipeline: ModuleType, native: ModuleType, script: Script) -> None:
     other = script(call(pipeline))
     djdist.populate(pipeline, **PARALLEL)

@@ -70,6 +70,7 @@ def test_an_urgent_key_that_comes_later_overtakes_those_that_wait(lab: ModuleTyp
     assert order_made(lab)[2] == 6
 
 
+@pytest.mark.long_on("ray")
 def test_an_urgent_key_that_comes_while_10000_wait_overtakes_all_that_are_not_in_flight(
     lab: ModuleType, one_place: Any, server: Server
 ) -> None:

@@ -46,6 +46,9 @@ def native(new_schema_name: Callable[[], str], connection: Any, modules_folder: 
     pipelines.forget(lab)
 
 
+@pytest.mark.long_on("mysql-dask")
+@pytest.mark.long_on("real-mysql")
+@pytest.mark.long_on("processes")
 def test_results_are_those_of_native_populate(lab: ModuleType, native: ModuleType, executor: Any) -> None:
     pipelines.fill(lab)
     lab.AnyKey.insert(lab.AnyKey.rows)

@@ -75,6 +75,7 @@ def test_a_make_that_outlasts_a_renewal_ends(
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+@pytest.mark.long_on("serializable")
 def test_a_strict_isolation_of_the_account_keeps_no_job_from_ending(
     log_in: LogIn, lab: ModuleType, processes: Any, isolation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +154,7 @@ def short_of_time(server: Server, connection: Any) -> Iterator[str]:
 @pytest.mark.long_on("mysql-True")
 @pytest.mark.long_on("postgresql-False")
 @pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.long_on("postgresql-True")
 def test_an_idle_session_that_the_server_ends_is_named(
     short_of_time: str, lab: ModuleType, remote: bool, tmp_path: Path
 ) -> None:

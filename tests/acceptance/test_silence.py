@@ -60,6 +60,7 @@ def doubting_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.long_on("ray")
 @pytest.mark.long_on("dask")
+@pytest.mark.long_on("postgresql")
 def test_a_run_whose_connections_a_relay_has_forgotten_goes_on(
     far_lab: ModuleType, relay: Relay, executor: Any, tmp_path: Path, doubting_soon: None
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_signal_ends_a_run_whose_database_is_silent(
     relay.speak_again()
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_query_that_would_take_long(
     far_lab: ModuleType, relay: Relay, script: Callable[..., Any], tmp_path: Path
 ) -> None:

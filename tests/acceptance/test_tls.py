@@ -65,6 +65,7 @@ def test_the_server_refuses_clear_text(server: servers.Server) -> None:
 
 
 @pytest.mark.parametrize("use_tls", [True, None])
+@pytest.mark.long_on("mysql-None")
 def test_keys_are_made_over_tls(
     connection: Any,
     server: servers.Server,

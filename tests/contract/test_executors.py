@@ -288,6 +288,7 @@ class TestElsewhere:
         assert {completion.ticket for completion in ended} == tickets.keys() - cancelled
         assert work.begun(tmp_path) == sorted(tickets[completion.ticket] for completion in ended)
 
+    @pytest.mark.long_on("dask")
     def test_closing_forgets_what_no_worker_has_got(self, fresh: Executor, tmp_path: Path) -> None:
         with opened(fresh) as pool:
             for n in range(20):
@@ -346,6 +347,7 @@ def interrupt(status: Status) -> bool:
 
 @cases(processes=True)
 class TestInProcesses:
+    @pytest.mark.long_on("dask")
     def test_what_ends_one_run_leaves_the_tasks_of_another_alone(
         self, fragile: TaskPool, fresh: Executor, tmp_path: Path
     ) -> None:
@@ -421,6 +423,7 @@ class TestAfterAKilledProcess:
         yield
         client.run_on_scheduler(allow_failures, allowed)
 
+    @pytest.mark.long_on("ray")
     def test_later_tasks_run(self, fragile: TaskPool, tmp_path: Path) -> None:
         for n in range(2):
             submit(fragile, work.job(tmp_path, n, "die"))
@@ -455,6 +458,7 @@ class TestAfterAKilledProcess:
 class TestPoisonousKey:
     """Dask blames all that a dead worker had in store; only a jobs table tells what had begun."""
 
+    @pytest.mark.long_on("local processes")
     def test_the_key_that_kills_does_not_take_the_others_with_it(
         self, case: Case, fragile: TaskPool, tmp_path: Path
     ) -> None:

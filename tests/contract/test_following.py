@@ -132,6 +132,7 @@ def test_what_an_error_holds_back_is_counted(filled: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 100])
+@pytest.mark.long_on("postgresql")
 def test_its_cost_follows_the_parents_not_the_tables(filled: ModuleType, number: int) -> None:
     planned = plan_of([filled.Detection, filled.Sorting, filled.Shape])
     parents = [{"subject_id": 100 + n, "session": 3, "param": 1} for n in range(number)]

@@ -535,6 +535,7 @@ class TestReserving:
         end_other_sessions(connection)
         assert keys_of(store.reserve(2)) == keys[:2]
 
+    @pytest.mark.long_on("mysql")
     def test_a_database_that_is_away_is_waited_for_while_that_is_wanted(
         self, store: JobsTable, server: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -625,6 +626,7 @@ class TestReserving:
         with pytest.raises(DatabaseError, match=r"no answer|can't be reached"):
             store.pending()
 
+    @pytest.mark.long_on("postgresql")
     def test_a_statement_that_takes_long_is_not_cut(
         self, store: JobsTable, far: tuple[JobsTable, Relay], doubting_soon: None, server: Any, jobs: Any
     ) -> None:

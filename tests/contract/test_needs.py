@@ -171,6 +171,7 @@ class TestLocal:
             assert first == again != other
             wait_until(lambda: not Path(f"/proc/{first}").exists(), "the end of the first table's process")
 
+    @pytest.mark.long
     def test_a_loaded_model_serves_first_but_not_for_ever(
         self, modules_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -205,6 +206,7 @@ class TestLocal:
             (tmp_path / "gate a").touch()
             ended(pool, 1)
 
+    @pytest.mark.long
     def test_in_a_run_neither_plain_nor_gpu_keys_wait_behind_the_others(
         self, modules_folder: Path, tmp_path: Path
     ) -> None:
@@ -213,6 +215,7 @@ class TestLocal:
         assert Counter(order) == {"A": 8, "B": 24}
         assert len({pid for table, _, pid, _ in begun(tmp_path) if table == "A"}) == 1
 
+    @pytest.mark.long
     def test_in_a_run_a_large_key_is_not_starved_by_small_ones(
         self, modules_folder: Path, tmp_path: Path
     ) -> None:
@@ -399,6 +402,7 @@ class TestDask:
         ended(on_dask, 2)
         assert len({pid for table, _, pid, _ in begun(tmp_path) if table == "A"}) == 1
 
+    @pytest.mark.long
     def test_what_another_table_has_loaded_into_a_gpu_ends(self, on_dask: TaskPool, tmp_path: Path) -> None:
         for n, table in enumerate("AAB"):
             submit(on_dask, GPU, key(tmp_path, table, n))
@@ -441,6 +445,7 @@ class TestDask:
         assert on_dask.wait(0.2) == []
         assert time.monotonic() - began_at >= 0.2
 
+    @pytest.mark.long
     def test_a_chosen_worker_that_dies_is_a_breakage_and_tells_of_memory(
         self, on_dask: TaskPool, tmp_path: Path
     ) -> None:

@@ -61,12 +61,14 @@ def test_a_server_that_is_gone_is_noticed_while_it_owes_an_answer(server: Server
         noticed.set()
 
 
+@pytest.mark.long_on("postgresql")
 def test_a_server_that_is_gone_is_noticed_when_it_is_asked(server: Server, connect: Connect) -> None:
     connection = connect()
     with lost_packets(ADDRESS), pytest.raises(Exception, match="timed out"):
         connection.cursor().execute(SLEEP[server.backend].format(0))
 
 
+@pytest.mark.long_on("postgresql")
 def test_a_server_that_takes_a_connection_and_says_nothing_is_not_waited_for(
     relay: Relay, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

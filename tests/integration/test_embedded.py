@@ -172,6 +172,7 @@ def test_tables_go_on_after_the_server_was_killed(script: Callable[..., Script],
 
 
 @pytest.mark.parametrize("lines", [8, pytest.param(1, marks=pytest.mark.long), 0])
+@pytest.mark.long_on("[8]")
 def test_a_stale_pid_file_harms_nobody(script: Callable[..., Script], folder: Path, lines: int) -> None:
     """Its number is an innocent process's by now, and its end may have never been written."""
     script("djdist.embedded(folder)").end()
@@ -197,6 +198,7 @@ def test_a_stale_pid_file_harms_nobody(script: Callable[..., Script], folder: Pa
     ],
     ids=["subprocess", "loky"],
 )
+@pytest.mark.long_on("loky")
 def test_a_child_process_connects(script: Callable[..., Script], start: str) -> None:
     output, errors = script(
         "import subprocess\ndatabase = djdist.embedded(folder)\n"
