@@ -7,7 +7,7 @@ from functools import partial
 
 import datajoint as dj
 
-from djdist.database.errors import is_infrastructure
+from djdist.database.errors import is_being_declared, is_infrastructure
 from djdist.database.watchdog import watched
 from djdist.errors import DatabaseError
 from djdist.shipping.packing import open_dbapi_connection, quiet, settings_of
@@ -45,7 +45,7 @@ def reachable(connection: dj.Connection) -> Iterator[None]:
         with _in_use, watched(connection, reopen):
             yield
     except Exception as error:
-        if not is_infrastructure(error):
+        if not is_infrastructure(error) or is_being_declared(error):
             raise
         place = f"{connection.conn_info['host']}:{connection.conn_info['port']}"
         raise DatabaseError(
