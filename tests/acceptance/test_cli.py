@@ -132,6 +132,7 @@ class TestFromAShell:
         _, error = top.communicate(timeout=SECONDS)
         assert top.returncode == 0, error
 
+    @pytest.mark.long
     def test_top_shows_what_was_last_seen_while_the_database_is_away(
         self, lab: ModuleType, shell: Shell, server: Server
     ) -> None:

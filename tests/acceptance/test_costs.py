@@ -114,6 +114,7 @@ def drivers_statements() -> Iterator[list[str]]:
 
 
 @pytest.mark.long_on("postgresql")
+@pytest.mark.long
 def test_a_key_of_a_pipeline_costs_no_more_statements_than_one_of_a_single_table(
     server: Server,
     connection: Any,

@@ -91,6 +91,7 @@ def test_it_can_be_stopped_from_elsewhere(lab: ModuleType, detach: Detach, tmp_p
 
 
 @pytest.mark.long_on("ray")
+@pytest.mark.long
 def test_its_errors_come_with_its_result(lab: ModuleType, detach: Detach) -> None:
     pipelines.fill(lab)
     summary = detach(doing.fail_the_first_time).wait()

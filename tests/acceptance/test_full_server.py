@@ -26,6 +26,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
 
 
 @pytest.mark.parametrize("left", [DRIVERS + 1])
+@pytest.mark.long
 def test_workers_that_get_no_connection_cost_no_key(
     lab: ModuleType, server: servers.Server, left: int
 ) -> None:

@@ -47,6 +47,7 @@ class TestTimeout:
             assert (summary["success_count"], len(summary["error_list"])) == (5, 1)
         assert doing.begun(tmp_path).count(1) == 1
 
+    @pytest.mark.long
     def test_a_call_in_the_callers_process_gets_one_that_can_be_ended(
         self, lab: ModuleType, tmp_path: Path
     ) -> None:

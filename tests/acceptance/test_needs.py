@@ -20,6 +20,7 @@ from lab.watching import counts, meanwhile, pid_of_ray_actor, wait_until
 pytestmark = pytest.mark.on("ray")
 
 
+@pytest.mark.long
 def test_on_ray_each_gpu_keeps_its_process_for_the_run(
     lab: ModuleType, ray_cluster: Any, tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ lab.Scripted.populate(reserve_jobs=True, suppress_errors=True, make_kwargs={{"do
 
 @pytest.mark.on("local")
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long
 def test_an_interrupt_in_what_make_populates_is_no_error(
     lab: ModuleType, script: Script, number: signal.Signals
 ) -> None:

@@ -198,6 +198,7 @@ class TestReport:
         assert "unknown hosts" in shown
         assert not Jobs(lab.Reading()).is_declared
 
+    @pytest.mark.long
     def test_of_a_module_and_of_a_schema_it_draws_what_needs_what(
         self, lab: ModuleType, keeping: None
     ) -> None:

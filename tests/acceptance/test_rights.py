@@ -265,6 +265,7 @@ class TestMissing:
             assert len(lab.Stats()) == 0
             assert lab.Stats.populate(reserve_jobs=True, executor=executor)["success_count"] == 6
 
+    @pytest.mark.long
     def test_does_not_come_from_an_account_that_was_sent_earlier(
         self, lab: ModuleType, accounts: Accounts, as_workers: AsWorkers, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -155,6 +155,7 @@ def short_of_time(server: Server, connection: Any) -> Iterator[str]:
 @pytest.mark.long_on("postgresql-False")
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.long_on("postgresql-True")
+@pytest.mark.long
 def test_an_idle_session_that_the_server_ends_is_named(
     short_of_time: str, lab: ModuleType, remote: bool, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_what_a_native_worker_holds_is_left_to_it_until_it_is_freed(lab: ModuleT
 
 
 @pytest.mark.long_on("dask")
+@pytest.mark.long
 def test_a_job_that_takes_longer_than_its_lease_is_left_to_its_run(
     lab: ModuleType, script: Script, executor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_a_run_whose_connections_a_relay_has_forgotten_goes_on(
     assert counts(far_lab.Scripted) == {}
 
 
+@pytest.mark.long_on("postgresql")
 def test_a_query_that_takes_long_is_not_cut(far_lab: ModuleType, tmp_path: Path, doubting_soon: None) -> None:
     arguments = {"do": doing.sleep_in_the_database, "folder": str(tmp_path)}
     summary = far_lab.Scripted.populate(reserve_jobs=True, max_calls=1, make_kwargs=arguments)
@@ -134,6 +135,7 @@ def test_what_a_worker_locked_that_lost_power_is_made_by_another_one(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 @pytest.mark.parametrize("options", [pytest.param("", marks=pytest.mark.long), "processes=2"])
+@pytest.mark.long
 def test_a_signal_ends_a_run_whose_database_is_silent(
     far_lab: ModuleType,
     relay: Relay,

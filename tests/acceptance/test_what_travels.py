@@ -163,6 +163,7 @@ class TestConnections:
     @pytest.mark.long_on("ray")
     @pytest.mark.long_on("dask")
     @pytest.mark.parametrize("executor", ["processes=2", "executor='ray'", "executor='dask'"])
+    @pytest.mark.long
     def test_a_script_in_thread_safe_mode(
         self, script: Script, connection: Any, server: Server, schema_name: str, executor: str
     ) -> None:
@@ -255,6 +256,7 @@ class TestAssignments:
             *(repr(([0.5, 1, 1.0, {"a": 1}, 1, 1, None, n], True)) for n in (1, 0)),
         ]
 
+    @pytest.mark.long
     def test_what_can_not_be_sent_is_named(
         self, lab: ModuleType, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -353,6 +355,7 @@ class TestCodecs:
         assert pipeline["Quarter"]().to_arrays("quarter", order_by="n").tolist() == [0, 0.25, 0.5]
 
     @pytest.mark.on("processes")
+    @pytest.mark.long
     def test_that_can_not_be_had_are_a_clear_error_where_they_are_needed(
         self, names: dict[str, str], lab: ModuleType, monkeypatch: pytest.MonkeyPatch
     ) -> None:

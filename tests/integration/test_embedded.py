@@ -212,6 +212,7 @@ def test_a_child_process_connects(script: Callable[..., Script], start: str) -> 
     assert output == "True", errors
 
 
+@pytest.mark.long
 def test_another_database_is_left_for_this_one(script: Callable[..., Script], folder: Path) -> None:
     output, errors = script(
         DECLARE + "djdist.embedded(folder); old = notes(); old.insert1([7])\n"
@@ -222,6 +223,7 @@ def test_another_database_is_left_for_this_one(script: Callable[..., Script], fo
     assert not serves(folder.parent)
 
 
+@pytest.mark.long
 def test_a_long_path_is_closed_to_other_users(script: Callable[..., Script], folder: Path) -> None:
     code = (
         "import os; host = djdist.embedded(folder).host\n"
