@@ -24,6 +24,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 import lab as pipelines  # noqa: E402
 import servers  # noqa: E402
+import soak_watched  # noqa: E402
 from lab import clusters  # noqa: E402
 from lab.calling import FINISH, Caller  # noqa: E402
 from lab.faults import Fault, Scene, faults_of, may_overlap  # noqa: E402
@@ -119,6 +120,8 @@ def main() -> int:
     faulthandler.register(signal.SIGUSR1)  # says where it hangs
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     options = parsed()
+    if options.watch:
+        return soak_watched.soak(options.minutes)
     print(f"seed {options.seed}", flush=True)
     started = time.monotonic()
     with (
@@ -142,6 +145,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--longest-seconds", type=float, default=0.05, help="the longest make()")
     parser.add_argument(
         "--faults", nargs="*", help="names of the faults; default: all that the executor can have"
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="no faults: watch a pipeline, and see it stay flat"
     )
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     return parser.parse_args()
