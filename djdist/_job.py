@@ -121,14 +121,16 @@ class Outcome:
 class Report:
     """What a worker answers to one task: an outcome per job, or why it can't work at all.
 
-    ``place`` is where it can't, as its cluster names it; ``seconds`` is how long it
-    took for what it made, ``peak_memory`` how many bytes its process had at most, 0 where that can't be told,
-    ``needs`` what each key needs of jobs that ask for that, but for those over which their table raised.
+    ``place`` is where it can't, as its cluster names it, and ``may_pass`` says that it may later; ``seconds``
+    is how long it took for what it made, ``peak_memory`` how many bytes its process had at most, 0 where that
+    can't be told, ``needs`` what each key needs of jobs that ask for that, but for those over which their
+    table raised.
     """
 
     outcomes: tuple[Outcome, ...] = ()
     setup_error: str = ""
     place: str = field(default="", compare=False)
+    may_pass: bool = field(default=False, compare=False)
     seconds: float = 0.0
     peak_memory: int = field(default=0, compare=False)
     needs: tuple[tuple[Job, Needs], ...] = ()

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, Literal, TypedDict, overload
 from uuid import uuid4
@@ -44,7 +45,7 @@ from djdist.pipeline.jobs_table import jobs_table_spec_of, keys_spec_of
 from djdist.pipeline.keys import keys_to_make
 from djdist.pipeline.plan import Plan, PlannedTable, plan_of, plan_of_one
 from djdist.pipeline.provenance import code_version, user_of
-from djdist.pipeline.targets import holds_tables, is_table
+from djdist.pipeline.targets import holds_tables, is_table, names_in_schema
 from djdist.shipping.large_parts import warn_if_large
 from djdist.shipping.packing import pack, settings_of, shared_settings
 from djdist.shipping.pickled_task import PickledTask
@@ -247,6 +248,7 @@ def populate(
     if detach:
         chosen.check_detaches()
     with reachable(plan.tables[0].table.connection):
+        _check_needs_set(plan)
         if dry_run:
             return forecast(plan, {p.name: _needs(p, needs, chosen.needs) for p in plan.tables})
         info = _info(plan, policy, detached=detach, is_one=is_one)
@@ -303,6 +305,25 @@ def _check_names(what: str, by_table: object, plan: Plan) -> None:
         raise OptionError(
             f"{what} is a dict by the table's name: {', '.join(unknown)} is none of {', '.join(names)}."
         )
+
+
+def _check_needs_set(plan: Plan) -> None:
+    """Raise OptionError where the settings name a table that a schema of the run hasn't.
+
+    Tables of other schemas may be those of pipelines that aren't loaded here.
+    """
+    connections = {planned.table.database: planned.table.connection for planned in plan.tables}
+    for name in config.needs:
+        schema, _, table = name.rpartition(".")
+        if not schema:
+            raise OptionError(f'djdist.config.needs has {name!r}: write "schema.Table".')
+        if schema in connections and table not in names_in_schema(schema, connections[schema]):
+            known = dict.fromkeys(names_in_schema(schema, connections[schema]))
+            likely = get_close_matches(table, known, n=1) or known
+            raise OptionError(
+                f"djdist.config.needs has {name!r}, but {schema} has no Computed or Imported table "
+                f"{table}: did you mean {next(iter(likely))}?"
+            )
 
 
 def _recipe(

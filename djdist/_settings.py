@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, NoDecode, SettingsConfigDict
 
 from djdist._job import LONGEST_SECONDS
-from djdist._needs import EXAMPLE, Needs
+from djdist._needs import EXAMPLE, Needs, checked
 from djdist.errors import OptionError
 
 PREFIX = "DJDIST_"
@@ -190,16 +190,17 @@ class Settings(BaseSettings):
         Raises
         ------
         OptionError
-            It has an amount that can't be.
+            It is none, or has an amount that can't be.
         """
-        full_names = [f"{schema}.{name}" for name in names]
-        said = next((self.needs[name] for name in full_names if name in self.needs), None)
+        name = next((name for each in names if (name := f"{schema}.{each}") in self.needs), None)
+        if name is None:
+            return None
+        said = self.needs[name]
         try:
-            return Needs(**said) if isinstance(said, dict) else said
-        except TypeError as error:
-            raise OptionError(
-                f"djdist.config.needs has {said!r} for {full_names[0]}: write {EXAMPLE}."
-            ) from error
+            return checked(Needs(**said) if isinstance(said, dict) else said, name)
+        except (TypeError, OptionError) as error:
+            why = error if isinstance(error, OptionError) else f"write {EXAMPLE}."
+            raise OptionError(f"djdist.config.needs has {said!r} for {name}: {why}") from error
 
     @property
     def max_losses(self) -> int:

@@ -37,7 +37,17 @@ class DatabaseError(DjdistError):
 
 
 class WorkerSetupError(DjdistError):
-    """The workers can't load the pipeline or connect to the database."""
+    """The workers can't load the pipeline or connect to the database.
+
+    Attributes
+    ----------
+    may_pass : bool
+        The same call may do later: the workers died, or couldn't reach the database.
+    """
+
+    def __init__(self, message: str = "", *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 class ClusterError(DjdistError):

@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import djdist
 from djdist.cli.starting import start
-from djdist.errors import ClusterError, DatabaseError, DjdistError, Terminated
+from djdist.errors import ClusterError, DatabaseError, DjdistError, Terminated, WorkerSetupError
 from djdist.executors import ExecutorName
 
 ERRORS_LEFT, MISTAKE, UNREACHABLE, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
@@ -39,7 +39,7 @@ class Commands(TyperGroup):
             if (line := mistake(error)) is None:
                 raise
             say(f"djdist: {line}")
-            raise typer.Exit(UNREACHABLE if is_unreachable(error) else MISTAKE) from error
+            raise typer.Exit(UNREACHABLE if may_pass(error) else MISTAKE) from error
 
 
 class Command(TyperCommand):
@@ -72,13 +72,15 @@ def mistake(error: Exception) -> str | None:
     return line_of(error) if isinstance(error, dj.DataJointError) or is_infrastructure(error) else None
 
 
-def is_unreachable(error: Exception) -> bool:
-    """Return whether the same command may do later, since the database or the cluster is away."""
-    from djdist.database.errors import RIGHTS, is_infrastructure, is_refused_login
+def may_pass(error: Exception) -> bool:
+    """Return whether the same command may do later, since the database, the cluster or workers are away."""
+    from djdist.database.errors import RIGHTS, is_refused_login, is_unreachable
 
+    if isinstance(error, WorkerSetupError):
+        return error.may_pass
     if RIGHTS in str(error) or is_refused_login(error):
         return False
-    return isinstance(error, DatabaseError | ClusterError) or is_infrastructure(error)
+    return isinstance(error, DatabaseError | ClusterError) or is_unreachable(error)
 
 
 def say(text: str) -> None:
@@ -184,8 +186,8 @@ def begin(
     DJ_USER and DJ_PASS.
 
     Exit codes: 0: done, and populate or wait left no errors; 1: errors are left, or djdist itself failed,
-    with a traceback; 2: what was asked for can't be done; 3: the database or cluster can't be reached, and
-    the same command may do later; 130: Ctrl-C (top: 0); 143: SIGTERM.
+    with a traceback; 2: what was asked for can't be done; 3: the database, the cluster or its workers can't
+    be reached, and the same command may do later; 130: Ctrl-C (top: 0); 143: SIGTERM.
     """
     if verbose or quiet:
         ctx.meta[LEVEL] = LEVELS["-v" if verbose else "-q"]

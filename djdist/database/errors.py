@@ -143,6 +143,11 @@ def is_refused_login(error: BaseException) -> bool:
     return any(phrase in text for phrase in REFUSED_LOGIN) or bool(UNKNOWN_ROLE.search(text))
 
 
+def is_unreachable(error: BaseException) -> bool:
+    """Return whether the database may be reached later, where it doesn't refuse the user."""
+    return is_infrastructure(error) and not is_refused_login(error)
+
+
 def is_denial(error: BaseException) -> bool:
     """Return whether the account lacks a right."""
     said = {getattr(error, "pgcode", None), *error.args[:1]}

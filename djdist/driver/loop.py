@@ -181,7 +181,7 @@ class Driver:
             completions = self._pool.wait(WAIT_SECONDS)
             for completion in completions:
                 if error := _error(completion):
-                    raise WorkerSetupError(error)
+                    raise error
                 tried.discard(completion.ticket)
             if not completions and not watch(self.status()):
                 self.stop()
@@ -245,7 +245,9 @@ class Driver:
     def _fill(self) -> None:
         breaker = self._results.breaker
         if breaker.tripped and not self._tasks and not self._policy.watches:
-            raise WorkerSetupError(f"No worker begins a key of {self._run.name}. {breaker.last}")
+            raise WorkerSetupError(
+                f"No worker begins a key of {self._run.name}. {breaker.last}", may_pass=True
+            )
         if not self._shutdown.is_stopping and not breaker.retry_after_seconds:
             self._filling.fill()
 
@@ -410,7 +412,8 @@ class Driver:
                 self._store.release_all()
 
 
-def _error(completion: Completion) -> str:
-    if completion.report:
-        return completion.report.setup_error
-    return (completion.error or NO_ANSWER).message
+def _error(completion: Completion) -> WorkerSetupError | None:
+    report, error = completion.report, completion.error or NO_ANSWER
+    if report is None:
+        return WorkerSetupError(error.message, may_pass=error.kind is not BreakageKind.REFUSED)
+    return WorkerSetupError(report.setup_error, may_pass=report.may_pass) if report.setup_error else None

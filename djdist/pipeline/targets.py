@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import datajoint as dj
+from datajoint.utils import to_camel_case
 
 from djdist.errors import OptionError
 from djdist.pipeline.checks import check_has_schema, has_make
@@ -54,6 +55,16 @@ def class_of(connection: Any, full_table_name: str) -> Any | None:
 def known_class(table: Any) -> Any:
     """Return the class that makes the rows of a table, which a virtual module's classes don't."""
     return table if has_make(table()) else class_of(table.connection, table.full_table_name) or table
+
+
+def names_in_schema(schema: str, connection: Any) -> Iterator[str]:
+    """Return what the auto-populated tables of a schema are called: by classes, at last in the database."""
+    for cls in _subclasses(dj.AutoPopulate):
+        if _is_declared(cls) and cls.connection is connection and cls.database == schema:
+            yield from (cls.__name__, cls.table_name)
+    for row in connection.query(connection.adapter.list_tables_sql(schema)):
+        if is_automatic(row[0]):
+            yield from (to_camel_case(row[0].lstrip("_")), row[0])
 
 
 def is_automatic(table_name: str) -> bool:

@@ -12,7 +12,7 @@ from functools import partial
 
 from djdist._job import Ending, Job, Outcome, Report
 from djdist.database.dbapi import ConnectionSettings
-from djdist.database.errors import is_full, is_infrastructure
+from djdist.database.errors import is_full, is_infrastructure, is_unreachable
 from djdist.database.job_statements import JobStatements
 from djdist.database.watchdog import watch
 from djdist.errors import Terminated
@@ -166,7 +166,7 @@ def _ending_itself(timeout_seconds: float, *, watched: bool) -> Iterator[None]:
 def _without_context(name: str, jobs: Sequence[Job], error: Exception) -> Report:
     if (jobs and is_infrastructure(error)) or is_full(error):
         return Report(tuple(Outcome(job, Ending.TRANSIENT, portable(failure_of(error))) for job in jobs))
-    return Report(setup_error=setup_error(name, error))
+    return Report(setup_error=setup_error(name, error), may_pass=is_unreachable(error))
 
 
 def _portable(outcome: Outcome) -> Outcome:

@@ -20,6 +20,7 @@ import pytest
 
 import djdist
 import lab as pipelines
+from djdist.cli.app import may_pass
 from lab.relay import Relay, relayed
 from servers import Server
 
@@ -289,8 +290,9 @@ def test_an_unreachable_database_is_a_clear_error(
     far_lab: ModuleType, relay: Relay, server: Server, executor: Any, how: str
 ) -> None:
     getattr(relay, how)()
-    with pytest.raises((djdist.DatabaseError, djdist.WorkerSetupError), match=r"(?i)refused|lost connection"):
+    with pytest.raises(djdist.DjdistError, match=r"(?i)refused|lost connection") as met:
         far_lab.Square.populate(reserve_jobs=True, executor=executor)
+    assert may_pass(met.value)
     assert statuses(server, far_lab.SCHEMA) == {"pending"}
 
 
@@ -302,6 +304,7 @@ def test_a_password_that_is_refused_is_a_clear_error(
     with pytest.raises(djdist.DjdistError, match=r"(?i)access denied|authentication failed") as refused:
         far_lab.Square.populate(reserve_jobs=True, executor=executor)
     assert isinstance(refused.value, (djdist.DatabaseError, djdist.WorkerSetupError))
+    assert not may_pass(refused.value)
     assert "not the password" not in str(refused.value)
     assert statuses(server, far_lab.SCHEMA) == {"pending"}
 

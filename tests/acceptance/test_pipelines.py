@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import ModuleType
 from typing import Any
 
@@ -126,6 +127,25 @@ def test_make_kwargs_are_given_by_table(filled: ModuleType, monkeypatch: pytest.
         djdist.populate([filled.Sorting, filled.Detection], make_kwargs={"threshold": 5})
     with pytest.raises(OptionError, match="needs is a dict by the table's name: Sortign is none"):
         djdist.populate([filled.Sorting, filled.Detection], needs={"Sortign": djdist.Needs()})
+
+
+def test_needs_in_settings_are_of_tables_that_there_are(
+    filled: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = filled.Sorting.database
+    known = [f"{schema}.Sorting", f"{schema}.{filled.Summary.table_name}", "of_another_pipeline.Table"]
+    monkeypatch.setattr(djdist.config, "needs", {name: {"cpus": 1} for name in known})
+    assert djdist.populate(filled.Detection, max_calls=1)["success_count"] == 1
+    for name, message in {
+        f"{schema}.Sortign": f"{schema} has no Computed or Imported table Sortign: did you mean Sorting?",
+        f"{schema}.Session": f"{schema} has no Computed or Imported table Session",
+        "Sorting": 'write "schema.Table"',
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setitem(djdist.config.needs, name, {"cpus": 1})
+            with pytest.raises(OptionError, match=re.escape(message)):
+                djdist.populate([filled.Sorting, filled.Detection], reserve_jobs=True)
+    assert len(filled.Sorting.jobs) == 0
 
 
 def test_a_dry_run_says_what_would_be_done_and_touches_nothing(filled: ModuleType) -> None:

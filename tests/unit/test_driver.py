@@ -242,8 +242,9 @@ def test_a_run_ends_in_which_no_worker_begins_a_key_any_more_and_nothing_is_an_e
     store.not_begun = set(range(50))
     store.sees_beginnings = True
     driver = paced(store, ScriptedPool(slots=4, answer=answer), Policy())
-    with pytest.raises(WorkerSetupError, match="out of memory"):
+    with pytest.raises(WorkerSetupError, match="out of memory") as refused:
         driver.run(going_on)
+    assert refused.value.may_pass  # or the next call says at once what it is
     assert (driver.status().made, store.failures, store.pending()) == (1, [], 49)
 
 
@@ -572,12 +573,14 @@ def test_no_more_errors_are_kept_than_wanted_but_all_are_counted() -> None:
     assert len(store.failures) == 10
 
 
-def test_workers_that_can_not_work_end_the_run_before_anything_is_touched() -> None:
+@pytest.mark.parametrize("may_pass", [False, True])
+def test_workers_that_can_not_work_end_the_run_before_anything_is_touched(may_pass: bool) -> None:
     store = CountingStore(3)
     pool = ScriptedPool(slots=1)
-    pool.trial = Report(setup_error="ModuleNotFoundError: No module named 'lab'")
-    with pytest.raises(WorkerSetupError, match="No module named 'lab'"):
+    pool.trial = Report(setup_error="ModuleNotFoundError: No module named 'lab'", may_pass=may_pass)
+    with pytest.raises(WorkerSetupError, match="No module named 'lab'") as refused:
         driver_of(store, pool, Policy()).run(going_on)
+    assert refused.value.may_pass == may_pass
     assert (store.asked, store.refreshed) == ([], 0)
 
 
