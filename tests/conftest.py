@@ -325,6 +325,7 @@ ABOUT_DATABASES = {
 FEW_ON = {
     "real-mysql": {
         "test_job_stores.py",
+        "test_pipeline_equality.py",
         "test_plans.py",
         "test_results.py",
         "test_retries.py",

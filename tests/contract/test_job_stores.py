@@ -1179,6 +1179,23 @@ class TestRefreshing:
                 raise ZeroDivisionError
             assert wait([pool.submit(other.refresh)], timeout=LONGEST_WAIT_SECONDS / 2).done
 
+    @pytest.mark.parametrize("end", ["RELEASE_LOCK", "sql_mode = @djdist_mode", "pg_advisory_xact_lock"])
+    def test_a_connection_that_is_lost_beside_the_work_is_opened_again(
+        self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, end: str
+    ) -> None:
+        store, lost = open_store(lab.Square), list[str]()
+
+        def lose(connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+            if end in statement and not lost:
+                lost.append(statement)
+                dbapi.shut(cursor.connection)
+
+        sa.event.listen(store._shared.engine(), "before_cursor_execute", lose)
+        store.refresh()
+        assert statuses(jobs) == {"pending": 6}
+        is_postgresql = store.spec.settings.backend == "postgresql"
+        assert bool(lost) == (is_postgresql == end.startswith("pg_"))
+
     def test_new_keys_enter_as_datajoint_enters_them(
         self, lab: ModuleType, open_store: OpenStore, jobs: Jobs, native: dj.Job
     ) -> None:

@@ -1,10 +1,13 @@
 """A lock of the server under a name, for what runs of a table had better not do at the same time."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import sqlalchemy as sa
+
 from djdist.database.marks import number_of
+from djdist.job_stores.jobs_table.transactions import ending_with
 
 LONGEST_WAIT_SECONDS = 30
 
@@ -37,12 +40,9 @@ def advisory_lock(
 @contextmanager
 def _lock_in_mysql(execute: Any, number: int, seconds: int) -> Iterator[bool]:
     is_held = execute(f"SELECT GET_LOCK('djdist {number}', {seconds})").scalar() == 1
-    try:
+    with ending_with(execute, f"SELECT RELEASE_LOCK('djdist {number}')"):
         yield is_held
         execute("COMMIT")  # MySQL's lock knows no transactions: the next one must find what was inserted
-    finally:
-        with suppress(Exception):  # a broken connection has let go of it
-            execute(f"SELECT RELEASE_LOCK('djdist {number}')")
 
 
 @contextmanager
@@ -57,7 +57,9 @@ def _lock_in_postgresql(execute: Any, number: int, seconds: int) -> Iterator[boo
             f"SET LOCAL lock_timeout = '{seconds}s'; SELECT pg_advisory_xact_lock({number}); "
             "SET LOCAL lock_timeout TO DEFAULT"
         )
-    except Exception:
+    except sa.exc.DBAPIError as error:
+        if error.connection_invalidated:
+            raise
         execute("ROLLBACK TO SAVEPOINT advisory_lock")
         is_held = False
     yield is_held

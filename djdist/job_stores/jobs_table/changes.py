@@ -1,7 +1,7 @@
 """Finds jobs and changes them, without waiting for others and without letting them wait."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from djdist._job import Job
 from djdist.job_stores.jobs_table.conditions import Conditions, Where
 from djdist.job_stores.jobs_table.functions import NOW, without_index
-from djdist.job_stores.jobs_table.transactions import TransactionsOn
+from djdist.job_stores.jobs_table.transactions import TransactionsOn, ending_with
 
 BATCH = 500
 """So many jobs are changed by one statement: few trips to the server, and no locks held for long."""
@@ -118,11 +118,8 @@ def lenient(connection: sa.Connection, backend: str) -> Iterator[None]:
         yield
         return
     connection.exec_driver_sql("SET @djdist_mode = @@sql_mode, SESSION sql_mode = 'ONLY_FULL_GROUP_BY'")
-    try:
+    with ending_with(connection.exec_driver_sql, "SET SESSION sql_mode = @djdist_mode"):
         yield
-    finally:
-        with suppress(sa.exc.DBAPIError):  # a connection that is gone took it along
-            connection.exec_driver_sql("SET SESSION sql_mode = @djdist_mode")
 
 
 def discourage(connection: sa.Connection, backend: str, *steps: str) -> None:

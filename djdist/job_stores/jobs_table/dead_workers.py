@@ -61,6 +61,8 @@ def _end(connection: sa.Connection, statement: str, session: int, worker: Any) -
         with connection.begin_nested():  # a refusal would else end the transaction in which others are ended
             connection.exec_driver_sql(statement)
     except sa.exc.DBAPIError as error:
+        if error.connection_invalidated:
+            raise
         message = "Session %s of a dead worker on %s keeps its locks until somebody ends it by %s: %s"
         logger.warning(message, session, of_whom, statement, error.orig)
     else:

@@ -5,7 +5,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -213,6 +213,21 @@ class TransactionsOn:
     def number(self, query: sa.Executable) -> int:
         """Return the one number that a query gives."""
         return self.run(lambda connection: int(connection.execute(query).scalar_one()))
+
+
+@contextmanager
+def ending_with(execute: Callable[[str], object], statement: str) -> Iterator[None]:
+    """Execute a statement at the end, also after an error, which then is the one that is raised.
+
+    Where the connection is lost only here, that is an error, too: it has undone what was done before.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            execute(statement)
+        raise
+    execute(statement)
 
 
 def _no_answer() -> DatabaseError:
