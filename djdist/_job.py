@@ -285,8 +285,8 @@ class Handover:
     """What another driver has to know that goes on with a run.
 
     ``host`` and ``pid`` say where the driver is, ``losses`` how many workers each key has lost
-    that is not done; ``errors`` holds the one that ends the run, ``memory`` what each table's keys have
-    been found to need, in bytes.
+    that is not done; ``errors`` holds the one that ends the run, or those of the result where no jobs table
+    has them, ``memory`` what each table's keys have been found to need, in bytes.
     """
 
     host: str = field(default_factory=platform.node)

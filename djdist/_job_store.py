@@ -21,10 +21,13 @@ class JobStore(ABC):
         It knows which jobs a worker has begun.
     keeps_made : bool
         It keeps jobs that were made.
+    keeps_errors : bool
+        It keeps errors, and those who come after the run's driver find them there.
     """
 
     sees_beginnings = True
     keeps_made = False
+    keeps_errors = True
 
     def of(self, table: str) -> "JobStore":
         """Return the store of one table; it is this one, unless it keeps the jobs of several."""
@@ -77,6 +80,9 @@ class JobStore(ABC):
     @abstractmethod
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         """Record the error of a reserved job; False if it is not the run's any more."""
+
+    def leave_out(self, failed: Sequence[Job]) -> None:
+        """Leave alone what failed under a driver that was lost, where that is not kept here."""
 
     def note(self, jobs: Sequence[Job], text: str) -> None:
         """Keep with jobs that the run has reserved, or made, what people should know of them."""

@@ -94,14 +94,20 @@ class Results:
             )
             for table in self._tables
         }
-        errors = () if self._policy.suppress_errors else tuple(self._errors[:1])
         handover = Handover(
             stopping=self._shutdown.is_stopping,
             losses=tuple(self._retries.losses.items()),
-            errors=errors,
+            errors=self._errors_to_hand_over,
             memory=tuple(self._needs.learned.items()),
         )
         return Status.of(tables, handover, begun=begun)
+
+    @property
+    def _errors_to_hand_over(self) -> tuple[tuple[Job, Failure], ...]:
+        """The error that ends the run, or all that nobody else keeps."""
+        if not self._policy.suppress_errors:
+            return tuple(self._errors[:1])
+        return () if self._store.keeps_errors else tuple(self._errors)
 
     def summary(self) -> Summary:
         """Return the run's result so far."""
@@ -113,6 +119,7 @@ class Results:
     def inherit(self, lost: Status) -> None:
         """Count on where a driver was lost."""
         self._errors = list(lost.handover.errors)
+        self._store.leave_out([job for job, _ in self._errors])
         for name, counts in lost.tables.items():
             self._made[name], self._failed[name] = counts.made, counts.failed
             self._tables[name].backlog.found(counts.pending)

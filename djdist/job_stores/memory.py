@@ -21,7 +21,7 @@ class MemoryStore(JobStore):
         What is to be made.
     """
 
-    sees_beginnings = False
+    sees_beginnings = keeps_errors = False
 
     def __init__(self, table: str, keys: Iterable[Key] = ()) -> None:
         self._pending = deque(Job(table, key) for key in keys)
@@ -72,6 +72,11 @@ class MemoryStore(JobStore):
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         with self._changing:  # another thread may be looking through them
             return self._reserved.pop(job.identity, None) is not None
+
+    def leave_out(self, failed: Sequence[Job]) -> None:
+        identities = {job.identity for job in failed}
+        with self._changing:
+            self._pending = deque(job for job in self._pending if job.identity not in identities)
 
     def forget(self, job: Job) -> None:
         with self._changing:

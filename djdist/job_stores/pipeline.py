@@ -32,6 +32,7 @@ class PipelineStore(JobStore):
 
     def __post_init__(self) -> None:
         self.sees_beginnings = all(store.sees_beginnings for store in self.stores.values())
+        self.keeps_errors = all(store.keeps_errors for store in self.stores.values())
 
     def of(self, table: str) -> JobStore:
         return self.stores[table]
@@ -84,6 +85,10 @@ class PipelineStore(JobStore):
 
     def fail(self, job: Job, failure: Failure, host: str = "", pid: int = 0) -> bool:
         return self.stores[job.table].fail(job, failure, host, pid)
+
+    def leave_out(self, failed: Sequence[Job]) -> None:
+        for store, mine in self._parted(failed):
+            store.leave_out(mine)
 
     def note(self, jobs: Sequence[Job], text: str) -> None:
         for store, mine in self._parted(jobs):

@@ -197,14 +197,40 @@ def test_a_detached_run_that_is_stopped_leaves_the_rest(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("reserve_jobs", [True, False])
 def test_a_detached_run_goes_on_without_its_driver(
-    ray_cluster: Any, pipeline: ModuleType, native: ModuleType
+    ray_cluster: Any, pipeline: ModuleType, native: ModuleType, reserve_jobs: bool
 ) -> None:
     executor: Any = "ray"
-    run = djdist.populate(pipeline, executor=executor, detach=True, **OPTIONS)
+    options = OPTIONS | {"reserve_jobs": reserve_jobs}
+    run = djdist.populate(pipeline, executor=executor, detach=True, **options)
     wait_until(lambda: len(pipeline.Filtered()) > 2, "some keys downstream")
     psutil.Process(pid_of_ray_actor("DriverHost")).kill()
-    assert {name for name, *_ in run.wait()["error_list"]} <= {"Recording", "Match"}
+    errors = sorted((table, str(key), message) for table, key, message in run.wait()["error_list"])
+    assert whole.rows(pipeline) == whole.rows(native)
+    if reserve_jobs:  # those before the loss are in the jobs table only
+        assert {*errors} <= {*native.errors}
+        assert_equal(pipeline, native)
+    else:
+        assert errors == native.errors
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("executor", ["ray", "dask"])
+def test_a_detached_run_goes_on_without_its_caller(
+    request: pytest.FixtureRequest,
+    pipeline: ModuleType,
+    native: ModuleType,
+    script: Script,
+    executor: Any,
+) -> None:
+    caller = script(call(pipeline, f"detach=True, executor={executor!r}"), **address_of(request, executor))
+    _, error = caller.communicate(timeout=SECONDS)
+    assert caller.returncode == 0, error
+    (run,) = [run for run in djdist.runs(executor) if pipeline.Recording.database in run.info.schema]
+    result = run.wait()
+    assert sorted((table, str(key), message) for table, key, message in result["error_list"]) == native.errors
+    assert [*result["tables"]] == [*whole.TABLES]
     assert_equal(pipeline, native)
 
 

@@ -1631,6 +1631,16 @@ class TestMissingKeys(JobStoreContract):
         store.refresh()
         wait_until(lambda: store.reserved() == [first], "the key to end")
 
+    def test_what_failed_under_a_lost_driver_is_left_out_and_holds_back(
+        self, lab: ModuleType, store: MissingKeys, open_missing: OpenMissing
+    ) -> None:
+        job, *others = store.reserve(9)
+        failed = dict[str, list[Job]]()
+        successor = open_missing(lab.Square, failed=failed)
+        successor.leave_out([job])
+        successor.refresh()
+        assert (successor.reserve(9), failed) == (others, {"Square": [job]})
+
     def test_a_key_comes_again_that_was_away(self, lab: ModuleType, store: MissingKeys) -> None:
         store.fail(store.reserve(1)[0], FAILURE)
         sessions = lab.Session.to_dicts()

@@ -641,6 +641,13 @@ class TestSuccessor:
         summary, _ = self.drive(CountingStore(3), Policy(), lost_status(1, 1, handover=inherited))
         assert summary == Summary(1, (error,), failed=1)
 
+    def test_it_leaves_out_what_failed_where_no_jobs_table_has_it(self) -> None:
+        error = (Job("Square", {"n": 1}), Failure("ValueError: no"))
+        lost_driver = lost_status(0, 1, handover=Handover(errors=(error,)))
+        summary, reported = self.drive(CountingStore(3), Policy(suppress_errors=True), lost_driver)
+        assert summary == Summary(2, (error,), failed=1)
+        assert reported[-1].handover.errors == (error,)  # for the next one
+
     def test_what_ran_in_the_process_of_the_lost_driver_has_lost_a_worker(self) -> None:
         store = CountingStore(3)
         store.held = {("node", 7): store.reserve(1)}

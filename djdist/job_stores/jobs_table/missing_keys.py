@@ -59,6 +59,11 @@ class MissingKeys(MemoryStore):
                 self._failed.setdefault(job.table, []).append(job)
         return has_failed
 
+    def leave_out(self, failed: Sequence[Job]) -> None:
+        with self._changing:
+            self._known.update(map(_values, failed))
+            self._failed.setdefault(self.spec.table, []).extend(failed)
+
     def held_back(self) -> dict[str, int]:
         counts = {following.parent: self._count(following) for following in self.spec.held_back}
         return {table: count for table, count in counts.items() if count}
