@@ -187,8 +187,8 @@ def populate(
         Populate all that depends on the target, too, which may be a Manual or Lookup table then. Default
         False.
     order : {"downstream", "upstream"}, optional
-        Which of two tables goes first where jobs are equally urgent: the one further downstream, so that
-        first results come early, or the one further upstream. Default ``"downstream"``.
+        Which of two tables goes first where jobs are equally urgent: the one nearer to a last table, so that
+        first results come early, or the one with the longer way before it. Default ``"downstream"``.
     needs : Needs, or dict of them by the table's name, optional
         What one key needs. Default: what ``djdist.config.needs`` says of the table, else its attribute or
         method ``needs``, else the executor.

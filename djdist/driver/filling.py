@@ -55,8 +55,10 @@ class Filling:
         """Reserve and submit what fits, the most urgent first."""
         if self._results.free_calls(1) <= 0:
             return
-        left = [table.name for table in self._tables if not (table.backlog.empty or table.is_held)]
-        self._room.expect(map(self._needs.of_table, left))
+        needs = {table: self._needs.of_table(table.name) for table in self._tables if not table.is_held}
+        self._room.expect(each for table, each in needs.items() if not table.backlog.empty)
+        if self._tasks and not any(map(self._room.free, {*needs.values()})):
+            return  # spares the store to be asked what is the most urgent
         self._tables.fill(self._fill_from, self._tasks.task_counts, self._tolerance.of)
 
     def _fill_from(self, table: TableJobs, max_priority: int | None) -> bool:

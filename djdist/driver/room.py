@@ -218,10 +218,11 @@ class Room:
 
     def _place_waiting(self) -> None:
         """Place what waits in the order of submission, so that neither large nor small ones are starved."""
-        self._reserved.clear()
-        for node in [node for node in self._nodes if node.reserved_for]:
-            node.reserved_for = None
-            self._count(node)
+        if self._reserved:
+            self._reserved.clear()
+            for node in [node for node in self._nodes if node.reserved_for]:
+                node.reserved_for = None
+                self._count(node)
         left = [kind for kind in self._kinds.values() if kind.waiting]
         while left:
             kind = min(left, key=lambda kind: kind.oldest)

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from djdist._job import Job, Policy
 from djdist.driver.holding import Holding
@@ -66,6 +67,7 @@ class Streaming:
             for name in {*refresh.table.recipe.upstream, *refresh.table.recipe.after}:
                 self._below[name].append(refresh)
         self._holding = Holding(tables, self._others_hold, watches=policy.watches)
+        self._any_wait = any(table.recipe.after for table in tables)
         self._is_active = len(tables) > 1 or policy.watches
         self._round_ended_at, self._round_took_seconds = float("-inf"), 0.0
         self._thread: threading.Thread | None = None
@@ -102,12 +104,13 @@ class Streaming:
         if not self._is_active:
             return
         self._end_thread()
-        if any(table.recipe.after for table in self._tables):
+        if self._any_wait:
             self._others_hold(())  # before it is asked what comes: it may be what they have made
-        self._holding.hold(in_flight, {r.table.name for r in self._refreshes if r.is_busy})
+            self._holding.hold(in_flight, {r.table.name for r in self._refreshes if r.is_busy})
         self._add_followed(has_room=has_room)
-        idle = not any(in_flight.values())
-        self._begin_whole([r for r in self._free if r.is_due(self._period_seconds(r.table), at_once=idle)])
+        idle, took_seconds = not any(in_flight.values()), sum(r.took_seconds for r in self._refreshes)
+        period_seconds = partial(self._period_seconds, took_seconds)
+        self._begin_whole([r for r in self._free if r.is_due(period_seconds(r.table), at_once=idle)])
 
     def due_in_seconds(self, *, has_room: bool) -> float:
         """Return after which time the next keys are let in that follow what was made."""
@@ -146,11 +149,10 @@ class Streaming:
     def _free(self) -> "list[_Refresh]":
         return [refresh for refresh in self._refreshes if not refresh.table.is_held]
 
-    def _period_seconds(self, table: TableJobs) -> float:
+    def _period_seconds(self, took_seconds: float, table: TableJobs) -> float:
         """Return how often a table is refreshed by itself."""
         if self._policy.poll_seconds is not None:
             return self._policy.poll_seconds
-        took_seconds = sum(refresh.took_seconds for refresh in self._refreshes)
         return max(OTHERS_SECONDS, WHOLE_SHARE * took_seconds) if table.recipe.upstream else float("inf")
 
     def _add_followed(self, *, has_room: bool) -> None:
@@ -180,8 +182,9 @@ class Streaming:
         if self._thread and not self._thread.is_alive():
             self._thread = None
         for refresh in self._refreshes:
-            with self._tolerance.of(refresh.table):
-                refresh.let_in()
+            if refresh.has_found:
+                with self._tolerance.of(refresh.table):
+                    refresh.let_in()
 
     def _others_hold(self, names: Iterable[str]) -> bool:
         """Return whether others are making keys of these tables, which is asked once in a while."""
@@ -271,6 +274,11 @@ class _Refresh:
         self.ended_at = self._clock()
         self.took_seconds = self.ended_at - self.began_at
         self._found.append(found)
+
+    @property
+    def has_found(self) -> bool:
+        """Whether the thread has found something, which is asked for at every step."""
+        return bool(self._found)
 
     def let_in(self) -> None:
         """Take over what the thread has found."""

@@ -64,6 +64,9 @@ class TableJobs:
             self.backlog.found_short()
 
 
+Rank = tuple[int, int]
+"""The smaller goes first."""
+
 FillFrom = Callable[[TableJobs, int | None], bool]
 """Reserves what fits of a table, up to a priority; returns whether it had some, and too few."""
 
@@ -92,7 +95,7 @@ class Tables:
             name: TableJobs(recipe, store.of(name), depth, policy.task_seconds, clock)
             for depth, (name, recipe) in enumerate(recipes.items())
         }
-        self._downstream_first = policy.order == "downstream"
+        self._ranks = _ranks(recipes, downstream_first=policy.order == "downstream")
         self._counting = Counting(self._count_all, clock)
         self.is_counted = False
 
@@ -121,7 +124,7 @@ class Tables:
         return sum(table.backlog.pending for table in self)
 
     def fill(self, fill_from: FillFrom, in_flight: Mapping[str, int], tolerated: Tolerated) -> None:
-        """Reserve the most urgent jobs first, at the same priority those of the deepest table.
+        """Reserve the most urgent jobs first, at the same priority those of the table whose rank is first.
 
         A table of which nothing is in flight is asked until it has been seen empty.
         """
@@ -134,7 +137,7 @@ class Tables:
             for table in asked:
                 fill_from(table, None)
             return
-        urgent: list[tuple[int, int, str]] = []
+        urgent: list[tuple[int, Rank, str]] = []
         for table in asked:
             self._push(urgent, table)
         while urgent:
@@ -165,12 +168,9 @@ class Tables:
         for table in self:
             table.found_priority(priorities.get(table.name))
 
-    def _push(self, urgent: list[tuple[int, int, str]], table: TableJobs) -> None:
+    def _push(self, urgent: list[tuple[int, Rank, str]], table: TableJobs) -> None:
         if table.priority is not None:
-            heapq.heappush(urgent, (table.priority, self._rank(table), table.name))
-
-    def _rank(self, table: TableJobs) -> int:
-        return -table.depth if self._downstream_first else table.depth
+            heapq.heappush(urgent, (table.priority, self._ranks[table.name], table.name))
 
     def count(self, age_seconds: float) -> int:
         """Count what is left, unless that was done so shortly ago; a count that takes long is seen later."""
@@ -191,3 +191,19 @@ class Tables:
 
     def _count_all(self) -> dict[str, int]:
         return {table.name: table.store.pending() for table in self if not table.backlog.empty}
+
+
+def _ranks(recipes: Mapping[str, Recipe], *, downstream_first: bool) -> dict[str, Rank]:
+    """Return which tables go first: those nearest to a last table, so that results finish early.
+
+    Else those with the longest way to one, so that no long chain is left for the end.
+    """
+    below: dict[str, list[str]] = {name: [] for name in recipes}
+    for name, recipe in recipes.items():
+        for parent in {*recipe.upstream, *recipe.after} & recipes.keys():
+            below[parent].append(name)
+    chosen, sign = (min, 1) if downstream_first else (max, -1)
+    ways = dict[str, int]()
+    for name in reversed([*recipes]):
+        ways[name] = 1 + chosen((ways[each] for each in below[name]), default=0)
+    return {name: (sign * ways[name], -sign * depth) for depth, name in enumerate(recipes)}

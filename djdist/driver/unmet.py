@@ -39,10 +39,13 @@ class UnmetNeeds:
 
     def texts(self) -> dict[str, str]:
         """Return by table what its keys need that no node has."""
-        left = {
-            table.name: self._needs.of_table(table.name) for table in self._tables if not table.backlog.empty
-        }
-        unmet = {table: needs for table, needs in left.items() if not self._room.slots(needs)}
+        left = [
+            (table.name, self._needs.of_table(table.name))
+            for table in self._tables
+            if not table.backlog.empty
+        ]
+        nowhere = {needs for needs in {needs for _, needs in left} if not self._room.slots(needs)}
+        unmet = {table: needs for table, needs in left if needs in nowhere}
         unmet |= self._room.unmet()  # of a table that says it of each key
         if ONE_CPU not in unmet.values():
             self._plain_since = None

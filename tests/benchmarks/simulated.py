@@ -2,7 +2,8 @@
 
 Real are the driver, its job store, the database and the clock, and what workers do to the jobs table:
 they begin the jobs of a group together and delete each one that is made, in its moment, but with one
-statement for all workers that do so in the same hundredth of a second. A worker begins no more keys of
+statement for all workers that do so with keys of the same table in the same hundredth of a second. Of a
+pipeline they also insert the table's row, of which the keys of others come. A worker begins no more keys of
 its group once it has been busy for ``GROUP_SECONDS``, as real ones do. No ``make()`` runs: a slot is
 busy for as long as a heavy-tailed distribution says. Nothing travels over a network. The cluster is a
 process of its own, so that its work is none of the driver's.
@@ -15,12 +16,12 @@ import math
 import multiprocessing
 import random
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from benchmarks.many_keys import add_numbers
@@ -84,19 +85,37 @@ class Usage:
 
 
 class SimulatedPool(TaskPool):
-    """Hands tasks to a simulated cluster."""
+    """Hands tasks to a simulated cluster.
 
-    def __init__(self, cluster: Cluster, statements: JobStatements, settings: ConnectionSettings) -> None:
+    Parameters
+    ----------
+    cluster : Cluster
+        What it is like.
+    statements : mapping of str to JobStatements
+        What workers do to the jobs of each table.
+    settings : ConnectionSettings
+        Their way to the database.
+    targets : mapping of str to str, optional
+        The full names of the tables into which they insert a row for each key.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        statements: Mapping[str, JobStatements],
+        settings: ConnectionSettings,
+        targets: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.waited_seconds = 0.0
         self._slots = cluster.slots
         self._nodes: list[Node] = []
         self._in_flight: dict[int, tuple[Job, ...]] = {}
         self._trials: list[int] = []
-        self._unsent: list[tuple[int, list[Key]]] = []
+        self._unsent: list[tuple[int, str, list[Key]]] = []
         self._submitted = 0
         self._line, far_end = multiprocessing.Pipe()
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_simulate, args=(far_end, cluster, statements, settings), daemon=True
+            target=_simulate, args=(far_end, cluster, statements, settings, dict(targets)), daemon=True
         )
         self._process.start()
 
@@ -109,7 +128,7 @@ class SimulatedPool(TaskPool):
         self._submitted += 1
         if jobs:
             self._in_flight[self._submitted] = tuple(jobs)
-            self._unsent.append((self._submitted, [job.key for job in jobs]))
+            self._unsent.append((self._submitted, table, [job.key for job in jobs]))
         else:
             self._trials.append(self._submitted)
         return self._submitted
@@ -197,21 +216,24 @@ def _all_made(ticket: int, jobs: Sequence[Job]) -> Completion:
 @dataclass(eq=False)
 class _Task:
     ticket: int
+    table: str
     keys: list[Key]
     made: int = 0
     began_at: float = 0.0
 
-    def values(self) -> list[dict[str, Any]]:
-        return [_values(key) for key in self.keys]
-
 
 class _Simulation:
     def __init__(
-        self, line: Connection, cluster: Cluster, statements: JobStatements, settings: ConnectionSettings
+        self,
+        line: Connection,
+        cluster: Cluster,
+        statements: Mapping[str, JobStatements],
+        settings: ConnectionSettings,
+        targets: Mapping[str, str],
     ) -> None:
         self._line = line
         self._cluster = cluster
-        self._statements = statements
+        self._statements, self._targets = statements, targets
         self._session = Session(open_dbapi_connection(settings))
         self._chance = random.Random(7)
         self._waiting = deque[_Task]()
@@ -258,8 +280,8 @@ class _Simulation:
     def _begin(self) -> None:
         free = max(0, self._slots - len(self._running))
         begun = [self._waiting.popleft() for _ in range(min(len(self._waiting), free))]
-        for batch in _batches([values for task in begun for values in task.values()]):
-            self._statements.begins(self._session, batch)
+        for table, batch in _batches((task.table, key) for task in begun for key in task.keys):
+            self._statements[table].begins(self._session, batch)
         for task in begun:
             task.began_at = self._now
             self._make_next(task)
@@ -275,26 +297,32 @@ class _Simulation:
         return min(self._chance.lognormvariate(math.log(mean) - SIGMA**2 / 2, SIGMA), LONGEST * mean)
 
     def _end(self) -> list[tuple[int, int, float]]:
-        made, ended = list[Key](), list[tuple[int, int, float]]()
+        made, ended = list[tuple[str, Key]](), list[tuple[int, int, float]]()
         while self._running and self._running[0][0] <= self._now:
             _, ticket, task = heapq.heappop(self._running)
-            made.append(task.keys[task.made])
+            made.append((task.table, task.keys[task.made]))
             task.made += 1
             seconds = self._now - task.began_at
             if task.made < len(task.keys) and seconds <= GROUP_SECONDS:
                 self._make_next(task)
             else:
                 ended.append((ticket, task.made, seconds))
-        self._finish([_values(key) for key in made])
+        for table, batch in _batches(made):
+            self._finish(table, batch)
+        if self._is_steady:
+            self._counted_keys += len(made)
         return ended
 
-    def _finish(self, jobs: list[dict[str, Any]]) -> None:
-        finish, key = self._statements.finish, self._statements.key
+    def _finish(self, table: str, jobs: list[dict[str, Any]]) -> None:
+        statements = self._statements[table]
+        finish, key = statements.finish, statements.key
         several = Statement(finish.sql.removesuffix(f" AND {key.sql[1:-1]}"), finish.names[: -len(key.names)])
-        for batch in _batches(jobs):
-            self._statements._execute(self._session, several, batch)
-        if self._is_steady:
-            self._counted_keys += len(jobs)
+        if table in self._targets:
+            keys = [key.arguments(values) for values in jobs]
+            rows = ", ".join([f"({', '.join(['%s'] * len(keys[0]))})"] * len(keys))
+            insert = f"INSERT INTO {self._targets[table]} VALUES {rows}"
+            self._session.execute(insert, [value for values in keys for value in values])
+        statements._execute(self._session, several, jobs)
 
     def _die(self) -> list[tuple[int, int, float]]:
         while self._back_at and self._back_at[0] <= self._now:
@@ -318,11 +346,13 @@ def _values(key: Key) -> dict[str, Any]:
     return {**WORKER, **{key_name(name): value for name, value in key.items()}}
 
 
-def _batches(values: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    return [values[first : first + BATCH] for first in range(0, len(values), BATCH)]
+def _batches(jobs: Iterable[tuple[str, Key]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    by_table = defaultdict[str, list[dict[str, Any]]](list)
+    for table, key in jobs:
+        by_table[table].append(_values(key))
+    for table, values in by_table.items():
+        yield from ((table, values[first : first + BATCH]) for first in range(0, len(values), BATCH))
 
 
-def _simulate(
-    line: Connection, cluster: Cluster, statements: JobStatements, settings: ConnectionSettings
-) -> None:
-    line.send(_Simulation(line, cluster, statements, settings).run())
+def _simulate(line: Connection, *how: Any) -> None:
+    line.send(_Simulation(line, *how).run())

@@ -6,6 +6,7 @@ import multiprocessing
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from types import ModuleType
@@ -14,9 +15,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from benchmarks import thirty_tables
 from benchmarks.conftest import Record
 from benchmarks.simulated import Cluster, EagerPool, SimulatedPool, fill
+from benchmarks.thirty_tables import Pipeline, store_of
 from djdist._job import Policy, Recipe
+from djdist._job_store import JobStore
+from djdist.driver import Driver, RunContext
 from djdist.job_stores.jobs_table.lease import new_token
 from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.pipeline.jobs_table_spec import JobsTableSpec
@@ -39,6 +44,11 @@ CASES = {
     "10,000 slots, 1 s, 2 drivers": (2, Cluster(slots=5_000, mean_seconds=1.0, keys=30_000)),
     "10,000 slots, 1 s, 4 drivers": (4, Cluster(slots=2_500, mean_seconds=1.0, keys=15_000)),
 }
+NUMBERS = 24_000
+OF_PIPELINE = {
+    "10,000 slots, 30 tables, 20 s": Cluster(slots=10_000, mean_seconds=20.0, keys=40_000),
+    "10,000 slots, 30 tables, 1 s": Cluster(slots=10_000, mean_seconds=1.0, keys=60_000),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -46,7 +56,19 @@ def test_simulated_cluster(case: str, server: Server, lab: ModuleType, record: R
     drivers, cluster = CASES[case]
     spec = fill(lab, drivers * cluster.keys)
     with ProcessPoolExecutor(drivers, multiprocessing.get_context("spawn")) as processes:
-        figures = [*processes.map(drive, [spec] * drivers, [cluster] * drivers)]
+        figures = [*processes.map(drive_table, [spec] * drivers, [cluster] * drivers)]
+    assert all(each["busy_share"] > 0.5 for each in figures)
+    record(SIMULATED, f"{server.backend}, {case}", figures)
+    print(server.backend, case, *figures, sep="\n  ")
+
+
+@pytest.mark.parametrize("case", OF_PIPELINE)
+def test_simulated_cluster_with_a_pipeline(
+    case: str, server: Server, lab: ModuleType, record: Record
+) -> None:
+    pipeline = thirty_tables.fill(lab, NUMBERS)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        figures = [*processes.map(drive_pipeline, [pipeline], [OF_PIPELINE[case]])]
     assert all(each["busy_share"] > 0.5 for each in figures)
     record(SIMULATED, f"{server.backend}, {case}", figures)
     print(server.backend, case, *figures, sep="\n  ")
@@ -79,17 +101,33 @@ def saturate(spec: JobsTableSpec, slots: int, drivers: int) -> tuple[float, floa
     return pool.began_at, pool.ended_at, time.thread_time() - cpu
 
 
-def drive(spec: JobsTableSpec, cluster: Cluster) -> dict[str, Any]:
-    """Do one driver's run in a process of its own."""
+def drive_table(spec: JobsTableSpec, cluster: Cluster) -> dict[str, Any]:
+    """Do one driver's run of one table in a process of its own."""
     store = JobsTable(spec, Owner(new_token(60)))
-    pool = SimulatedPool(cluster, store.job_statements(), spec.settings)
+    pool = SimulatedPool(cluster, {spec.table: store.job_statements()}, spec.settings)
+    return drive(store, pool, {spec.table: Recipe(spec.table)}, cluster)
+
+
+def drive_pipeline(pipeline: Pipeline, cluster: Cluster) -> dict[str, Any]:
+    """Do one driver's run of a pipeline in a process of its own."""
+    stores = pipeline.stores()
+    statements = {name: store.job_statements() for name, store in stores.items()}
+    settings = next(iter(pipeline.specs.values())).settings
+    pool = SimulatedPool(cluster, statements, settings, pipeline.targets)
+    return drive(store_of(stores), pool, pipeline.recipes, cluster)
+
+
+def drive(
+    store: JobStore, pool: SimulatedPool, recipes: Mapping[str, Recipe], cluster: Cluster
+) -> dict[str, Any]:
     statements: Counter[str] = Counter()
     sa.event.listen(
         sa.Engine, "before_cursor_execute", lambda *_: statements.update([threading.current_thread().name])
     )
     began, cpu = time.monotonic(), time.thread_time()
     policy = Policy(max_calls=cluster.keys, suppress_errors=True, grace_seconds=0)
-    driver_of(store, pool, policy, Recipe(spec.table)).run(lambda status: status.made < cluster.steady_keys)
+    driver = Driver(RunContext(store, pool, recipes, policy, "simulated"))
+    driver.run(lambda status: status.made < cluster.steady_keys)
     wall = time.monotonic() - began
     return {
         "driver's CPU share": round((time.thread_time() - cpu) / wall, 2),

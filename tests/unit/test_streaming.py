@@ -6,6 +6,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from djdist._job import Ending, Job, Policy
+from djdist._job import Ending, Job, Policy, Recipe
 from djdist.driver import Driver, RunContext
+from djdist.driver.tables import TableJobs, Tables
 from djdist.errors import DatabaseError
+from djdist.job_stores.memory import MemoryStore
+from djdist.job_stores.pipeline import PipelineStore
 from lab.graphs import FakeCluster, FakePipeline, FakeStore, FakeTable, driver_of, lower_bound, run, slots
 from lab.scripted import Clock
 
@@ -424,3 +428,23 @@ def test_a_run_that_watches_asks_little_while_others_hold_a_key() -> None:
         lambda status: clock.seconds < 3600
     )
     assert all(each.asked["refresh"] <= 8 for each in store.stores.values())  # type: ignore[attr-defined]
+
+
+def test_the_table_nearest_to_a_last_one_goes_first_or_the_one_with_the_longest_way() -> None:
+    ways = {"First": (), "Long": ("First",), "Longer": ("Long",), "Short": ("First",), "Last": ("Longer",)}
+    recipes = {name: Recipe(name, upstream=upstream) for name, upstream in ways.items()}
+
+    def ordered(order: str) -> list[str]:
+        asked = list[str]()
+
+        def fill_from(table: TableJobs, _: int | None) -> bool:
+            asked.append(table.name)
+            return False
+
+        stores = PipelineStore({name: MemoryStore(name, [{"n": 1}]) for name in recipes})
+        tables = Tables(recipes, stores, Policy(order=order), lambda: 0.0)
+        tables.fill(fill_from, {}, lambda table: nullcontext())
+        return list(dict.fromkeys(asked))
+
+    assert ordered("downstream") == ["Last", "Short", "Longer", "First", "Long"]
+    assert ordered("upstream") == ["First", "Long", "Longer", "Short", "Last"]
