@@ -11,7 +11,7 @@ from enum import Enum
 from functools import cached_property
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from djdist._needs import ONE_CPU, Needs
 from djdist.errors import OptionError
@@ -22,6 +22,13 @@ Identity = tuple[str, tuple[tuple[str, Any], ...]]
 LONGEST_SECONDS = 1e9
 ORDERS = ("downstream", "upstream")
 """Whether tables further downstream go first, so that results finish early, or those further upstream."""
+
+KeysPerTransaction = int | Literal["auto"]
+AUTO_KEYS_PER_TRANSACTION = 128
+"""With so many, what a transaction costs is a small part of what its keys do."""
+
+SHARED_SECONDS = 0.5
+"""A shared transaction begins no key with which it would last longer: so old is what make() may read."""
 
 GROUP_SECONDS = 5.0
 """A worker that has been busy with a group for this time begins no more keys of it."""
@@ -188,7 +195,7 @@ class Recipe:
     ``timeout_seconds`` of None lets a ``make()`` take as long as it likes; ``retry_on`` holds
     names of exception classes, none of them for all. Numbers may be numpy's.
     ``needs`` is what one key needs, None where the table says so of each key, beyond
-    ``default_needs``. ``upstream`` are the tables of
+    ``default_needs``. Up to ``keys_per_transaction`` share a transaction. ``upstream`` are the tables of
     the run on which the key source depends; new keys are found by the keys made of those that it ``follows``,
     and by reading the whole key source where it follows not all. Those of ``after`` have to be done before a
     key is begun, since it may be made from any of their rows.
@@ -206,6 +213,7 @@ class Recipe:
     retry_on: tuple[str, ...] = ()
     needs: Needs | None = ONE_CPU
     default_needs: Needs = ONE_CPU
+    keys_per_transaction: KeysPerTransaction = 1
     upstream: tuple[str, ...] = ()
     follows: frozenset[str] = frozenset()
     after: tuple[str, ...] = ()
@@ -218,9 +226,16 @@ class Recipe:
             )
         if not _is_count(self.retries):
             raise OptionError(f"retries={self.retries!r} must be a whole number from 0.")
+        checked_keys_per_transaction(self.keys_per_transaction)
         for name, plain in (("timeout_seconds", float), ("retries", int)):
             if (number := getattr(self, name)) is not None:
                 object.__setattr__(self, name, plain(number))
+
+    @property
+    def most_per_transaction(self) -> int:
+        """How many keys may share a transaction at most."""
+        most = self.keys_per_transaction
+        return AUTO_KEYS_PER_TRANSACTION if most == "auto" else int(most)
 
 
 @dataclass(frozen=True)
@@ -274,6 +289,20 @@ class Policy:
     def watches(self) -> bool:
         """Whether the run goes on when nothing is left."""
         return self.poll_seconds is not None
+
+
+def checked_keys_per_transaction(given: object) -> object:
+    """Return how many keys may share a transaction, if it can be that; numbers may be numpy's.
+
+    Raises
+    ------
+    OptionError
+        It is something else.
+    """
+    is_number = _is_count(given) and not isinstance(given, bool) and given != 0
+    if not (is_number or (isinstance(given, str) and given == "auto")):
+        raise OptionError(f"keys_per_transaction={given!r} must be a whole number from 1, or 'auto'.")
+    return given
 
 
 def _is_count(value: object) -> bool:

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from djdist import executors
 from djdist._executor import Executor, Loop
-from djdist._job import Job, Policy, Recipe, RunInfo
+from djdist._job import Job, KeysPerTransaction, Policy, Recipe, RunInfo, checked_keys_per_transaction
 from djdist._job_store import JobStore
 from djdist._needs import Needs, bytes_of, checked
 from djdist._notifier import Notifier
@@ -40,6 +40,7 @@ from djdist.jobs.table import jobs_of, refreshing
 from djdist.monitoring.notifications import notifier_of
 from djdist.monitoring.progress_bar import ProgressBar
 from djdist.monitoring.runs import Run, result_of
+from djdist.pipeline.checks import makes_in_parts
 from djdist.pipeline.connection import reachable
 from djdist.pipeline.jobs_table import jobs_table_spec_of, keys_spec_of
 from djdist.pipeline.keys import keys_to_make
@@ -49,7 +50,7 @@ from djdist.pipeline.targets import holds_tables, is_table, names_in_schema
 from djdist.shipping.large_parts import warn_if_large
 from djdist.shipping.packing import pack, settings_of, shared_settings
 from djdist.shipping.pickled_task import PickledTask
-from djdist.worker import WorkerContext, WorkerTask, is_making
+from djdist.worker import Pace, WorkerContext, WorkerTask, is_making
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Options(TypedDict, total=False):
     downstream: bool
     order: str
     needs: Needs | Mapping[str, Needs] | None
+    keys_per_transaction: KeysPerTransaction | Mapping[str, KeysPerTransaction] | None
     memory_max: int | str | None
     watch: bool
     poll_seconds: float
@@ -122,6 +124,7 @@ def populate(
     downstream: bool = False,
     order: str = "downstream",
     needs: Needs | Mapping[str, Needs] | None = None,
+    keys_per_transaction: KeysPerTransaction | Mapping[str, KeysPerTransaction] | None = None,
     memory_max: int | str | None = None,
     watch: bool = False,
     poll_seconds: float = 10.0,
@@ -192,6 +195,10 @@ def populate(
     needs : Needs, or dict of them by the table's name, optional
         What one key needs. Default: what ``djdist.config.needs`` says of the table, else its attribute or
         method ``needs``, else the executor.
+    keys_per_transaction : int or "auto", or dict of them by the table's name, optional
+        How many tiny keys may share a transaction; their ``make()`` may run twice then. Default: the
+        attribute ``keys_per_transaction`` of the table's class, which also wins over one value for several
+        tables, else ``djdist.config.keys_per_transaction``, which is 1.
     memory_max : int or str, optional
         How much memory a key gets at most that has run out of it before. Default: what the largest node has.
     watch : bool, optional
@@ -225,7 +232,14 @@ def populate(
     plan, is_one = _plan(target, restrictions, upstream=upstream, downstream=downstream)
     kwargs = _make_kwargs(plan, make_kwargs, is_one=is_one)
     _check_names("needs", needs, plan)
-    recipes = {planned.name: _recipe(planned, timeout_seconds, retries, retry_on) for planned in plan.tables}
+    _check_names("keys_per_transaction", keys_per_transaction, plan)
+    recipes = {
+        planned.name: replace(
+            _recipe(planned, timeout_seconds, retries, retry_on),
+            keys_per_transaction=_keys_per_transaction(planned, keys_per_transaction, is_one=is_one),
+        )
+        for planned in plan.tables
+    }
     policy = Policy(
         max_calls=max_calls,
         suppress_errors=suppress_errors,
@@ -261,7 +275,11 @@ def populate(
     for planned in plan.tables:
         name = planned.name
         context = WorkerContext(
-            planned.table, kwargs[name], settings_of(planned.table.connection), *of_worker[name]
+            planned.table,
+            kwargs[name],
+            settings_of(planned.table.connection),
+            *of_worker[name],
+            pace=Pace(recipes[name].most_per_transaction),
         )
         task = context if chosen.runs_in_caller else _worker_task(context, recipes[name])
         said = _needs(planned, needs, chosen.needs)
@@ -341,6 +359,26 @@ def _recipe(
         upstream=planned.upstream,
         follows=planned.followed,
         after=planned.after,
+    )
+
+
+def _keys_per_transaction(planned: PlannedTable, given: Any, *, is_one: bool) -> KeysPerTransaction:
+    """Return how many keys share a transaction, which those of a ``make()`` in three parts can't.
+
+    What a table says of itself wins over one value for several tables: its ``make()`` may not run twice.
+    """
+    name, is_by_table = planned.name, isinstance(given, Mapping)
+    said = given.get(name) if is_by_table else given if is_one else None
+    said = getattr(planned.table, "keys_per_transaction", None) if said is None else said
+    default = config.keys_per_transaction if is_by_table or given is None else given
+    chosen: KeysPerTransaction = default if said is None else said
+    if checked_keys_per_transaction(chosen) == 1 or not makes_in_parts(planned.table):
+        return chosen
+    if said is None:
+        return 1
+    raise OptionError(
+        f"keys_per_transaction={said!r} is not for {name}: a make() in three parts computes outside of its "
+        "transaction, so each key needs its own."
     )
 
 
@@ -445,6 +483,7 @@ def _worker_task(context: WorkerContext, recipe: Recipe) -> PickledTask:
         statements=context.statements,
         preload=config.preload,
         timeout_seconds=recipe.timeout_seconds,
+        keys_per_transaction=recipe.most_per_transaction,
         shared=shared_settings(connection, ship_credentials=ships),
     )
     pickled = PickledTask(cloudpickle.dumps(task))

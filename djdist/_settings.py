@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, NoDecode, SettingsConfigDict
 
-from djdist._job import LONGEST_SECONDS
+from djdist._job import LONGEST_SECONDS, KeysPerTransaction, checked_keys_per_transaction
 from djdist._needs import EXAMPLE, Needs, checked
 from djdist.errors import OptionError
 
@@ -50,6 +50,12 @@ def _separated_urls(given: Any) -> Any:
     if not isinstance(given, str):
         return given
     return [url for url in re.split(r"[\s,]+(?=[\w+.-]+://)", given.strip(" ,")) if url]
+
+
+def number_or_auto(given: Any) -> Any:
+    """Take a text for a number of keys per transaction, as the environment and the command line give it."""
+    is_number = isinstance(given, str) and given.strip().isdecimal()
+    return checked_keys_per_transaction(int(given) if is_number else given)
 
 
 def _current(name: str) -> str:
@@ -145,6 +151,9 @@ class Settings(BaseSettings):
     notify : tuple of str
         Who is told when keys fail, a run ends or its database can't be reached: URLs as apprise writes
         them, such as ``slack://…`` or ``mailto://…``. They need the extra ``notify``. Default: nobody.
+    keys_per_transaction : int or "auto"
+        How many tiny keys may share a transaction, for tables that don't say it themselves; their ``make()``
+        may run twice then. Default 1.
     notify_period_seconds : float
         The same cause is told at most once in this time. Default 3600.
     """
@@ -165,6 +174,7 @@ class Settings(BaseSettings):
     ship_credentials: bool = True
     preload: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_separated)] = ()
     needs: dict[str, Any] = {}
+    keys_per_transaction: Annotated[KeysPerTransaction, BeforeValidator(number_or_auto)] = 1
     notify: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_separated_urls)] = Field((), repr=False)
     notify_period_seconds: float = Field(default=3600, gt=0, le=LONGEST_SECONDS)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any, Protocol
 from uuid import UUID
@@ -40,7 +41,7 @@ class JobStatements:
     token : int
         What the run's reservations carry as ``connection_id``.
     key : Statement
-        The condition that finds one job; the others find jobs of the run, but for ``finish``.
+        The condition that finds one job; the others find jobs of the run.
     key_columns : str
         The row of columns that ``key`` compares, which is searched for many jobs.
     begin : Statement
@@ -52,7 +53,7 @@ class JobStatements:
     hand_back : Statement
         Undoes what ``begin`` noted.
     finish : Statement
-        Deletes the job that this worker has begun, or keeps it as a success; belongs into
+        Deletes jobs that this worker has begun, or keeps them as successes; belongs into
         ``make()``'s transaction.
     """
 
@@ -68,8 +69,15 @@ class JobStatements:
     @property
     def of_one_job(self) -> tuple[Statement, Statement]:
         """All that a worker does to the jobs table, each for one job."""
-        begin, key = self.begin, self.key
-        return Statement(f"{begin.sql} AND {key.sql}", begin.names + key.names), self.finish
+        return self._of_one(self.begin), self.finish_one
+
+    @cached_property
+    def finish_one(self) -> Statement:
+        """Finishes one job."""
+        return self._of_one(self.finish)
+
+    def _of_one(self, statement: Statement) -> Statement:
+        return Statement(f"{statement.sql} AND {self.key.sql}", statement.names + self.key.names)
 
     def begins(self, connection: Connection, jobs: Sequence[Values]) -> list[bool]:
         """Mark jobs as begun; False for what is no longer the run's, or was begun by a worker before."""
@@ -97,8 +105,19 @@ class JobStatements:
         LeaseLostError
             It is no longer the run's, so the transaction has to be undone.
         """
-        arguments = self.finish.arguments({**values, "token": self.token})
-        if not connection.query(self.finish.sql, args=arguments).rowcount:
+        arguments = self.finish_one.arguments({**values, "token": self.token})
+        if not connection.query(self.finish_one.sql, args=arguments).rowcount:
+            raise LeaseLostError("the job was taken over by somebody else")
+
+    def finish_all_or_undo(self, connection: Connection, jobs: Sequence[Values]) -> None:
+        """Finish the jobs of a shared transaction, by one statement.
+
+        Raises
+        ------
+        LeaseLostError
+            Some are no longer the run's, so the transaction has to be undone.
+        """
+        if self._execute(connection, self.finish, jobs) != len(jobs):
             raise LeaseLostError("the job was taken over by somebody else")
 
     def hand_back_begun(self, connection: Connection, jobs: Sequence[Values]) -> None:

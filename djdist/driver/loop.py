@@ -64,7 +64,8 @@ class Driver:
         self._room = Room(run.pool)
         self._needs = KeyNeeds(run.recipes, run.policy, self._room.check)
         self._unmet = UnmetNeeds(self._tables, self._needs, self._room, run.clock)
-        self._tasks = InFlight(run.store, run.pool, self._room, run.clock)
+        sharing = {name for name, recipe in run.recipes.items() if recipe.most_per_transaction > 1}
+        self._tasks = InFlight(run.store, run.pool, self._room, run.clock, sharing)
         self._lease = Lease(
             run.store, self._tasks, run.policy.lease_seconds, self._shutdown.over, run.notifier
         )
@@ -309,7 +310,10 @@ class Driver:
         waiting = list[Job]()
         for task in tasks:
             self._tasks.pop(task.ticket)
-            waiting += self._results.record_until(task.jobs, self._overdue.outcome(task))
+            if len(task.suspects) > 1:
+                waiting += self._suspect(task)
+            else:
+                waiting += self._results.record_until(task.jobs, self._overdue.outcome(task))
         self._kill(tasks)
         self._results.give_back(waiting)
 
@@ -349,10 +353,13 @@ class Driver:
     def _record_broken(self, task: Task, error: Breakage) -> None:
         """Record what became of the jobs of a worker that died; it may have ended itself over a timeout."""
         timed_out = self._overdue.explains(task)
-        if (job := self._tasks.running_in(task)) is None:
+        if (job := self._tasks.running_in(task)) is None and not task.suspects:
             self._record_unbegun(task.jobs, error.message)
             return
         self._store.end_sessions(task.jobs)  # first: they may have locked what is recorded next
+        if job is None:
+            self._results.give_back(self._suspect(task))
+            return
         if error.kind is BreakageKind.OUT_OF_MEMORY and (note := self._grow(task, job)):
             self._store.note([job], note)
             outcome = Outcome(job, Ending.INTERRUPTED)
@@ -361,6 +368,26 @@ class Driver:
         else:
             outcome = Outcome(job, Ending.LOST, Failure(error.message))
         self._results.give_back(self._results.record_until(task.jobs, outcome))
+
+    def _suspect(self, task: Task) -> Sequence[Job]:
+        """Have each job of a dead worker's shared transaction made alone, so that it shows which it was.
+
+        Returns
+        -------
+        sequence of Job
+            What is to be given back, at no cost; what comes before was made.
+        """
+        first, last = task.jobs.index(task.suspects[0]), task.suspects[-1]
+        for job in task.jobs[:first]:
+            self._results.record(Outcome(job, Ending.MADE))
+        logger.info(
+            "%s(%s) to (%s) shared a worker's last transaction; each is made alone",
+            task.table,
+            task.jobs[first],
+            last,
+        )
+        self._filling.isolate(task.suspects)
+        return task.jobs[first:]
 
     def _grow(self, task: Task, job: Job) -> str:
         return self._needs.grow(job, task.needs, *self._room.memory(task.needs))

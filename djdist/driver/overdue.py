@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from djdist._job import GROUP_SECONDS, Ending, Failure, Outcome, Recipe
+from djdist._job import GROUP_SECONDS, SHARED_SECONDS, Ending, Failure, Outcome, Recipe
 from djdist.driver.tasks import Task
 
 CHECKS = 10
@@ -52,7 +52,7 @@ class Overdue:
 
     def among(self, tasks: Iterable[Task]) -> list[Task]:
         """Return the tasks that run a key for too long."""
-        return [task for task in tasks if task.running and self._is_over(task, task.running_since)]
+        return [task for task in tasks if task.running and self._is_over(task, _since(task))]
 
     def explains(self, task: Task) -> bool:
         """Return whether a worker that died with this task may have ended itself because of the timeout."""
@@ -69,6 +69,11 @@ class Overdue:
 
     def _is_over(self, task: Task, since: float) -> bool:
         return self._clock() - since >= self._limits.get(task.table, float("inf"))
+
+
+def _since(task: Task) -> float:
+    """Return since when the job runs; with others in its transaction it may have been preceded by these."""
+    return task.running_since + SHARED_SECONDS * (len(task.suspects) > 1)
 
 
 class BlockedJobs:

@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from djdist._job import Identity, Job
 from djdist._job_store import JobStore
@@ -24,6 +25,10 @@ class Task:
         What its worker was making when the store was last asked.
     running_since : float
         When it was first seen to do so.
+    shares : bool
+        Its jobs share transactions: those of one have begun together, and any of them may be running.
+    suspects : tuple of Job
+        What may have been running when the store was last asked, the first of which counts as running.
     asks : bool
         Its worker is asked what its keys need, and makes none.
     misses : int
@@ -35,7 +40,9 @@ class Task:
     submitted_at: float
     needs: Needs = ONE_CPU
     asks: bool = False
+    shares: bool = False
     running: Job | None = None
+    suspects: tuple[Job, ...] = ()
     running_since: float = 0.0
     misses: int = 0
 
@@ -46,8 +53,8 @@ class Task:
 
     @property
     def blocked(self) -> tuple[Job, ...]:
-        """What waits behind the job that runs."""
-        return self.jobs[self.jobs.index(self.running) + 1 :] if self.running else ()
+        """What waits behind the job that runs, or behind its transaction."""
+        return self.jobs[self.jobs.index(self.running) + len(self.suspects) :] if self.running else ()
 
     @property
     def is_lost(self) -> bool:
@@ -56,7 +63,9 @@ class Task:
 
     def see(self, begun: Set[Identity], now: float) -> None:
         """Note which job runs: a worker makes them in order, and what it has made is gone."""
-        running = next((job for job in self.jobs if job.identity in begun), None)
+        found = (job for job in self.jobs if job.identity in begun)
+        self.suspects = tuple(found if self.shares else islice(found, 1))
+        running = next(iter(self.suspects), None)
         if running is not self.running:
             self.running, self.running_since = running, now
 
@@ -79,6 +88,8 @@ class InFlight:
         Is told what is in flight.
     clock : callable
         Seconds that pass.
+    sharing : collection of str
+        The tables whose keys share transactions.
 
     Attributes
     ----------
@@ -86,8 +97,16 @@ class InFlight:
         How many tasks there are of each table, and how many jobs in them; asked for at every step.
     """
 
-    def __init__(self, store: JobStore, pool: TaskPool, room: Room, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        pool: TaskPool,
+        room: Room,
+        clock: Callable[[], float],
+        sharing: Collection[str] = (),
+    ) -> None:
         self._store = store
+        self._sharing = sharing
         self._pool = pool
         self._room = room
         self._clock = clock
@@ -113,7 +132,8 @@ class InFlight:
                 sent = tuple(replace(job, asks=True) for job in jobs) if asks else jobs
                 ticket = self._pool.submit(jobs[0].table, sent, needs)
                 waiting.popleft()
-                self._tasks[ticket] = Task(ticket, jobs, self._clock(), needs, asks)
+                shares = jobs[0].table in self._sharing
+                self._tasks[ticket] = Task(ticket, jobs, self._clock(), needs, asks, shares)
                 self._room.take(ticket, needs, jobs[0].table)
                 self.task_counts[jobs[0].table] += 1
                 self.job_counts[jobs[0].table] += len(jobs)
@@ -155,7 +175,7 @@ class InFlight:
         """Return the job of a task that its worker was making, if that is known."""
         if self._store.sees_beginnings:
             self.look([task])
-            return task.running
+            return task.running if len(task.suspects) == 1 else None
         return task.jobs[0] if len(task.jobs) == 1 else None
 
     def lost(self) -> list[Task]:

@@ -12,6 +12,11 @@ MAKE = ("make", "_make_tuples", *PARTS)
 PRIORITIES = {"mysql": range(-128, 128), "postgresql": range(-32768, 32768)}
 
 
+def makes_in_parts(table: Any) -> bool:
+    """Return whether a table's ``make()`` has three parts, one of them outside of its transaction."""
+    return inspect.isgeneratorfunction(table._make_tuples if hasattr(table, "_make_tuples") else table.make)
+
+
 def check_populates(table: Any) -> None:
     """Raise a clear error for what can't be populated.
 

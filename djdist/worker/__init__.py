@@ -2,6 +2,7 @@
 
 from djdist.worker.group import WorkerContext, one_at_a_time
 from djdist.worker.make_session import is_making
+from djdist.worker.pace import Pace
 from djdist.worker.task import WorkerTask, give_back_and_exit
 
-__all__ = ["WorkerContext", "WorkerTask", "give_back_and_exit", "is_making", "one_at_a_time"]
+__all__ = ["Pace", "WorkerContext", "WorkerTask", "give_back_and_exit", "is_making", "one_at_a_time"]

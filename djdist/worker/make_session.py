@@ -1,6 +1,5 @@
 """Makes keys in DataJoint's own way, one after the other, with a say in how each transaction ends."""
 
-import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from djdist._job import Key
 from djdist.database.job_statements import Connection
 from djdist.database.sessions import READ_COMMITTED
 from djdist.errors import IncompatibleDataJointError, MakeError
+from djdist.pipeline.checks import makes_in_parts
 from djdist.shipping.packing import quiet
 from djdist.worker.session import (
     COMMIT_AND_CHAIN,
@@ -28,6 +28,7 @@ from djdist.worker.session import (
     Session,
     is_mariadb,
 )
+from djdist.worker.shared_transaction import SharedTransaction
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class MakeSession:
         self._session: Session | None = None
         self._missing: Key | None = None
         self._caller: FrameType | None = None
+        self._shared: SharedTransaction | None = None
         self.committing = self.has_populated = False
         self.is_nested = is_making()
         self._patches = ExitStack()
@@ -111,9 +113,10 @@ class MakeSession:
 
     def __enter__(self) -> Self:
         connection, kind = self._table.connection, type(self._table)
-        self._start, self._commit, self._close = (
+        self._start, self._commit, self._cancel, self._close = (
             connection.start_transaction,
             connection.commit_transaction,
+            connection.cancel_transaction,
             connection.close,
         )
         contains = kind.__contains__
@@ -124,6 +127,7 @@ class MakeSession:
             (dj.user_tables, "from_camel_case", _from_camel_case),
             (connection, "start_transaction", self._start_transaction),
             (connection, "commit_transaction", self._commit_transaction),
+            (connection, "cancel_transaction", self._cancel_transaction),
             (connection, "close", self._note_and_close),
             (dj.AutoPopulate, "populate", lambda *tables, **options: self._populate(*tables, **options)),
             *(_isolation(connection.adapter) if self._fenced else ()),
@@ -169,7 +173,7 @@ class MakeSession:
                 raise MakeError(
                     "make() closed the connection to the database, which it has to leave open"
                 ) from error
-            if not self._committed:
+            if self._shared or not self._committed:
                 raise
             logger.warning(
                 "%s(%s) is made, but its metadata could not be written: %s",
@@ -180,13 +184,36 @@ class MakeSession:
             return True
         finally:
             self._missing = self._caller = None
-            _leave_transaction(self._table.connection)
+            if not self._shared:
+                _leave_transaction(self._table.connection)
         if made and not self._committed:
             raise IncompatibleDataJointError(
                 f"DataJoint {dj.__version__} has made the key, but not by the commit with which djdist ends "
                 "its job: install a version of DataJoint that djdist's requirements admit."
             )
         return made
+
+    @contextmanager
+    def sharing(self) -> Iterator[SharedTransaction]:
+        """Make the keys of a ``with`` in one transaction, which is undone unless it is committed there.
+
+        What is to finish a key alone is not called.
+        """
+        self.committing = False
+        self._start()
+        connection = self._table.connection
+        session = _session_kind(connection, 1)(connection._conn, connection.adapter.translate_error)
+        self._shared = SharedTransaction(connection, session)
+        try:
+            yield self._shared
+        finally:
+            self._shared = None
+            _leave_transaction(self._table.connection)
+
+    def commit_shared(self) -> None:
+        """Commit what was made in a shared transaction."""
+        self.committing = True
+        self._commit()
 
     def _populate(self, *arguments: Any, **options: Any) -> Any:
         """Populate a table from within ``make()`` as djdist does: native's handles signals, as only a main
@@ -196,6 +223,8 @@ class MakeSession:
         return import_module("djdist._populate").populate(*arguments, **options)
 
     def _start_transaction(self) -> None:
+        if self._shared and self._is_of_key(sys._getframe(1)):
+            return
         is_begun = self._chained and self._session is self.session  # unless it was reconnected since
         self._chained = False
         if is_begun:
@@ -208,12 +237,11 @@ class MakeSession:
 
         Any other commit is of the code of ``make()``, or ends a key that it populates itself.
         """
-        # what is replaced is the connection's method, which also code of make() and DataJoint's nested
-        # populate() call: only the frames tell that it is DataJoint's own commit of this very key
-        committer = sys._getframe(1)
-        is_populate1 = committer.f_code is dj.AutoPopulate._populate1.__code__
-        if not is_populate1 or committer.f_back is not self._caller:
+        if not self._is_of_key(sys._getframe(1)):
             self._commit()
+            return
+        if self._shared:  # which is committed later
+            self._committed = True
             return
         self.committing = True
         if self._chains and self.session.in_transaction:  # make() may have ended it
@@ -222,6 +250,20 @@ class MakeSession:
             self._finish(self.session)
             self._commit()
         self._committed = True
+
+    def _is_of_key(self, frame: FrameType) -> bool:
+        """Return whether DataJoint calls from this frame to begin or to commit this very key.
+
+        What is replaced are the connection's methods, which also code of ``make()`` and DataJoint's nested
+        ``populate()`` call: only the frames tell.
+        """
+        is_populate1 = frame.f_code is dj.AutoPopulate._populate1.__code__
+        return is_populate1 and frame.f_back is self._caller
+
+    def _cancel_transaction(self) -> None:
+        if self._shared:
+            self._shared.look()
+        self._cancel()
 
     def _commit_and_chain(self) -> None:
         last = LastStatement(self.session)
@@ -262,8 +304,7 @@ def _session_kind(connection: dj.Connection, count: int) -> type[Session]:
 
 def _does_more_than_its_transaction(table: Any) -> bool:
     """Return whether DataJoint works between two transactions: for a make() in three parts, or metadata."""
-    make = table._make_tuples if hasattr(table, "_make_tuples") else table.make
-    return inspect.isgeneratorfunction(make) or table._has_job_metadata_attrs()
+    return makes_in_parts(table) or table._has_job_metadata_attrs()
 
 
 def _leave_transaction(connection: dj.Connection) -> None:

@@ -20,9 +20,11 @@ from djdist.pipeline.connection import reconnect
 from djdist.shipping.assignments import Assignment, assigned
 from djdist.shipping.packing import open_dbapi_connection, unpack
 from djdist.worker.failure import failure_of, portable
-from djdist.worker.group import Group, WorkerContext, made_for_others, make_group, one_at_a_time
+from djdist.worker.group import WorkerContext, made_for_others, make_group, one_at_a_time
 from djdist.worker.key_needs import needs_of
+from djdist.worker.make_job import Group
 from djdist.worker.make_session import load_early
+from djdist.worker.pace import Pace
 from djdist.worker.session import Session
 from djdist.worker.trial import setup_error, trial
 
@@ -54,6 +56,8 @@ class WorkerTask:
         Modules to import first.
     timeout_seconds : float or None
         How long a ``make()`` may take.
+    keys_per_transaction : int
+        How many keys may share a transaction at most.
     shared : ConnectionSettings or None
         Settings of ``dj.config`` and ``dj.conn()``, where the table has a connection of its own.
     """
@@ -65,6 +69,7 @@ class WorkerTask:
     statements: JobStatements | None = field(default=None, repr=False)
     preload: tuple[str, ...] = ()
     timeout_seconds: float | None = None
+    keys_per_transaction: int = 1
     shared: ConnectionSettings | None = field(default=None, repr=False)
     _context: WorkerContext | None = field(default=None, init=False, repr=False, compare=False)
     _assignments: list[Assignment] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -101,7 +106,13 @@ class WorkerTask:
             # for as long as the worker lives: its next run begins with the question whether this one does
             watch(table.connection, partial(open_dbapi_connection, self.settings))
             self._context = WorkerContext(
-                table, make_kwargs, self.settings, self.version, self.statements, own_connection=True
+                table,
+                make_kwargs,
+                self.settings,
+                self.version,
+                self.statements,
+                own_connection=True,
+                pace=Pace(self.keys_per_transaction),
             )
             self.pickled = b""
         return self._context

@@ -29,7 +29,7 @@ from djdist._job import GROUP_SECONDS, Breakage, BreakageKind, Completion, Endin
 from djdist._needs import Needs, Node
 from djdist._task_pool import TaskPool
 from djdist.database.dbapi import ConnectionSettings
-from djdist.database.job_statements import JobStatements, Statement, key_name
+from djdist.database.job_statements import JobStatements, key_name
 from djdist.job_stores.jobs_table.refreshing import Refreshing
 from djdist.job_stores.jobs_table.store import JobsTable
 from djdist.jobs.table import jobs_of
@@ -315,14 +315,12 @@ class _Simulation:
 
     def _finish(self, table: str, jobs: list[dict[str, Any]]) -> None:
         statements = self._statements[table]
-        finish, key = statements.finish, statements.key
-        several = Statement(finish.sql.removesuffix(f" AND {key.sql[1:-1]}"), finish.names[: -len(key.names)])
         if table in self._targets:
-            keys = [key.arguments(values) for values in jobs]
+            keys = [statements.key.arguments(values) for values in jobs]
             rows = ", ".join([f"({', '.join(['%s'] * len(keys[0]))})"] * len(keys))
             insert = f"INSERT INTO {self._targets[table]} VALUES {rows}"
             self._session.execute(insert, [value for values in keys for value in values])
-        statements._execute(self._session, several, jobs)
+        statements._execute(self._session, statements.finish, jobs)
 
     def _die(self) -> list[tuple[int, int, float]]:
         while self._back_at and self._back_at[0] <= self._now:

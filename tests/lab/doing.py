@@ -231,6 +231,18 @@ def die_at_the_first(table: dj.Table, key: Key, n: int, folder: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_at(table: dj.Table, key: Key, n: int, folder: str, number: int) -> None:
+    _begin(n, folder)
+    if n == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def never_end_at(table: dj.Table, key: Key, n: int, folder: str, number: int) -> None:
+    _begin(n, folder)
+    while n == number:
+        time.sleep(0.05)
+
+
 def insert_and_wait_at_gate(table: dj.Table, key: Key, n: int, folder: str) -> None:
     """Insert a row of another session's key first, so that a half-done make() would show."""
     table.insert1({**key, "pid": 0})

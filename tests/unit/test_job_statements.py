@@ -18,7 +18,7 @@ STATEMENTS = JobStatements(
     held=Statement("SELECT 1 FROM jobs WHERE token=%s", ("token",)),
     made=Statement("SELECT 1 FROM jobs JOIN results WHERE token=%s", ("token",)),
     hand_back=Statement("UPDATE jobs SET host='' WHERE token=%s", ("token",)),
-    finish=Statement("DELETE FROM jobs WHERE token=%s AND id=%s", ("token", "key_id")),
+    finish=Statement("DELETE FROM jobs WHERE token=%s", ("token",)),
 )
 VALUES = {"worker_host": "a worker", "worker_pid": 1, "key_id": 3}
 
@@ -76,12 +76,23 @@ def test_one_statement_asks_whether_any_of_many_is_made(hits: int) -> None:
 def test_finishing_fills_in_the_values_in_the_statements_order() -> None:
     connection = Connection(1)
     STATEMENTS.finish_or_undo(connection, VALUES)
-    assert connection.executed == [(STATEMENTS.finish.sql, [7, 3])]
+    assert connection.executed == [(f"{STATEMENTS.finish.sql} AND (id=%s)", [7, 3])]
 
 
 def test_a_job_that_is_not_hit_is_undone() -> None:
     with pytest.raises(LeaseLostError, match="taken over"):
         STATEMENTS.finish_or_undo(Connection(0), VALUES)
+
+
+def test_one_statement_finishes_many_jobs() -> None:
+    connection = Connection(2)
+    STATEMENTS.finish_all_or_undo(connection, [VALUES, {**VALUES, "key_id": 4}])
+    assert connection.executed == [(f"{STATEMENTS.finish.sql} AND ((id) IN ((%s), (%s)))", [7, 3, 4])]
+
+
+def test_where_one_of_many_is_not_hit_all_are_undone() -> None:
+    with pytest.raises(LeaseLostError, match="taken over"):
+        STATEMENTS.finish_all_or_undo(Connection(1), [VALUES, {**VALUES, "key_id": 4}])
 
 
 def test_a_beginning_is_undone_with_the_runs_token() -> None:

@@ -7,6 +7,7 @@ import typer
 
 import djdist
 from djdist._needs import bytes_of
+from djdist._settings import number_or_auto
 from djdist.cli.app import (
     ERRORS_LEFT,
     TABLE,
@@ -74,6 +75,12 @@ def populate(
     ] = None,
     timeout_seconds: Annotated[
         float | None, typer.Option(help="End a make() that takes longer, and record an error.")
+    ] = None,
+    keys_per_transaction: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto", help="How many tiny keys may share a transaction; make() may run twice then."
+        ),
     ] = None,
     refresh: Annotated[
         bool | None,
@@ -147,6 +154,7 @@ def populate(
         retries=retries,
         retry_on=retry_on or None,
         timeout_seconds=timeout_seconds,
+        keys_per_transaction=None if keys_per_transaction is None else number_or_auto(keys_per_transaction),
         refresh=refresh,
         display_progress=not detach and shows_bar(bar),
         detach=detach,

@@ -45,7 +45,7 @@ def job_statements(where: Conditions, token: int) -> JobStatements:
         held=compiled(held),
         made=compiled(held.where(where.is_made)),
         hand_back=compiled(change.where(*begun_here).values(nobody)),
-        finish=_unhindered(compiled(_ended(where).where(*begun_here, key)), spec),
+        finish=_unhindered(compiled(_ended(where).where(*begun_here)), spec),
     )
 
 
