@@ -121,7 +121,7 @@ docs: $(BIN)/all-ready  ## the documentation as a site, in build/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
 	@echo 'open build/docs/index.html'
 
-bench: $(BIN)/all-ready mysql-server  ## djdist beside native populate and bare SQL, for an hour
+bench: $(BIN)/all-ready mysql-server  ## djdist beside native populate and bare SQL, for an hour and a half
 	$(BIN)/python -m pytest tests/benchmarks $(ARGS)
 
 soak: $(BIN)/all-ready mysql-server  ## 20,000 jobs and a random fault every few seconds for ten minutes

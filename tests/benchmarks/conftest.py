@@ -1,4 +1,4 @@
-"""Keeps what the benchmarks find in `results.json`, draws it for the docs, and sets it beside the goals."""
+"""Keeps what the benchmarks find in `results.json`, renews the docs, and sets it beside the goals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import servers
-from benchmarks import charts, goals
+from benchmarks import charts, goals, page
 from benchmarks.contestants import PIPELINE
 from lab import clusters
 
@@ -66,6 +66,7 @@ def known_results() -> dict[str, dict[str, Any]]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     results = known_results()
-    charts.draw(results, HERE / "results.png")
+    charts.draw(results, HERE)
+    page.renew(results)
     terminalreporter.write_sep("=", "goals")
     terminalreporter.write_line(goals.table(results))

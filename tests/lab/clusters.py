@@ -86,12 +86,12 @@ def _takes_a_job(address: str) -> bool:
 
 
 class DaskCluster:
-    """A scheduler and two workers of one thread, each with its nanny, as one starts them by hand."""
+    """A scheduler and workers of one thread, each with its nanny, as one starts them by hand."""
 
     name = "dask"
     options = "executor='dask'"
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, workers: int) -> None:
         import distributed
 
         self._folder = Path(folder)
@@ -100,8 +100,8 @@ class DaskCluster:
         wait_until(lambda: file.exists() and file.read_text().endswith("}"), "the scheduler")
         self._client = distributed.Client(scheduler_file=str(file), set_as_default=False)
         self.environment = {"DASK_SCHEDULER_ADDRESS": json.loads(file.read_text())["address"]}
-        self._nannies = [self._add_worker() for _ in range(2)]
-        self._client.wait_for_workers(2)
+        self._nannies = [self._add_worker() for _ in range(workers)]
+        self._client.wait_for_workers(workers)
 
     def driver(self, caller: int) -> int | None:
         who_has: dict[Any, Sequence[str]] = self._client.who_has()
@@ -113,7 +113,7 @@ class DaskCluster:
 
     def lose_node(self, chance: random.Random) -> None:
         """Kill a worker with its nanny, so that nothing restarts it, and give the cluster another one."""
-        nanny = self._nannies.pop(chance.randrange(2))
+        nanny = self._nannies.pop(chance.randrange(len(self._nannies)))
         workers = psutil.Process(nanny.pid).children(recursive=True)
         nanny.kill()
         for worker in workers:
@@ -149,13 +149,14 @@ Place = Here | RayCluster | DaskCluster
 
 @contextmanager
 def place(executor: str, cpus_of_nodes: Sequence[int] = (1, 1)) -> Iterator[Place]:
-    """Give a place for one of the executors' names; what nodes it has can be chosen on Ray."""
+    """Give a place for one of the executors' names, and its nodes; each is one slot on Dask."""
     if executor in ("local", "processes"):
         yield Here(executor)
         return
     # Ray puts sockets there, whose paths must stay short
     with tempfile.TemporaryDirectory(prefix=f"{executor}-", ignore_cleanup_errors=True) as folder:
-        cluster = RayCluster(folder, cpus_of_nodes) if executor == "ray" else DaskCluster(folder)
+        count = len(cpus_of_nodes)
+        cluster = RayCluster(folder, cpus_of_nodes) if executor == "ray" else DaskCluster(folder, count)
         try:
             yield cluster
         finally:
