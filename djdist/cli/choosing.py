@@ -11,6 +11,7 @@ from djdist.errors import OptionError
 from djdist.jobs.table import jobs_to_look_at
 from djdist.pipeline.connection import reconnect
 from djdist.pipeline.key_sources import query_of
+from djdist.pipeline.restrictions import applicable
 from djdist.pipeline.tables import imported, tables_named
 from djdist.shipping.packing import is_alive
 
@@ -63,6 +64,19 @@ def jobs_of_keys(table: Any, restrictions: Sequence[Any]) -> Any:
     """Return the jobs of the keys that a call of populate() was about."""
     jobs = table.jobs
     return jobs.restrict(_todo(table, restrictions).proj(), semantic_check=False) if restrictions else jobs
+
+
+def jobs_meant(name: str, more: Sequence[str] | None) -> tuple[list[Any], list[str]]:
+    """Return the jobs of tables and modules, and the conditions that follow their names.
+
+    Of several tables those are left out that a condition can't be about.
+    """
+    names, conditions = parted(name, more)
+    found = [jobs_to_look_at(table) for table in all_tables(names)]
+    if len(found) == 1:
+        return found, conditions
+    fitting = [j for j in found if j.is_declared and len(applicable(conditions, j)) == len(conditions)]
+    return fitting or found, conditions
 
 
 def jobs_seen(table: Any, restrictions: Sequence[str] | None) -> Any:

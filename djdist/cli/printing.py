@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -82,17 +82,30 @@ def watch_progress(look: Callable[[], pd.DataFrame], every_seconds: float) -> No
         return
 
 
-def print_errors(errors: pd.DataFrame, total: int, *, as_json: bool = False) -> None:
-    """Print errors by cause, the most frequent first, with the traceback of the last one if given."""
-    if len(errors) < total:
-        output = sys.stderr if as_json else sys.stdout
-        print(f"The last {len(errors):,} of {total:,} errors:", file=output)
-    causes = sorted(errors.groupby("cause", sort=False), key=lambda cause: -len(cause[1]))
+def print_errors(
+    errors: Mapping[str, pd.DataFrame], total: int, *, tracebacks: bool = False, as_json: bool = False
+) -> None:
+    """Print the errors of tables by cause, the most frequent first, maybe with the traceback of the last."""
+    read = sum(map(len, errors.values()))
+    if read < total:
+        print(f"The last {read:,} of {total:,} errors:", file=sys.stderr if as_json else sys.stdout)
+    left_out = [] if tracebacks else ["traceback"]
+    causes = [
+        (table, str(cause), rows.drop(columns=left_out))
+        for table, found in errors.items()
+        for cause, rows in found.groupby("cause", sort=False)
+    ]
+    causes.sort(key=lambda cause: -len(cause[2]))
     if as_json:
-        print_json([{"cause": cause, "errors": len(rows), "jobs": _records(rows)} for cause, rows in causes])
+        print_json(
+            [
+                {"table": table, "cause": cause, "errors": len(rows), "jobs": _records(rows)}
+                for table, cause, rows in causes
+            ]
+        )
         return
-    for cause, rows in causes:
-        _print_cause(str(cause), rows)
+    for table, cause, rows in causes:
+        _print_cause(cause if len(errors) == 1 else f"{table}: {cause}", rows)
     if not causes:
         print("No errors.")
 

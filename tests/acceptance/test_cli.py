@@ -375,6 +375,20 @@ class TestPutRight:
         populated = run("populate", name)
         assert (populated.exit_code, populated.stdout) == (0, "2 made, 0 errors left\n")
 
+    def test_those_of_a_module_are_listed_and_retried_at_once(self, lab: ModuleType, run: Djdist) -> None:
+        pipelines.fill(lab, subjects=3, sessions=5)
+        name, of_days = lab.__name__, "session_date > '1999-01-01'"
+        assert run("errors", name).stdout == "No errors.\n"
+        assert run("populate", f"{name}:Square", f"{name}:Renamed", f"{name}:Fragile").exit_code == 1
+        assert run("errors", name).stdout.startswith("3 × Fragile: ValueError: bad n …\n    subject_id=")
+        (cause,) = json.loads(run("errors", name, "--json").stdout)
+        assert (cause["table"], cause["errors"]) == ("Fragile", 3)
+        retried = json.loads(run("retry", f"{name}:Square", f"{name}:Renamed", of_days, "--json").stdout)
+        assert retried == {"table": "Square", "retried": 0}  # the other one calls its days otherwise
+        assert run("retry", name, of_days).stdout == "3 errors are pending again: 3 of Fragile\n"
+        refused = run("retry", name, "sessiondate > '1999-01-01'")
+        assert (refused.exit_code, "is no restriction" in refused.stderr) == (2, True)
+
     def test_a_job_that_is_reserved_meanwhile_is_not_ignored(self, lab: ModuleType, server: Server) -> None:
         pipelines.fill(lab)
         lab.Square.jobs.refresh()

@@ -12,6 +12,7 @@ from djdist.cli.app import (
     NameOrModule,
     Names,
     Restrictions,
+    Targets,
     app,
     examples,
     number,
@@ -22,12 +23,13 @@ from djdist.cli.app import (
 @app.command(
     cls=Command,
     epilog=examples(
+        "djdist errors my_pipeline",
         f"djdist errors {TABLE} --traceback",
         f"djdist errors {TABLE} \"error_message LIKE 'OSError%'\" --json",
     ),
 )
 def errors(
-    name: Name,
+    name: Targets,
     restrictions: Restrictions = None,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where they were raised.")] = False,
     as_json: AsJson = False,
@@ -36,34 +38,41 @@ def errors(
 
     RESTRICTION is about jobs: their keys, error_message, host, completed_time …
     """
-    from djdist.cli.choosing import jobs_seen, one_table
+    from djdist.cli.choosing import jobs_meant, jobs_seen
     from djdist.cli.printing import print_errors
-    from djdist.jobs.history import last_errors
+    from djdist.jobs.history import last_errors, names_of
 
-    jobs = jobs_seen(one_table(name), restrictions)
-    found = last_errors(jobs)
-    total = len(jobs.errors) if len(found) else 0
-    print_errors(found if traceback else found.drop(columns="traceback"), total, as_json=as_json)
+    meant, conditions = jobs_meant(name, restrictions)
+    seen = [jobs_seen(jobs, conditions) for jobs in meant]
+    found = dict(zip(names_of(seen), map(last_errors, seen), strict=True))
+    total = sum(len(jobs.errors) for jobs in seen if jobs.is_declared)
+    print_errors(found, total, tracebacks=traceback, as_json=as_json)
 
 
 @app.command(
     cls=Command,
-    epilog=examples(f"djdist retry {TABLE}", f"djdist retry {TABLE} \"error_message LIKE 'OSError%'\""),
+    epilog=examples("djdist retry my_pipeline", f"djdist retry {TABLE} \"error_message LIKE 'OSError%'\""),
 )
-def retry(name: Name, restrictions: Restrictions = None, as_json: AsJson = False) -> None:
+def retry(name: Targets, restrictions: Restrictions = None, as_json: AsJson = False) -> None:
     """Put errors back to pending, so that the next run tries them again.
 
     RESTRICTION is about jobs: their keys, error_message, host, completed_time …
     """
-    from djdist.cli.choosing import one_table, restricted
+    from djdist.cli.choosing import jobs_meant, jobs_seen
+    from djdist.jobs.history import names_of
 
-    table = one_table(name)
-    restricted(table.jobs, restrictions)
-    count = table.jobs.retry(*restrictions or ())
+    meant, conditions = jobs_meant(name, restrictions)
+    for jobs in meant:
+        jobs_seen(jobs, conditions)  # all of them are checked first
+    counts = dict(zip(names_of(meant), (jobs.retry(*conditions) for jobs in meant), strict=True))
     if as_json:
-        print_json({"table": table.__name__, "retried": count})
-    else:
-        typer.echo(f"{number(count, 'error')} {'is' if count == 1 else 'are'} pending again")
+        records = [{"table": table, "retried": count} for table, count in counts.items()]
+        print_json(records[0] if len(records) == 1 else records)
+        return
+    of_tables = ", ".join(f"{count:,} of {table}" for table, count in counts.items() if count)
+    of_tables = f": {of_tables}" if of_tables and len(counts) > 1 else ""
+    total = sum(counts.values())
+    typer.echo(f"{number(total, 'error')} {'is' if total == 1 else 'are'} pending again{of_tables}")
 
 
 @app.command(cls=Command, epilog=examples(f"djdist ignore {TABLE} 'subject_id = 3'"))
