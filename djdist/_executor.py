@@ -83,6 +83,9 @@ class Executor(ABC):
     def connect(self) -> None:
         """Join the cluster, or start one, with a clear error where that fails."""
 
+    def prepare(self, table: str) -> None:
+        """Begin what takes long to start, while the run of a table is still put together."""
+
     def drive(self, loop: Loop, watch: Watch, info: RunInfo, predecessor: Status | None = None) -> Summary:
         """Run the loop where a driver belongs, here or on the cluster, and follow it to its end.
 

@@ -266,6 +266,8 @@ def populate(
         if dry_run:
             return forecast(plan, {p.name: _needs(p, needs, chosen.needs) for p in plan.tables})
         info = _info(plan, policy, detached=detach, is_one=is_one)
+        if not detach:
+            chosen.prepare(info.table)
         notifier = _notifier(info)
         store, of_worker = (
             _jobs_tables(plan, priority, refresh, watch=watch)

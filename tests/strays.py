@@ -10,8 +10,8 @@ import psutil
 MARK = "DJDIST_TEST_SESSION"
 GRACE_SECONDS = 10
 
-# Python's own companions of a process, which end with it
-COMPANIONS = ("resource_tracker", "forkserver")
+# companions of a process, Python's own and djdist's, which end with it
+COMPANIONS = ("resource_tracker", "forkserver", "fork_server")
 
 
 def mark_children() -> None:

@@ -19,7 +19,7 @@ from djdist.shipping.bindings import bindings, bound_tables, register
 from djdist.shipping.codecs import codecs_beside_datajoints, codecs_used, register_codec
 from djdist.shipping.pickling import SHARED, Pickler, Unpickler, login_of, open_connection
 
-_IMPORTED_IN_PID = os.getpid()
+_process = os.getpid()
 
 PLACE = ("host", "port", "database_name")
 
@@ -130,6 +130,12 @@ def unpack(
     instance = table()
     vars(instance).update(attributes)
     return instance, make_kwargs, assignments + links
+
+
+def begin_process() -> None:
+    """Note that this process is a fork of one without connections, so that its own will be no parent's."""
+    global _process
+    _process = os.getpid()
 
 
 def is_alive(connection: dj.Connection) -> bool:
@@ -300,5 +306,5 @@ def _connect(connection: dj.Connection, settings: ConnectionSettings) -> None:
 
 def _revive(connection: dj.Connection) -> None:
     """Reconnect where the socket is dead, or is a forked process's parent's."""
-    if os.getpid() != _IMPORTED_IN_PID or not is_alive(connection):
+    if os.getpid() != _process or not is_alive(connection):
         connection.connect()

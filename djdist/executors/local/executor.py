@@ -8,8 +8,10 @@ from djdist._needs import Needs, Node
 from djdist._task_pool import TaskPool
 from djdist.errors import OptionError
 from djdist.executors.local import machine
+from djdist.executors.local.forks import start_server
 from djdist.executors.local.pools import InCaller, InProcesses
-from djdist.executors.local.processes import Processes
+from djdist.executors.local.process import environment
+from djdist.executors.local.processes import Processes, threads_of
 
 UNKNOWN_BYTES = 2**63
 
@@ -21,7 +23,7 @@ class LocalExecutor(Executor):
     ----------
     processes : int, optional
         1 (the default) makes the keys in the caller's own process; more, in so many
-        fresh processes (not forks) per run, each with its own connection. None or 0: as many as
+        processes per run, each with its own connection, and none a fork of the caller. None or 0: as many as
         there are processors. Fewer at once, where all that their keys need would not fit.
     gpus : int or sequence of str, optional
         How many GPUs keys may have, or which, as ``CUDA_VISIBLE_DEVICES`` names them. Default:
@@ -38,6 +40,10 @@ class LocalExecutor(Executor):
 
     def __repr__(self) -> str:
         return f"LocalExecutor(processes={self.processes})"
+
+    def prepare(self, table: str) -> None:
+        if not self.runs_in_caller:
+            start_server(environment(threads_of(self.processes)))
 
     def connect(self) -> None:
         self._processes = Processes(self.processes, self._gpus)

@@ -1,17 +1,14 @@
-"""One process of this machine, in a pool of one: if it dies, it takes no other with it."""
+"""One process of this machine: if it dies, it takes no other with it."""
 
 import concurrent.futures as cf
-import multiprocessing
 import os
+import pickle
 import signal
 import threading
-import time
 from collections.abc import Sequence
-from typing import Any
-
-import loky
 
 from djdist._job import Job, Report
+from djdist.executors.local.forks import Fork, NotBornError
 from djdist.shipping.pickled_task import Sendable
 
 SETTINGS_TRAVEL = "ignore:No datajoint.json found"
@@ -26,10 +23,9 @@ LIMITS_OF_THREADS = (
     "NUMBA_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
-GROWTH_LIMIT = "LOKY_MAX_MEMORY_LEAK_SIZE"
-"""A process that has grown by more begins anew, which on a GPU would load the model again."""
-
-PARENT_CHECK_SECONDS = 1.0
+MOST_BIRTHS = 3
+NOT_STARTED = "no worker process could be started on this machine; its standard error says why"
+ENDED = "the worker process ended by itself or was ended, {how}"
 
 
 class Process:
@@ -58,73 +54,75 @@ class Process:
         self.threads, self.gpus, self.gpu_share = threads, tuple(gpus), gpu_share
         self.run: object = None
         self.table, self.idle_since = "", 0.0
-        self._processes: list[Any] = []
-        self._pool = self._new_pool()
+        self._is_ended = False
+        self._changing = threading.Lock()
+        self._fork = self._new_fork()
 
-    def _new_pool(self) -> loky.ProcessPoolExecutor:
-        on_gpu = {
-            "CUDA_VISIBLE_DEVICES": ",".join(self.gpus),
-            GROWTH_LIMIT: os.environ.get(GROWTH_LIMIT, "1e18"),
-        }
-        return loky.ProcessPoolExecutor(
-            max_workers=1,
-            initializer=_begin,
-            initargs=(os.getpid(), multiprocessing.get_start_method(allow_none=True)),
-            env={
-                "PYTHONWARNINGS": SETTINGS_TRAVEL,
-                **_limits_of_threads(self.threads),
-                **(on_gpu if self.gpus else {}),
-            },
-        )
+    def _new_fork(self) -> Fork:
+        on_gpu = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}
+        return Fork(environment(self.threads), on_gpu)
 
     def submit(self, work: Sendable, jobs: Sequence[Job]) -> "cf.Future[Report | None]":
         """Make a group of jobs there, in a new process if it has died while it was idle."""
-        try:
-            future: cf.Future[Report | None] = self._pool.submit(work, jobs)
-        except cf.BrokenExecutor:
-            self.end()
-            self._pool = self._new_pool()
-            future = self._pool.submit(work, jobs)
-        self._processes = list(self._pool._processes.values())  # loky forgets those that die
+        future: cf.Future[Report | None] = cf.Future()
+        future.set_running_or_notify_cancel()
+        request = pickle.dumps((work, jobs))
+        # a daemon, so that nothing which hangs there keeps this process from ending
+        threading.Thread(target=self._do, args=(future, request), name="djdist-process", daemon=True).start()
         return future
+
+    def _do(self, future: "cf.Future[Report | None]", request: bytes) -> None:
+        try:
+            is_done, report = pickle.loads(self._answer(request))
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(report) if is_done else future.set_exception(RuntimeError(report))
+
+    def _answer(self, request: bytes) -> bytes:
+        for _ in range(MOST_BIRTHS):
+            try:
+                if answer := self._fork.exchange(request):
+                    return answer
+            except NotBornError:
+                pass
+            except EOFError:
+                raise cf.BrokenExecutor(ENDED.format(how=_how(self._fork.exit_code))) from None
+            self._begin_again()
+        raise cf.BrokenExecutor(NOT_STARTED)
+
+    def _begin_again(self) -> None:
+        with self._changing:
+            if self._is_ended:
+                raise cf.BrokenExecutor(ENDED.format(how="before it began"))
+            self._fork = self._new_fork()
 
     @property
     def pid(self) -> int:
         """Its number, once it has been given something."""
-        return self._processes[0].pid if self._processes else 0
+        return self._fork.pid
 
     @property
     def was_killed(self) -> bool:
         """Whether somebody has ended it who let it do nothing more."""
-        return any(process.exitcode == -signal.SIGKILL for process in self._processes)
+        return self._fork.exit_code == -signal.SIGKILL
 
     def end(self) -> None:
         """End it, whatever it does."""
-        self._pool.shutdown(kill_workers=True)
+        with self._changing:
+            self._is_ended = True
+        self._fork.kill()
 
 
-def _limits_of_threads(threads: int) -> dict[str, str]:
+def environment(threads: int) -> dict[str, str]:
+    """Return the variables of a process whose libraries may use so many threads."""
     # the others heed it where they have no limit of their own
     everywhere = os.environ.get("OMP_NUM_THREADS", str(threads))
-    return {name: os.environ.get(name, everywhere) for name in LIMITS_OF_THREADS}
+    limits = {name: os.environ.get(name, everywhere) for name in LIMITS_OF_THREADS}
+    return {**os.environ, "PYTHONWARNINGS": SETTINGS_TRAVEL, **limits}
 
 
-def _begin(parent: int, start_method: str | None) -> None:
-    """Allow ``make()`` to start processes as at the caller: in a process of loky only one method works."""
-    multiprocessing.set_start_method(start_method, force=True)
-    _end_with_parent(parent)
-
-
-def _end_with_parent(parent: int) -> None:
-    """End this process when its caller was killed before it could close its pool.
-
-    A Ctrl-C at the terminal reaches it too, but it is the caller who then gives it its grace.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_CHECK_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="djdist-parent", daemon=True).start()
+def _how(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"by {signal.Signals(-exit_code).name}"
+    return f"with exit code {exit_code}"

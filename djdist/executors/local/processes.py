@@ -108,7 +108,12 @@ class Processes:
 
     def _threads(self, needs: Needs) -> int:
         """Share the processors out among the processes, but for what a key needs."""
-        return max(1, default_slots() // self._slots, int(needs.cpus))
+        return max(threads_of(self._slots), int(needs.cpus))
+
+
+def threads_of(processes: int) -> int:
+    """Return how many threads each of so many processes may use."""
+    return max(1, default_slots() // processes)
 
 
 def _serves(process: Process, run: object, table: str, needs: Needs) -> bool:

@@ -1,5 +1,14 @@
 """Ray: an executor, in a folder of what changes for reasons of its own."""
 
-from djdist.executors.ray.executor import RayExecutor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["RayExecutor"]
+if TYPE_CHECKING:
+    from djdist.executors.ray.executor import RayExecutor as RayExecutor
+
+
+def __getattr__(name: str) -> Any:
+    """Load the executor when it is asked for: drivers, which import this folder too, have no use for it."""
+    if name != "RayExecutor":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("djdist.executors.ray.executor"), name)

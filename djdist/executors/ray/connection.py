@@ -52,6 +52,11 @@ class Connection:
         self._sent_along = sent_along
         self._joined: _Joined | None = None
 
+    @property
+    def leads_anywhere(self) -> bool:
+        """Whether any connection that this process has will do."""
+        return self.address is None and not self._sent_along
+
     def join(self) -> None:
         """Use the connection of this process, or make one."""
         with connecting:  # Ray fails where two threads join at once

@@ -62,9 +62,15 @@ class RayExecutor(Executor):
         self._actors = ClusterActors(of_tasks)
         self._connection = Connection(address, sent_along)
         self._caller = Caller()
+        self._early: list[ray.ObjectRef[None]] = []
 
     def __repr__(self) -> str:
         return f"RayExecutor({self._connection.address or 'auto'})"
+
+    def prepare(self, table: str) -> None:
+        if ray.is_initialized() and self._connection.leads_anywhere:
+            self._early = self._imports(table)
+            self._actors.driver_host()
 
     def connect(self) -> None:
         self._caller = Caller.here()
@@ -84,7 +90,8 @@ class RayExecutor(Executor):
         )
 
     def _drive_once(self, loop: Loop, info: RunInfo, watch: Watch, predecessor: Status | None) -> Summary:
-        there = OnDriver(self._keys, self._caller, self._imports(info.table))
+        early, self._early = self._early, []
+        there = OnDriver(self._keys, self._caller, early or self._imports(info.table))
         host = self._actors.driver_host()
         call = proxy(host, info)
         try:
