@@ -11,6 +11,7 @@ import datajoint as dj
 from djdist.database.errors import is_infrastructure, is_refused_login
 from djdist.errors import DatabaseError, OptionError
 from djdist.pipeline.checks import check_has_schema, check_is_auto_populated
+from djdist.pipeline.targets import classes_of
 
 
 def tables_of(module: ModuleType) -> list[Any]:
@@ -21,7 +22,7 @@ def tables_of(module: ModuleType) -> list[Any]:
     OptionError
         There are none.
     """
-    tables = list(dict.fromkeys(value for value in vars(module).values() if _is_populated(value)))
+    tables = classes_of(module)
     if not tables:
         raise OptionError(
             f"{module.__name__} has no dj.Computed or dj.Imported tables whose schema is activated. "
@@ -48,14 +49,6 @@ def tables_named(name: str) -> list[Any]:
         names = ", ".join(table.__name__ for table in tables_of(module))
         raise OptionError(f"{module_name} has no table {table_name}. Its auto-populated tables are: {names}.")
     return [_checked(getattr(module, table_name), name)]
-
-
-def _is_populated(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, dj.AutoPopulate) and _has_schema(value)
-
-
-def _has_schema(table: Any) -> bool:
-    return bool(getattr(table, "database", None))
 
 
 def _checked(table: Any, name: str) -> Any:

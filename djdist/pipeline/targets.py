@@ -26,10 +26,15 @@ def tables_meant(target: Any) -> list[Any]:
     if isinstance(target, list | tuple | set):
         return [table for one in target for table in tables_meant(one)]
     if isinstance(target, ModuleType):
-        return [known_class(value)() for value in vars(target).values() if _is_declared(value)]
+        return [table() for table in classes_of(target)]
     if isinstance(target, dj.Schema):
         return list(_tables_of_schema(target))
     return [_checked(target() if isinstance(target, type) and issubclass(target, dj.Table) else target)]
+
+
+def classes_of(module: ModuleType) -> list[Any]:
+    """Return the auto-populated tables of a module, each once, in the order of their definition."""
+    return list(dict.fromkeys(known_class(value) for value in vars(module).values() if _is_declared(value)))
 
 
 def is_table(target: Any) -> bool:
