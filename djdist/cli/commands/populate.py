@@ -7,7 +7,6 @@ import typer
 
 import djdist
 from djdist._needs import bytes_of
-from djdist._settings import number_or_auto
 from djdist.cli.app import (
     ERRORS_LEFT,
     TABLE,
@@ -123,6 +122,7 @@ def populate(
     Keys are shared with other runs through the jobs table, so the same command may run on many machines.
     Exit code 0 means that no errors are left. Keys may be: beyond --max-calls, or held by other runs.
     """
+    from djdist._settings import number_or_auto  # it reads the settings, which may be refused
     from djdist.cli.choosing import check, parted, targets_of
     from djdist.cli.printing import print_forecast
     from djdist.pipeline.plan import plan_of, plan_of_one
