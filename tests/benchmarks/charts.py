@@ -82,7 +82,8 @@ def _draw_throughput(axis: Axes, throughput: dict[str, dict[str, list[float]]]) 
         places = [place + (number - 0.5) * WIDTH for place in range(len(rates))]
         shares = [ratio(name, "bare make")(rates) for name in rates]
         axis.bar(places, shares, WIDTH, color=COLORS[database], label=DATABASES[database])
-        axis.set_xticks(range(len(rates)), list(rates))
+        names = [name.replace(", shared transactions", ",\nshared") for name in rates]
+        axis.set_xticks(range(len(rates)), names, fontsize=6)
     axis.set_title("Jobs per second, of those of bare make()", fontsize=10)
 
 

@@ -123,14 +123,21 @@ import djdist
 djdist.enable()
 with djdist.{executor} as executor:
     Napped.populate("n < {naps}", reserve_jobs=True, executor=executor)
-    Doubled.populate("n < {warm_up}", reserve_jobs=True, executor=executor)
-    Doubled.populate(reserve_jobs=True, executor=executor)
+    Doubled.populate("n < {warm_up}", reserve_jobs=True, executor=executor, keys_per_transaction={several})
+    Doubled.populate(reserve_jobs=True, executor=executor, keys_per_transaction={several})
 """
 EXECUTORS = {"local": "LocalExecutor({workers})", "ray": "RayExecutor()", "dask": "DaskExecutor()"}
+
+
+def _djdist(executor: str, several: str) -> str:
+    return DJDIST.replace("{executor}", executor).replace("{several}", several)
+
+
 SCRIPTS = {
     "bare make": BARE,
     "native": NATIVE,
-    **{name: DJDIST.replace("{executor}", executor) for name, executor in EXECUTORS.items()},
+    **{name: _djdist(executor, "1") for name, executor in EXECUTORS.items()},
+    **{f"{name}, shared transactions": _djdist(executor, "'auto'") for name, executor in EXECUTORS.items()},
 }
 CONTESTANTS = tuple(SCRIPTS)
 SCRIPTS["native workers"] = NATIVE_WORKERS

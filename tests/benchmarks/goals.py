@@ -14,6 +14,7 @@ DATABASES = {"mysql": "MariaDB", "postgresql": "PostgreSQL"}
 THROUGHPUT = "jobs per second"
 STATEMENTS = "statements per key by workers"
 START = "seconds to the first make() on Ray"
+SHORT_CALL = "seconds of populate(processes=2) of 4 keys"
 ALL_NEW = "refreshed new keys per second"
 NOTHING_NEW = "seconds of a refresh with nothing new, 100,000 jobs"
 ONE_PERCENT_NEW = "seconds of a refresh with 1 % new, 1,000,000 keys"
@@ -23,7 +24,8 @@ MEMORY = "driver's MB beyond its start, 1,000,000 pending"
 IDLE = "share of 32 Ray workers' time between keys of 100 ms"
 DRIVERS = "jobs per second by drivers of one table"
 ROUND_TRIPS = "jobs per second by milliseconds of a round trip to the server"
-FAR = ("bare make", "native", "local")
+SHARED = "local, shared transactions"
+FAR = ("bare make", "native", "local", SHARED)
 """Who is measured far from the server."""
 MAKESPAN = "makespan of whole pipelines, by what it takes at least"
 PIPELINES = tuple(
@@ -54,6 +56,11 @@ def of_pipelines(figures: dict[str, dict[str, dict[str, list[float]]]], name: st
     return float(np.median([each[pipeline][name] for each in figures.values()]))
 
 
+def far_from(ms: str) -> Callable[[Any], float]:
+    """Compare shared transactions with bare ones at so long a round trip."""
+    return lambda rates: ratio(SHARED, "bare make")({name: of[ms] for name, of in rates.items()})
+
+
 def worst(pipeline: str) -> Callable[[Any], float]:
     """Take the executor on which one run of a kind of pipeline took longest."""
     return lambda figures: max(float(np.median(figures[pipeline][name])) for name in ("local", "ray", "dask"))
@@ -74,6 +81,23 @@ GOALS = (
     Goal("Ray: jobs/s of native", THROUGHPUT, ratio("ray", "native"), "2"),
     Goal("Dask: jobs/s of bare make", THROUGHPUT, ratio("dask", "bare make"), "0.8", "0.88"),
     Goal("Dask: jobs/s of native", THROUGHPUT, ratio("dask", "native"), "2"),
+    *(
+        Goal(
+            f"shared transactions, server {ms} ms away: jobs/s of bare make",
+            ROUND_TRIPS,
+            far_from(ms),
+            at_least,
+            aim,
+        )
+        for ms, at_least, aim in (("0", "1.4", "2"), ("5", "1.7", "1.9"))
+    ),
+    Goal(
+        "shared transactions: statements a key beyond the two of make()",
+        STATEMENTS,
+        lambda f: float(f[SHARED]["1"] - 2),
+        "0.2",
+        "0.1",
+    ),
     Goal("statements a key, 1 worker", STATEMENTS, lambda f: float(f["local"]["1"]), "6.1", "5.1"),
     Goal("statements a key, 32 workers", STATEMENTS, lambda f: float(f["local"]["32"]), "6.1", "5.1"),
     Goal(
@@ -107,6 +131,20 @@ GOALS = (
         lambda figures: float(figures["populate()"] - figures["a task that connects"]),
         "0.6",
         "0.3",
+    ),
+    Goal(
+        "populate(processes=2), first call: time of native",
+        SHORT_CALL,
+        ratio("first call", "native"),
+        "2",
+        "1.3",
+    ),
+    Goal(
+        "populate(processes=2), later call: time of native",
+        SHORT_CALL,
+        ratio("later call", "native"),
+        "2",
+        "1.3",
     ),
     *(
         Goal(f"{pipeline}: makespan by its lower bound", MAKESPAN, worst(pipeline), "1.1", "1.05")

@@ -17,7 +17,8 @@ NUMBER = r"\d[\d,]*(?:\.\d+)?"
 
 
 def row(what: str, figures: list[float], digits: int = 0) -> str:
-    return f"| {what} | {' | '.join(f'{figure:,.{digits}f}' for figure in figures)} |"
+    cells = ["–" if np.isnan(figure) else f"{figure:,.{digits}f}" for figure in figures]
+    return f"| {what} | {' | '.join(cells)} |"
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class Figures:
     results: dict[str, Any]
 
     def by_database(self, what: str, topic: str, name: str, digits: int = 0) -> str:
-        return row(what, [self.results[topic][database][name] for database in goals.DATABASES], digits)
+        known = [self.results.get(topic, {}).get(database, {}) for database in goals.DATABASES]
+        return row(what, [figures.get(name, np.nan) for figures in known], digits)
 
     def rates(self, what: str, contestant: str) -> str:
-        rounds = [self.results[goals.THROUGHPUT][database][contestant] for database in goals.DATABASES]
+        known = [self.results[goals.THROUGHPUT][database] for database in goals.DATABASES]
+        rounds = [figures.get(contestant, [np.nan]) for figures in known]
         return row(what, [round(float(np.median(of_one)), -1) for of_one in rounds])
 
     def simulated(self, what: str, cluster: str) -> str:
@@ -55,9 +58,17 @@ class Figures:
         yield self.rates("djdist, `processes=2`", "local")
         yield self.rates("djdist on Ray", "ray")
         yield self.rates("djdist on Dask", "dask")
+        yield self.rates("djdist, `processes=2`, shared transactions", "local, shared transactions")
+        yield self.rates("djdist on Ray, shared transactions", "ray, shared transactions")
+        yield self.rates("djdist on Dask, shared transactions", "dask, shared transactions")
         statements = self.results[goals.STATEMENTS]["mysql"]
-        for name, of_whom in (("native workers", "native workers"), ("djdist, `processes=`", "local")):
-            yield row(name, [statements[of_whom][workers] for workers in ("1", "2", "8", "32")], 1)
+        for name, of_whom in (
+            ("native workers", "native workers"),
+            ("djdist, `processes=`", "local"),
+            ("djdist, `processes=`, shared transactions", goals.SHARED),
+        ):
+            counts = statements.get(of_whom, {})
+            yield row(name, [counts.get(workers, np.nan) for workers in ("1", "2", "8", "32")], 1)
         for keys in ("10000", "100000", "1000000"):
             times = [self.results[goals.RESERVE][database]["djdist"][keys] for database in goals.DATABASES]
             yield row(f"reserve 100 of {int(keys):,}, ms", times, 1)
@@ -70,6 +81,9 @@ class Figures:
             )
         yield self.by_database("a task of Ray's that connects, s", goals.START, "a task that connects", 1)
         yield self.by_database("`populate()`, s", goals.START, "populate()", 1)
+        yield self.by_database("native `populate(processes=2)`, s", goals.SHORT_CALL, "native", 2)
+        yield self.by_database("djdist's, first call of a session, s", goals.SHORT_CALL, "first call", 2)
+        yield self.by_database("djdist's, a later call, s", goals.SHORT_CALL, "later call", 2)
         yield self.simulated("1,000 slots, keys of 1 s", "1,000 slots, 1 s")
         yield self.simulated(
             "the same, a node dies every 2 s", "1,000 slots, 1 s, Pareto, a node dies every 2 s"

@@ -53,10 +53,23 @@ with djdist.{executor} as executor:
 WHOLE = "djdist.populate(tables, reserve_jobs=True, executor=executor)"
 BY_TABLE = "for table in tables: table.populate(reserve_jobs=True, executor=executor)"
 NATIVE = f"""
-for tables in pipelines():
+from multiprocessing import Barrier, Process
+
+def work(tables, done):
+    tables[0].connection.connect()
     for table in tables:
-        table.populate(reserve_jobs=True, processes={SLOTS})
+        table.populate(reserve_jobs=True)
+        done.wait()
+
+for tables in pipelines():
+    done = Barrier({SLOTS})
+    workers = [Process(target=work, args=(tables, done)) for _ in range({SLOTS})]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
 """
+"""Its own ``processes=8`` starts no more than there are processors."""
 
 
 def with_djdist(executor: str, populate: str) -> str:
