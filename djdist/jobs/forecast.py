@@ -75,7 +75,7 @@ def _seconds_per_key(jobs: Any) -> float:
 def _obstacles(plan: Plan, planned: PlannedTable, all_jobs: dict[str, Any]) -> Iterator[str]:
     """Say what keeps keys from being made, or from being known."""
     if not is_default(planned.table):
-        yield "its key_source is taken as it stands"
+        yield "its own key_source, whose later keys nobody knows"
     for name in _empty_parents(plan, planned):
         yield f"{name} is empty"
     if planned.after:

@@ -68,7 +68,7 @@ def imported(name: str) -> ModuleType:
                 f"There is no module {name!r} in this folder or installed. Write it as in an import: "
                 "my_pipeline for my_pipeline.py, my_lab.ephys for my_lab/ephys.py."
             ) from error
-        what = f"{type(error).__name__}: {error}".rstrip(". \n")
+        what = f"{type(error).__name__}: {error}".rstrip("?. \n")
         if is_refused_login(error):
             database = dj.config.database
             raise DatabaseError(
