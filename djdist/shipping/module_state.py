@@ -13,13 +13,13 @@ out in ways that may take time, such as reading a file.
 import ast
 import inspect
 import logging
+import os
 import sys
 from abc import ABCMeta
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -43,7 +43,7 @@ MUTATORS = {"add", "append", "clear", "extend", "insert", "pop", "remove", "setd
 SIMPLE = {bool, bytes, float, int, str, type(None)}
 LARGE_BYTES = 10_000_000
 
-DATAJOINT = Path(dj.__file__).parent
+DATAJOINT = os.path.dirname(dj.__file__)
 NOT_DATA = (ModuleType, type, MemberDescriptorType, GetSetDescriptorType)
 Place = tuple[str, str]
 """A global of a module, and an attribute of it or an empty string."""
@@ -198,9 +198,10 @@ def _written(owner: Any) -> Written | None:
     return written_by(owner) if isinstance(owner, ModuleType | type) else None
 
 
-def _folder(module: Any) -> Path | None:
+def _folder(module: Any) -> str:
     file = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
-    return Path(file).parent if isinstance(file, str) else None
+    # each call asks of every module that there is, and pathlib takes ten times as long
+    return os.path.dirname(file) or os.curdir if isinstance(file, str) else ""
 
 
 def _is_class_of(value: Any, module: ModuleType) -> bool:
@@ -212,11 +213,7 @@ def _is_object(value: Any) -> bool:
     """Return whether a value is an object whose attributes a pipeline may set, so none of DataJoint's own."""
     kind = type(value)
     module = sys.modules.get(kind.__module__)
-    if (
-        isinstance(value, type | ModuleType)
-        or not kind.__dictoffset__
-        or _folder(module) in (None, DATAJOINT)
-    ):
+    if isinstance(value, type | ModuleType) or not kind.__dictoffset__ or _folder(module) in ("", DATAJOINT):
         return False
     return kind is SimpleNamespace or (module is not None and _is_class_of(kind, module))
 

@@ -79,7 +79,7 @@ def test_they_are_born_into_what_holds_now(
     assert said(born(), "__import__('os').environ.get('DJDIST_TEST_NEW')") is None
     monkeypatch.setenv("DJDIST_TEST_NEW", "set since")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path), tmp_path])
     later = born(2)
     assert said(later, "__import__('os').environ['DJDIST_TEST_NEW']") == "set since"
     assert said(later, "__import__('os').environ['OMP_NUM_THREADS']") == "2"

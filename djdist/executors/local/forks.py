@@ -19,8 +19,9 @@ from djdist._settings import config
 from djdist.executors.local.fork_server import Birth
 
 CODE = """
-import socket, sys
+import sys
 sys.path[:], sys.argv[:] = {path!r}, {argv!r}
+import socket
 from djdist.executors.local.fork_server import serve
 serve(socket.socket(fileno={fd}))
 """
@@ -131,8 +132,8 @@ class _Server:
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._control, of_server = socket.socketpair()
-        paths = [path or os.getcwd() for path in sys.path]
-        code = CODE.format(path=paths, argv=sys.argv, fd=of_server.fileno())
+        paths = [path for path in sys.path if isinstance(path, str)]  # Python heeds no others
+        code = CODE.format(path=paths, argv=list(map(str, sys.argv)), fd=of_server.fileno())
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         # until it ignores them itself: a Ctrl-C at the terminal reaches it, too
         blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
