@@ -40,6 +40,7 @@ wait $service || wait $service || code=$?  # a signal ends the first wait only
 
 case $code in
     143) ;;  # told to end by SIGTERM: the next job goes on
-    0 | 2) scancel "${next%%;*}" ;;  # idle, by --idle-exit-seconds, or nothing that another job could do better
+    # idle, by --idle-exit-seconds (1: with errors left), or nothing that another job could do better
+    0 | 1 | 2) scancel "${next%%;*}"; exit $code ;;
     *) exit $code ;;  # such as 3: the database can't be reached, which the next job tries again
 esac

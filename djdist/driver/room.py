@@ -93,9 +93,13 @@ class Room:
     def _is_kept_from(self, needs: Needs) -> bool:
         """Return whether what waits at the pool could take for ever what is kept for others.
 
-        The pool knows nothing of that: it begins what it has as soon as that fits.
+        The pool knows nothing of that: it begins what it has as soon as that fits. One key that needs
+        something scarce takes nothing for ever, and would else wait until the last large one is done.
         """
-        return self._kind(needs).is_kept_from or any(_is_smaller(needs, each) for each in self._reserved)
+        kind = self._kind(needs)
+        is_first_scarce = not (kind.placed or kind.waiting or _is_common(needs))
+        is_smaller = any(_is_smaller(needs, each) for each in self._reserved)
+        return kind.is_kept_from or (is_smaller and not is_first_scarce)
 
     def unmet(self) -> dict[str, Needs]:
         """Return by table what is waited for that no node holds."""
@@ -115,6 +119,7 @@ class Room:
         """Note a task that has ended."""
         if ticket in self._placed:
             kind, node, _ = self._placed.pop(ticket)
+            kind.placed -= 1
             node.change(kind.needs, 1)
             self._count(node)
         else:
@@ -139,6 +144,7 @@ class Room:
         for kind in self._kinds.values():
             in_flight |= {ticket: (kind.needs, table) for ticket, table in kind.waiting.items()}
             kind.waiting.clear()
+            kind.placed = 0
         self._placed.clear()
         self._reserved.clear()
         self.waiting.clear()
@@ -211,6 +217,7 @@ class Room:
         node = kind.best()
         if node is None:
             return False
+        kind.placed += 1
         node.change(kind.needs, -1)
         self._placed[ticket] = kind, node, table
         self._count(node)
@@ -255,7 +262,7 @@ class _Kind:
 
     def __init__(self, needs: Needs) -> None:
         self.needs = needs
-        self.slots = self.fitting = 0
+        self.slots = self.fitting = self.placed = 0
         self.is_kept_from = False
         self.on: dict[_Filling, int] = {}
         self.waiting: dict[int, str] = {}

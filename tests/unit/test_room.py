@@ -273,6 +273,19 @@ def test_each_key_gets_what_its_table_says_of_it(waits_for_room: bool) -> None:
     assert all(needs == needs_of(Job(t, dict(k))) for (t, k), needs in cluster.given.items())
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("names", [("Whole", "OnGpu"), ("OnGpu", "Whole")])
+def test_keys_of_whole_nodes_and_keys_with_a_gpu_take_turns(names: tuple[str, str], nodes: int) -> None:
+    needs = {"Whole": Needs(cpus=4), "OnGpu": GPU}
+    clock, pipeline = Clock(), FakePipeline([FakeTable(name, needs=needs[name]) for name in names], 60)
+    node = Node({"cpus": 4, "gpus": 1})
+    cluster = FakeCluster(pipeline, [node] * nodes, clock, lambda job: 10.0)
+    run(cluster)
+    for name in names:
+        began = sorted(moment for (table, _), moment in cluster.began.items() if table == name)
+        assert max(after - before for before, after in zip([0.0, *began], began, strict=False)) <= 40, name
+
+
 @pytest.mark.parametrize("after", [("A",), ()])
 def test_keys_that_fill_a_node_are_begun_beside_a_table_on_gpus(after: tuple[str, ...]) -> None:
     tables = [FakeTable("A", needs=Needs(cpus=8)), FakeTable("OnGpu", needs=GPU, after=after)]
