@@ -12,7 +12,8 @@ from djdist.driver.grouping import Grouping
 from djdist.errors import DatabaseError
 
 PRIORITY_SECONDS = 1.0
-"""After this time another run or a user may have added something more urgent."""
+"""After this time another run or a user may have added something more urgent; where all tables are empty, a
+run that watches looks no more often than for new keys."""
 
 
 class TableJobs:
@@ -95,6 +96,7 @@ class Tables:
             name: TableJobs(recipe, store.of(name), depth, policy.task_seconds, clock)
             for depth, (name, recipe) in enumerate(recipes.items())
         }
+        self._poll_seconds = policy.poll_seconds or 0.0
         self._ranks = _ranks(recipes, downstream_first=policy.order == "downstream")
         self._counting = Counting(self._count_all, clock)
         self.is_counted = False
@@ -154,7 +156,8 @@ class Tables:
     def _look_up_priorities(self, tolerated: Tolerated) -> None:
         """Ask for all tables at once what is due, where something was added, or once in a while."""
         is_new = any(table.backlog.is_refilled for table in self)
-        if not is_new and self._clock() - self._looked_at < PRIORITY_SECONDS:
+        pause_seconds = max(PRIORITY_SECONDS, self._poll_seconds if self.empty else 0)
+        if not is_new and self._clock() - self._looked_at < pause_seconds:
             return
         self._looked_at = self._clock()
         try:

@@ -155,7 +155,7 @@ class PipelineStore(JobStore):
                 results.append(act(store))
             except DatabaseError as error:
                 errors.append(error)
-                if not _is_of_one_table(error):
+                if not is_of_one_table(error):
                     break
         if errors:
             raise errors[0]
@@ -169,7 +169,7 @@ class PipelineStore(JobStore):
         yield from ((store, by_table[table]) for table, store in self.stores.items() if table in by_table)
 
 
-def _is_of_one_table(error: DatabaseError) -> bool:
+def is_of_one_table(error: DatabaseError) -> bool:
     """Return whether the server is there, and refuses only what was asked of it."""
     refusal = getattr(error.__cause__, "orig", None)
     return refusal is not None and not is_infrastructure(refusal)

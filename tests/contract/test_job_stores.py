@@ -375,7 +375,7 @@ class TestConnections:
         slow, reads = threading.Event(), list[str]()
 
         def read_slowly(_c: Any, _u: Any, statement: str, _p: Any, _x: Any, _m: bool) -> None:
-            if statement.startswith(("INSERT", "SELECT count(*)")):
+            if statement.rpartition("; ")[2].startswith(("INSERT", "SELECT count(*)")):  # after settings
                 reads.append(statement)
                 assert slow.wait(60)
 
@@ -1776,11 +1776,14 @@ class TestTablesOfARun:
             lab.Square.insert1({**mine[0].key, "result": 1}, allow_direct_insert=True)
             with counting_statements() as sent:
                 store.renew(mine)
-                assert len(sent) == 2  # it finds them and changes them
+                at_once = lab.Square.connection.adapter.backend == "postgresql"
+                assert len(sent) == (1 if at_once else 2)  # it finds them and changes them
+                sent.clear()
                 assert store.rescue() == 0
-                assert len(sent) == 2 + len(members)
+                assert len(sent) == len(members)
+                sent.clear()
                 assert store.add_new(mine) == 1
-            added = [sql for sql in sent[2 + len(members) :] if "~~" in sql]
+            added = [sql for sql in sent if "~~" in sql]
             assert ["~~upstream" in sql for sql in added] == [True]
 
     def test_wait_only_once_for_a_database_that_is_away(self) -> None:

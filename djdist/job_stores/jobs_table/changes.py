@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from djdist._job import Job
 from djdist.job_stores.jobs_table.conditions import Conditions, Where
-from djdist.job_stores.jobs_table.functions import NOW, without_index
-from djdist.job_stores.jobs_table.transactions import TransactionsOn, ending_with
+from djdist.job_stores.jobs_table.functions import NOW, same_key, without_index
+from djdist.job_stores.jobs_table.transactions import SETTINGS, TransactionsOn, ending_with
 
 BATCH = 500
 """So many jobs are changed by one statement: few trips to the server, and no locks held for long."""
@@ -29,6 +29,7 @@ FRESH = UNRESERVED | {
     "duration": None, "error_message": "", "error_stack": None,
 }  # fmt: skip
 
+Statement = TypeVar("Statement", bound=sa.Executable)
 OfStatus = Callable[[sa.ColumnElement[Any]], Where]
 
 
@@ -49,7 +50,7 @@ class Changes:
 
     def found(self, *conditions: sa.ColumnElement[bool]) -> list[Job]:
         """Return the jobs that fulfil some conditions."""
-        return self._transactions.run(
+        return self._transactions.run_one(
             lambda connection: self.jobs_in(connection.execute(self._where.keys(*conditions)))
         )
 
@@ -82,8 +83,26 @@ class Changes:
                 connection.execute(change.where(self._where.among(unlocked)))
             return unlocked
 
-        run = self._transactions.run
-        return [job for batch in batches(jobs) for job in run(partial(change_batch, batch=batch))]
+        def change_at_once(connection: sa.Connection, batch: Sequence[Job]) -> list[Job]:
+            among = self._where.keys(self._where.among(batch), *conditions)
+            return self.jobs_in(
+                connection.execute(self.changed(change, among.with_for_update(skip_locked=True)))
+            )
+
+        if self._where.spec.settings.backend == "postgresql":
+            run, act = self._transactions.run_one, change_at_once
+        else:
+            run, act = self._transactions.run, change_batch
+        return [job for batch in batches(jobs) for job in run(partial(act, batch=batch))]
+
+    def changed(self, change: sa.Update | sa.Delete, jobs: sa.Select[Any], *steps: str) -> sa.Executable:
+        """Return the statement that changes the jobs that a query locks, and gives all that it gives of them.
+
+        PostgreSQL finds them by their key, and reads no other one, as its statistics might suggest.
+        """
+        locked, key = jobs.cte("locked"), self._where.spec.key
+        statement = change.where(same_key(locked, self._where.table, key)).returning(*locked.c)
+        return discouraging(statement, "postgresql", "hashjoin", "mergejoin", *steps)
 
     def change_all(self, condition: OfStatus, change: sa.Update | sa.Delete) -> int:
         """Change all jobs for whose status, and more, a condition holds; return how many.
@@ -122,7 +141,18 @@ def lenient(connection: sa.Connection, backend: str) -> Iterator[None]:
         yield
 
 
+def discouraging(statement: Statement, backend: str, *steps: str) -> Statement:
+    """Return a statement that keeps PostgreSQL from a plan by what travels with it."""
+    if backend != "postgresql" or not steps:
+        return statement
+    return statement.execution_options(**{SETTINGS: f"{_settings(steps)}; "})
+
+
 def discourage(connection: sa.Connection, backend: str, *steps: str) -> None:
     """Keep PostgreSQL from a plan that its statistics suggest until it has seen a refresh's new jobs."""
     if backend == "postgresql" and steps:
-        connection.exec_driver_sql("; ".join(f"SET LOCAL enable_{step} = off" for step in steps))
+        connection.exec_driver_sql(_settings(steps))
+
+
+def _settings(steps: Sequence[str]) -> str:
+    return "; ".join(f"SET LOCAL enable_{step} = off" for step in steps)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,8 +12,8 @@ from djdist._job import Job
 from djdist.errors import DatabaseError
 from djdist.job_stores.jobs_table import lease
 from djdist.job_stores.jobs_table.advisory_lock import advisory_lock
-from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, discourage, lenient
-from djdist.job_stores.jobs_table.conditions import Conditions
+from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, discourage, discouraging, lenient
+from djdist.job_stores.jobs_table.conditions import Conditions, Where
 from djdist.job_stores.jobs_table.following import coming_of, parents_in
 from djdist.job_stores.jobs_table.functions import in_seconds, verbatim
 from djdist.job_stores.jobs_table.transactions import TransactionsOn
@@ -39,15 +40,16 @@ def refresh(
 ) -> dict[str, int]:
     """Add new keys, remove vanished ones, release what native workers left behind, and count all three.
 
-    Where nothing is expected to be new, a look spares the lock and the change of settings that adding takes.
+    Where nothing is expected to have changed, one look spares the others, and the lock that adding takes.
     """
     steps = _Steps(where, changes, transactions)
-    adds = not looks_first or steps.has_new()
+    new, vanished, stale = steps.look(options.stale_seconds) if looks_first else (True, True, True)
     return {
         "orphaned": steps.free_orphans(options.orphan_seconds),
-        "added": steps.add(options.priority, options.delay_seconds) if adds else 0,
+        "added": steps.add(options.priority, options.delay_seconds) if new else 0,
         "re_pended": steps.repend_completed(options.priority),
-        "removed": steps.remove_vanished() + steps.remove_stale(options.stale_seconds),
+        "removed": (steps.remove_vanished() if vanished else 0)
+        + (steps.remove_stale(options.stale_seconds) if stale else 0),
     }
 
 
@@ -86,15 +88,16 @@ class _Steps:
             sa.update(self._where.table).values(UNRESERVED),
         )
 
-    def has_new(self) -> bool:
-        new = self._new_jobs(verbatim(self._spec.new_keys_sql), 0, 0).limit(1).subquery()
-        count = sa.select(sa.func.count()).select_from(new)
-
-        def look(connection: sa.Connection) -> bool:
-            discourage(connection, self._spec.settings.backend, "nestloop")
-            return bool(connection.execute(count).scalar_one())
-
-        return self._transactions.run(look)
+    def look(self, stale_seconds: float) -> tuple[bool, bool, bool]:
+        """Return, by one statement, whether there are new keys, vanished ones, and stale jobs."""
+        status, keys = self._where.columns.status, self._where.keys
+        new = self._new_jobs(verbatim(self._spec.new_keys_sql), 0, 0)
+        stale = self._stale(status, stale_seconds) if stale_seconds else [sa.false()]
+        any_of_each = sa.select(*map(_any_of, (new, keys(*self._vanished(status)), keys(*stale))))
+        query = discouraging(any_of_each, self._spec.settings.backend, "nestloop")
+        row = self._transactions.run_one(lambda connection: connection.execute(query).one())
+        has_new, has_vanished, has_stale = map(bool, row)
+        return has_new, has_vanished, has_stale
 
     def add(self, priority: int, delay_seconds: float) -> int:
         new = verbatim(self._spec.new_keys_sql)
@@ -154,20 +157,26 @@ class _Steps:
         )
 
     def remove_vanished(self) -> int:
-        return self._changes.change_all(
-            lambda status: [status.in_(["success", "error"]), self._unwanted, ~self._where.is_made],
-            sa.delete(self._where.table),
-        )
+        return self._changes.change_all(self._vanished, sa.delete(self._where.table))
+
+    def _vanished(self, status: sa.ColumnElement[Any]) -> Where:
+        return [status.in_(["success", "error"]), self._unwanted, ~self._where.is_made]
 
     def remove_stale(self, stale_seconds: float) -> int:
         if not stale_seconds:
             return 0
+        stale = partial(self._stale, stale_seconds=stale_seconds)
+        return self._changes.change_all(stale, sa.delete(self._where.table))
+
+    def _stale(self, status: sa.ColumnElement[Any], stale_seconds: float) -> Where:
         old = self._where.columns.created_time < in_seconds(-stale_seconds)
-        return self._changes.change_all(
-            lambda status: [status.in_(["pending", "success", "error"]), old, self._unwanted],
-            sa.delete(self._where.table),
-        )
+        return [status.in_(["pending", "success", "error"]), old, self._unwanted]
 
     @property
     def _unwanted(self) -> sa.ColumnElement[bool]:
         return ~self._where.has_key_in(self._spec.key_source_sql)
+
+
+def _any_of(query: sa.Select[Any]) -> sa.ScalarSelect[Any]:
+    """Return the number of a query's rows, up to one."""
+    return sa.select(sa.func.count()).select_from(query.limit(1).subquery()).scalar_subquery()

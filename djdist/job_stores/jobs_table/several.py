@@ -1,17 +1,19 @@
 """The jobs tables of one run, which are asked together where that spares dozens of statements."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import sqlalchemy as sa
 
-from djdist.job_stores.jobs_table.changes import discourage
+from djdist.errors import DatabaseError
+from djdist.job_stores.jobs_table.changes import discouraging
 from djdist.job_stores.jobs_table.store import JobsTable
 from djdist.job_stores.jobs_table.transactions import Transactions, TransactionsOn
-from djdist.job_stores.pipeline import PipelineStore
+from djdist.job_stores.pipeline import PipelineStore, is_of_one_table
 
 
 class JobsTables(PipelineStore):
-    """Asks by one statement which tables have jobs that are due, as a run does every second.
+    """Asks by one statement which tables have jobs that are due, or whose lease is over.
 
     Parameters
     ----------
@@ -32,15 +34,29 @@ class JobsTables(PipelineStore):
         return self._next_priorities(by_index, "sort") | self._next_priorities(restricted)
 
     def _next_priorities(self, stores: Mapping[str, JobsTable], *bad_steps: str) -> dict[str, int]:
-        if not stores:
+        return self._found({name: store.next_due_priority for name, store in stores.items()}, *bad_steps)
+
+    def rescue(self) -> int:
+        """Look at all tables first, of which mostly none has anything to rescue."""
+        try:
+            found = self._found({name: store.any_expired for name, store in self._jobs_tables.items()})
+        except DatabaseError as error:
+            if not is_of_one_table(error):
+                raise
+            return super().rescue()
+        for name, store in self._jobs_tables.items():
+            if name not in found:
+                store.note_rescued()
+        return PipelineStore({name: self._jobs_tables[name] for name in found}).rescue()
+
+    def _found(self, queries: Mapping[str, sa.Select[Any]], *bad_steps: str) -> dict[str, int]:
+        """Return the one number that each query gives, where it gives one."""
+        if not queries:
             return {}
-        each = [store.next_due_priority.subquery() for store in stores.values()]
-        numbered = [sa.select(sa.literal_column(str(n)), one.c.priority) for n, one in enumerate(each)]
-        names, backend = list(stores), next(iter(stores.values())).spec.settings.backend
+        each = [query.subquery() for query in queries.values()]
+        numbered = [sa.select(sa.literal_column(str(n)), *one.c) for n, one in enumerate(each)]
+        names, backend = list(queries), next(iter(self._jobs_tables.values())).spec.settings.backend
 
-        def read(connection: sa.Connection) -> dict[str, int]:
-            discourage(connection, backend, *bad_steps)
-            found = connection.execute(sa.union_all(*numbered))
-            return {names[number]: priority for number, priority in found}
-
-        return self._transactions.run(read)
+        query = discouraging(sa.union_all(*numbered), backend, *bad_steps)
+        rows = self._transactions.run_one(lambda connection: list(connection.execute(query)))
+        return {names[number]: found for number, found in rows}

@@ -2,10 +2,11 @@
 
 import logging
 import platform
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,12 +16,12 @@ from djdist._job_store import JobStore
 from djdist.database.job_statements import JobStatements
 from djdist.errors import DatabaseError
 from djdist.job_stores.jobs_table.blob import pack_text
-from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, batches, discourage
+from djdist.job_stores.jobs_table.changes import FRESH, UNRESERVED, Changes, batches, discouraging
 from djdist.job_stores.jobs_table.conditions import Conditions, Where
 from djdist.job_stores.jobs_table.dead_workers import DeadWorkers
 from djdist.job_stores.jobs_table.following import any_failed, coming_of_failed
 from djdist.job_stores.jobs_table.functions import NOW, in_seconds, verbatim, without_index
-from djdist.job_stores.jobs_table.lease import SMALLEST_TOKEN
+from djdist.job_stores.jobs_table.lease import SMALLEST_TOKEN, lease_seconds_of
 from djdist.job_stores.jobs_table.refreshing import Refreshing, add_new, refresh
 from djdist.job_stores.jobs_table.statements import job_statements
 from djdist.job_stores.jobs_table.transactions import Transactions, TransactionsOn
@@ -76,7 +77,8 @@ class JobsTable(JobStore):
         self._transactions = TransactionsOn(self._shared, trouble)
         self._changes = Changes(self._where, self._transactions)
         self._workers = DeadWorkers(self._where, self._transactions)
-        self._is_quiet = False
+        self._is_quiet = self._reserves_at_once = False
+        self._rescued_at = float("-inf")
 
     def __reduce__(self) -> tuple[Any, ...]:
         how = self.max_priority, self.refreshing, self.patience_seconds, self._shared
@@ -90,7 +92,7 @@ class JobsTable(JobStore):
         dict
             How many jobs were ``added``, ``removed``, ``orphaned`` and ``re_pended``.
         """
-        rescued = self.rescue()
+        rescued = 0 if self._is_rescued else self.rescue()
         if self.refreshing is None:
             return {"added": 0, "removed": 0, "orphaned": rescued, "re_pended": 0}
         with self._shared.one_slow():
@@ -99,6 +101,12 @@ class JobsTable(JobStore):
             )
         self._is_quiet = not counts["added"]
         return counts | {"orphaned": rescued + counts["orphaned"]}
+
+    @property
+    def _is_rescued(self) -> bool:
+        """Whether a run that watches, whose lease looks for ended ones as well, has done so shortly ago."""
+        pause_seconds = lease_seconds_of(self.owner.token) / 2
+        return self._shared.outlasts and time.monotonic() - self._rescued_at < pause_seconds
 
     def add_new(self, parents: Sequence[Job]) -> int | None:
         if self.refreshing is None:
@@ -121,25 +129,37 @@ class JobsTable(JobStore):
         if max_priority is not None:
             most_urgent = most_urgent.where(self._where.columns.priority <= max_priority)
 
+        if self._reserves_at_once:
+            return self._transactions.run_one(partial(self._reserve_at_once, most_urgent, limit))
+
         def reserve(connection: sa.Connection) -> list[Job]:
-            self._read_by_index(connection)
-            found = self._changes.jobs_in(connection.execute(most_urgent, {"limit": limit}))
+            found = self._changes.jobs_in(connection.execute(self._by_index(most_urgent), {"limit": limit}))
             changes = [self._reservation.where(self._where.among(batch)) for batch in batches(found)]
             self._check_hits(sum(connection.execute(change).rowcount for change in changes), found)
             return found
 
-        return self._transactions.run(reserve)
+        found = self._transactions.run(reserve)
+        is_plain = self.spec.settings.backend == "postgresql" and self.spec.restricted_sql is None
+        may_not_be_found = any(isinstance(value, float) for job in found for value in job.key.values())
+        self._reserves_at_once = is_plain and bool(found) and not may_not_be_found
+        return found
+
+    def _reserve_at_once(self, due: sa.Select[Any], limit: int, connection: sa.Connection) -> list[Job]:
+        """Reserve by one statement; PostgreSQL returns the rows that it has changed in no order."""
+        urgency = self._where.columns.priority, self._where.columns.scheduled_time
+        reserve = self._changes.changed(self._reservation, due.add_columns(*urgency), "sort")
+        rows = sorted(connection.execute(reserve, {"limit": limit}), key=lambda row: row[-len(urgency) :])
+        return [Job(self.spec.table, dict(zip(self.spec.key, row, strict=False))) for row in rows]
 
     def next_priority(self) -> int | None:
-        def read(connection: sa.Connection) -> int | None:
-            self._read_by_index(connection)
-            return connection.execute(self.next_due_priority).scalar()
+        query = self._by_index(self.next_due_priority)
+        return self._transactions.run_one(lambda connection: connection.execute(query).scalar())
 
-        return self._transactions.run(read)
-
-    def _read_by_index(self, connection: sa.Connection) -> None:
-        if self.spec.restricted_sql is None:  # else PostgreSQL sorts all that is pending
-            discourage(connection, self.spec.settings.backend, "sort")
+    def _by_index(self, query: sa.Select[Any]) -> sa.Select[Any]:
+        """Keep PostgreSQL from sorting all that is pending."""
+        if self.spec.restricted_sql is not None:
+            return query
+        return discouraging(query, self.spec.settings.backend, "sort")
 
     def reserved(self) -> list[Job]:
         return self._changes.found(*self._where.mine)
@@ -191,7 +211,18 @@ class JobsTable(JobStore):
         renewed = self._changes.change_unlocked(jobs, self._where.owned, renew)
         return list(jobs) if len(renewed) == len(jobs) else self._changes.owned_among(jobs)
 
+    def note_rescued(self) -> None:
+        """Note that no lease was found to be over, which spares a refresh that comes soon the look."""
+        self._rescued_at = time.monotonic()
+
+    @cached_property
+    def any_expired(self) -> sa.Select[Any]:
+        """The query of one reservation whose lease is over."""
+        expired = self._where.expired(self._where.columns.status)
+        return sa.select(sa.literal_column("1").label("expired")).where(*expired).limit(1)
+
     def rescue(self) -> int:
+        self.note_rescued()
         status = self._where.columns.status
         expired, still = self._where.expired(status), self._where.expired(without_index(status))
         found = self._changes.found(*expired)
