@@ -228,7 +228,8 @@ class Recipe:
             )
         if not _is_count(self.retries):
             raise OptionError(f"retries={self.retries!r} must be a whole number from 0.")
-        checked_keys_per_transaction(self.keys_per_transaction)
+        keys_per_transaction = checked_keys_per_transaction(self.keys_per_transaction)
+        object.__setattr__(self, "keys_per_transaction", keys_per_transaction)
         for name, plain in (("timeout_seconds", float), ("retries", int)):
             if (number := getattr(self, name)) is not None:
                 object.__setattr__(self, name, plain(number))
@@ -236,8 +237,7 @@ class Recipe:
     @property
     def most_per_transaction(self) -> int:
         """How many keys may share a transaction at most."""
-        most = self.keys_per_transaction
-        return AUTO_KEYS_PER_TRANSACTION if most == "auto" else int(most)
+        return AUTO_KEYS_PER_TRANSACTION if self.keys_per_transaction == "auto" else self.keys_per_transaction
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ class Policy:
         return self.poll_seconds is not None
 
 
-def checked_keys_per_transaction(given: object) -> object:
+def checked_keys_per_transaction(given: Any) -> KeysPerTransaction:
     """Return how many keys may share a transaction, if it can be that; numbers may be numpy's.
 
     Raises
@@ -301,10 +301,11 @@ def checked_keys_per_transaction(given: object) -> object:
     OptionError
         It is something else.
     """
-    is_number = _is_count(given) and not isinstance(given, bool) and given != 0
-    if not (is_number or (isinstance(given, str) and given == "auto")):
-        raise OptionError(f"keys_per_transaction={given!r} must be a whole number from 1, or 'auto'.")
-    return given
+    if isinstance(given, str) and given == "auto":
+        return "auto"
+    if _is_count(given) and not isinstance(given, bool) and given != 0:
+        return int(given)
+    raise OptionError(f"keys_per_transaction={given!r} must be a whole number from 1, or 'auto'.")
 
 
 def _is_count(value: object) -> bool:

@@ -64,7 +64,7 @@ class Driver:
         self._room = Room(run.pool)
         self._needs = KeyNeeds(run.recipes, run.policy, self._room.check)
         self._unmet = UnmetNeeds(self._tables, self._needs, self._room, run.clock)
-        sharing = {name for name, recipe in run.recipes.items() if recipe.most_per_transaction > 1}
+        sharing = {name: recipe.most_per_transaction for name, recipe in run.recipes.items()}
         self._tasks = InFlight(run.store, run.pool, self._room, run.clock, sharing)
         self._lease = Lease(
             run.store, self._tasks, run.policy.lease_seconds, self._shutdown.over, run.notifier

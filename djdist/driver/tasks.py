@@ -1,9 +1,10 @@
 """The tasks in flight: submitted, and not ended."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from itertools import islice
+from types import MappingProxyType
 
 from djdist._job import Identity, Job
 from djdist._job_store import JobStore
@@ -25,8 +26,8 @@ class Task:
         What its worker was making when the store was last asked.
     running_since : float
         When it was first seen to do so.
-    shares : bool
-        Its jobs share transactions: those of one have begun together, and any of them may be running.
+    shares : int
+        So many of its jobs may share a transaction: any of the first that are not done may be running.
     suspects : tuple of Job
         What may have been running when the store was last asked, the first of which counts as running.
     asks : bool
@@ -40,7 +41,7 @@ class Task:
     submitted_at: float
     needs: Needs = ONE_CPU
     asks: bool = False
-    shares: bool = False
+    shares: int = 1
     running: Job | None = None
     suspects: tuple[Job, ...] = ()
     running_since: float = 0.0
@@ -63,8 +64,7 @@ class Task:
 
     def see(self, begun: Set[Identity], now: float) -> None:
         """Note which job runs: a worker makes them in order, and what it has made is gone."""
-        found = (job for job in self.jobs if job.identity in begun)
-        self.suspects = tuple(found if self.shares else islice(found, 1))
+        self.suspects = tuple(islice((job for job in self.jobs if job.identity in begun), self.shares))
         running = next(iter(self.suspects), None)
         if running is not self.running:
             self.running, self.running_since = running, now
@@ -88,8 +88,8 @@ class InFlight:
         Is told what is in flight.
     clock : callable
         Seconds that pass.
-    sharing : collection of str
-        The tables whose keys share transactions.
+    sharing : mapping of str to int
+        How many keys of each table may share a transaction.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class InFlight:
         pool: TaskPool,
         room: Room,
         clock: Callable[[], float],
-        sharing: Collection[str] = (),
+        sharing: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._store = store
         self._sharing = sharing
@@ -132,7 +132,7 @@ class InFlight:
                 sent = tuple(replace(job, asks=True) for job in jobs) if asks else jobs
                 ticket = self._pool.submit(jobs[0].table, sent, needs)
                 waiting.popleft()
-                shares = jobs[0].table in self._sharing
+                shares = self._sharing.get(jobs[0].table, 1)
                 self._tasks[ticket] = Task(ticket, jobs, self._clock(), needs, asks, shares)
                 self._room.take(ticket, needs, jobs[0].table)
                 self.task_counts[jobs[0].table] += 1

@@ -213,6 +213,7 @@ class MakeSession:
     def commit_shared(self) -> None:
         """Commit what was made in a shared transaction."""
         self.committing = True
+        self._shared = None  # where its answer is lost, DataJoint reconnects and cancels another one
         self._commit()
 
     def _populate(self, *arguments: Any, **options: Any) -> Any:

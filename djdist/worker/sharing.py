@@ -29,15 +29,8 @@ ENDS_ITS_TRANSACTION = (
 def make_in_shared_transactions(
     group: Group, make_session: MakeSession, signals: Signals, limit: Limit
 ) -> Iterator[list[Outcome]]:
-    """Make the jobs of a group, and give together the outcomes of those that were committed together.
-
-    Only the jobs of one transaction are begun at a time, so that the driver sees which may be running.
-    """
-    pace, left = group.context.pace, group.jobs
-    while left:
-        size = pace.size if pace.shares else len(left)
-        part, left = Group(group.context, left[:size]), left[size:]
-        yield from _Sharing(part, make_session, signals, limit).outcomes()
+    """Make the jobs of a group, and give together the outcomes of those that were committed together."""
+    return _Sharing(group, make_session, signals, limit).outcomes()
 
 
 @dataclass
@@ -60,15 +53,15 @@ class _Together:
 
 @dataclass
 class _Sharing:
-    """Makes jobs that are begun together."""
+    """Makes the jobs of a group."""
 
-    part: Group
+    group: Group
     make_session: MakeSession
     signals: Signals
     limit: Limit
 
     def outcomes(self) -> Iterator[list[Outcome]]:
-        left, pace = self.part.jobs, self.part.context.pace
+        left, pace = self.group.jobs, self.group.context.pace
         while left:
             if pace.shares and self._is_sure(left[: pace.size]):
                 together = self._make_together(left[: pace.size])
@@ -83,17 +76,17 @@ class _Sharing:
 
         What is raised here, such as by a lost connection, is raised again by the job that meets it alone.
         """
-        part = self.part
+        group = self.group
         if len(jobs) < 2 or self.make_session.has_populated:
             return False
         try:
-            ready_connection(part.context)
-            begun = all(map(part.begins, jobs))
-            if part.context.statements is None:
-                part.all_missing = not part.context.table & [job.key for job in jobs]
+            ready_connection(group.context)
+            begun = all(map(group.begins, jobs))
+            if group.context.statements is None:
+                group.all_missing = not group.context.table & [job.key for job in jobs]
         except Exception:
             return False
-        return begun and part.all_missing
+        return begun and group.all_missing
 
     def _make_together(self, jobs: Sequence[Job]) -> _Together:
         """Make as many jobs as fit into one transaction, and finish them with it."""
@@ -112,7 +105,7 @@ class _Sharing:
                             break
                     running = None
                     if transaction.look("RELEASE"):
-                        self.part.finish(made, seconds)
+                        self.group.finish(made, seconds)
                     self.make_session.commit_shared()  # if it is torn, what this make() has left open
                 finally:
                     is_torn = transaction.is_torn
@@ -121,23 +114,23 @@ class _Sharing:
         if is_torn:
             self._note_torn()
             return _Together(again=made, is_torn=True)
-        self.part.context.pace.made(len(made), seconds)
+        self.group.context.pace.made(len(made), seconds)
         return _Together(made)
 
     def _after(
         self, error: BaseException, made: Sequence[Job], running: Job | None, *, is_torn: bool, seconds: float
     ) -> _Together:
         """Return what to do with jobs whose transaction was undone, or whose COMMIT got no answer."""
-        part, pace, is_conflict = self.part, self.part.context.pace, is_infrastructure(error)
-        if self.make_session.committing and is_conflict and not is_torn and was_committed(part, made[-1]):
+        group, pace, is_conflict = self.group, self.group.context.pace, is_infrastructure(error)
+        if self.make_session.committing and is_conflict and not is_torn and was_committed(group, made[-1]):
             return _Together(made)
-        outcome = failed(part, running or made[-1], error, self.make_session, self.signals, seconds)
-        leave_behind(part.context)
+        outcome = failed(group, running or made[-1], error, self.make_session, self.signals, seconds)
+        leave_behind(group.context)
         pace.undone()
         if outcome.ending is Ending.INTERRUPTED:
             return _Together(failed=outcome)
         if made and ((is_conflict and not is_lost(error)) or (is_torn and not is_conflict)):
-            pace.in_conflict(f"{type(part.context.table).__name__}: {error}")
+            pace.in_conflict(f"{type(group.context.table).__name__}: {error}")
         again = [*made, running] if running else made
         is_its_own = not made or (is_torn and not is_conflict)
         if running and is_its_own and not is_duplicate(error):
@@ -145,13 +138,13 @@ class _Sharing:
         return _Together((), again, None, is_torn)
 
     def _note_torn(self) -> None:
-        logger.warning(ENDS_ITS_TRANSACTION, type(self.part.context.table).__name__)
-        self.part.context.pace.end()
+        logger.warning(ENDS_ITS_TRANSACTION, type(self.group.context.table).__name__)
+        self.group.context.pace.end()
 
     def _outcomes_of(self, together: _Together) -> Iterator[list[Outcome]]:
         if together.committed:
             yield [_made(job) for job in together.committed]
-        self.part.all_missing = self.part.all_missing and not together.again
+        self.group.all_missing = self.group.all_missing and not together.again
         for job in together.again:
             outcome = self._make_alone(job)
             was_made = together.is_torn and outcome.ending is Ending.ALREADY_MADE
@@ -160,9 +153,9 @@ class _Sharing:
             yield [together.failed]
 
     def _make_alone(self, job: Job) -> Outcome:
-        started, pace = time.monotonic(), self.part.context.pace
+        started, pace = time.monotonic(), self.group.context.pace
         with self.limit():
-            outcome = make_job(self.part, job, self.make_session, self.signals)
+            outcome = make_job(self.group, job, self.make_session, self.signals)
         if pace.size == 1:
             pace.made(1, time.monotonic() - started)
         return outcome

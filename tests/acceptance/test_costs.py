@@ -22,6 +22,7 @@ FEW, MANY = 200, 1200
 MANY_IN_CHAIN = 600
 OF_MAKE = 4
 """BEGIN, SELECT, INSERT, COMMIT."""
+OF_MAKE_ALONE = 2
 
 
 @pytest.fixture(params=[pytest.param(1, marks=pytest.mark.long), 2])
@@ -33,28 +34,48 @@ def count_for_a_key(
     pipelines.fill(lab, subjects=1, sessions=FEW + MANY)
     with djdist.LocalExecutor(request.param) as executor:
 
-        def count(counter: Callable[[], Any], max_calls: int) -> Any:
+        def count(counter: Callable[[], Any], max_calls: int, **options: Any) -> Any:
             before = counter()
-            summary = lab.Square.populate(reserve_jobs=True, executor=executor, max_calls=max_calls)
+            summary = lab.Square.populate(
+                reserve_jobs=True, executor=executor, max_calls=max_calls, **options
+            )
             assert summary["success_count"] == max_calls
             return counter() - before
 
-        yield lambda counter: (-count(counter, FEW) + count(counter, MANY)) / (MANY - FEW)
+        yield (
+            lambda counter, **options: (
+                (-count(counter, FEW, **options) + count(counter, MANY, **options)) / (MANY - FEW)
+            )
+        )
 
 
 @pytest.mark.long_on("postgresql")
 def test_a_key_costs_one_commit_and_no_statement_beyond_those_of_its_make(
     server: Server, connection: Any, count_for_a_key: Callable[[Any], Any]
 ) -> None:
-    def commits_and_statements() -> Any:
-        if server.backend == "mysql":
-            return np.array([status(connection, "Com_commit"), status(connection, "Questions")])
-        (number,) = connection.query("SELECT txid_current()").fetchone()  # each that writes gets one
-        return np.array([int(number), 0])  # PostgreSQL does not count statements
-
-    commits, statements = count_for_a_key(commits_and_statements)
+    commits, statements = count_for_a_key(lambda: commits_and_statements(server, connection))
     assert 0.95 <= commits <= 1.02
     assert statements <= OF_MAKE + 0.2
+
+
+@pytest.mark.long_on("postgresql")
+def test_a_key_that_shares_its_transaction_costs_hardly_more_than_what_its_make_asks(
+    server: Server,
+    connection: Any,
+    count_for_a_key: Callable[..., Any],
+) -> None:
+    commits, statements = count_for_a_key(
+        lambda: commits_and_statements(server, connection), keys_per_transaction="auto"
+    )
+    assert commits <= 0.1
+    assert statements <= OF_MAKE_ALONE + 0.2
+
+
+def commits_and_statements(server: Server, connection: Any) -> Any:
+    if server.backend == "mysql":
+        return np.array([status(connection, "Com_commit"), status(connection, "Questions")])
+    (number,) = connection.query("SELECT txid_current()").fetchone()  # each that writes gets one
+    return np.array([int(number), 0])  # PostgreSQL does not count statements
 
 
 def test_who_reads_or_debugs_a_call_meets_five_functions_down_to_the_step(

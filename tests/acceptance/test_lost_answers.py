@@ -61,11 +61,15 @@ class TestReserve:
 @pytest.mark.long_on("ray")
 class TestMake:
     @pytest.mark.parametrize("reserve_jobs", [True, False])
+    @pytest.mark.parametrize("together", [1, pytest.param("auto", marks=pytest.mark.long)])
     def test_what_was_committed_is_counted_as_made(
-        self, far_lab: ModuleType, relay: Relay, executor: Any, reserve_jobs: bool
+        self, far_lab: ModuleType, relay: Relay, executor: Any, reserve_jobs: bool, together: Any
     ) -> None:
-        relay.lose_commits(after=FINISHES if reserve_jobs else b"INSERT INTO", times=3)
-        summary = far_lab.Square.populate(reserve_jobs=reserve_jobs, executor=executor, max_calls=12)
+        last = FINISHES if reserve_jobs else b"INSERT INTO" if together == 1 else b"RELEASE"
+        relay.lose_commits(after=last, times=1 if together == "auto" else 3)
+        summary = far_lab.Square.populate(
+            reserve_jobs=reserve_jobs, executor=executor, max_calls=12, keys_per_transaction=together
+        )
         assert relay.has_lost_all
         assert (summary["success_count"], len(far_lab.Square())) == (12, 12)
         if reserve_jobs:

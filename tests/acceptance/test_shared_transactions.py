@@ -51,7 +51,7 @@ def test_a_key_that_kills_its_workers_is_told_from_those_in_its_transaction(
     assert doing.begun(tmp_path).count(30) >= 3
 
 
-@pytest.mark.long_on("dask")
+@pytest.mark.long
 def test_a_key_that_never_ends_is_told_from_those_in_its_transaction(
     lab: ModuleType, remote_executor: Any, tmp_path: Path
 ) -> None:

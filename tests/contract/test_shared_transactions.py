@@ -446,9 +446,10 @@ def test_an_answer_to_the_commit_that_is_lost_is_asked_for(
     commit = MakeSession.commit_shared
 
     def commit_and_lose(session: MakeSession) -> None:
+        connection = session._table.connection
+        connection._conn.cursor().execute("COMMIT")
+        connection._conn.close()
         commit(session)
-        session._table.connection._conn.close()
-        raise dj.errors.LostConnectionError("no answer")
 
     monkeypatch.setattr(MakeSession, "commit_shared", commit_and_lose)
     assert worker.make() == ALL_MADE

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from djdist._job import GROUP_SECONDS, Job, Recipe
+from djdist._job import GROUP_SECONDS, SHARED_SECONDS, Job, Recipe
 from djdist.driver.overdue import CHECKS, LAST_BEGIN_SECONDS, BlockedJobs, Overdue
 from djdist.driver.tasks import Task
 from lab.scripted import Clock
@@ -32,6 +32,13 @@ class TestTask:
         see(task, [], 3)
         assert (task.running, task.blocked) == (None, ())
 
+    def test_what_shares_a_transaction_with_the_job_that_runs_is_suspected_and_not_blocked(self) -> None:
+        task = Task(1, (FIRST, SECOND, THIRD), submitted_at=0, shares=2)
+        see(task, [FIRST, SECOND, THIRD], 3)
+        assert (task.running, task.suspects, task.blocked) == (FIRST, (FIRST, SECOND), (THIRD,))
+        see(task, [THIRD], 5)
+        assert (task.running, task.suspects, task.blocked) == (THIRD, (THIRD,), ())
+
 
 class TestOverdue:
     def overdue(self, clock: Clock, timeout_seconds: float | None = 10, *, sees: bool = True) -> Overdue:
@@ -47,6 +54,15 @@ class TestOverdue:
             assert overdue.among(tasks) == []
         clock.seconds = 110
         assert overdue.among(tasks) == tasks[:1]
+
+    def test_those_before_it_in_its_transaction_had_time_too(self) -> None:
+        clock, task = Clock(), Task(1, (FIRST, SECOND), 0, shares=2)
+        overdue = self.overdue(clock)
+        see(task, [FIRST, SECOND], 0)
+        clock.seconds = 10 + SHARED_SECONDS / 2
+        assert overdue.among([task]) == []
+        clock.seconds = 10 + SHARED_SECONDS
+        assert overdue.among([task]) == [task]
 
     def test_it_looks_ten_times_within_the_timeout(self) -> None:
         clock, task = Clock(), Task(1, (FIRST,), 0)
