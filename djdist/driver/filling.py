@@ -73,12 +73,13 @@ class Filling:
         idle, jobs = not self._tasks.task_counts[table.name], list[Job]()
         with self._tolerance.of(table):
             jobs = table.backlog.reserve(limit, idle=idle, max_priority=max_priority)
+        reserved, jobs = len(jobs), self._tasks.not_in_flight(jobs)
         self._results.count_reserved(len(jobs))
-        shares = 1 if len(jobs) == most else slots  # no sign of little left where one statement gave its most
+        shares = 1 if reserved == most else slots  # no sign of little left where one statement gave its most
         unknown = table.grouping.split(list(filter(self._needs.has_to_ask, jobs)), size, shares)
         self._tasks.submit(((ONE_CPU, group) for group in unknown), asks=True)
         self.submit([job for job in jobs if not self._needs.has_to_ask(job)], size, shares)
-        return 0 < len(jobs) < limit
+        return 0 < reserved < limit
 
     def submit(self, jobs: Sequence[Job], size: int = 1, shares: int = 1) -> None:
         """Submit reserved jobs of which it is known what they need."""

@@ -1,7 +1,7 @@
 """The tasks in flight: submitted, and not ended."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 from types import MappingProxyType
@@ -111,6 +111,7 @@ class InFlight:
         self._room = room
         self._clock = clock
         self._tasks: dict[int, Task] = {}
+        self._in_flight: set[Identity] = set()
         self.task_counts, self.job_counts = Counter[str](), Counter[str]()
 
     def __len__(self) -> int:
@@ -122,6 +123,12 @@ class InFlight:
     def jobs(self) -> list[Job]:
         """Return all jobs in flight."""
         return [job for task in self for job in task.jobs]
+
+    def not_in_flight(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return which of the jobs just reserved no task has: of a run that was frozen others may have taken
+        and left some, which its tasks still make, and which a second task would only make twice.
+        """
+        return [job for job in jobs if job.identity not in self._in_flight]
 
     def submit(self, groups: Iterable[tuple[Needs, tuple[Job, ...]]], *, asks: bool = False) -> None:
         """Submit groups to be made, or asked what they need; give back what was not, if that fails."""
@@ -135,6 +142,7 @@ class InFlight:
                 shares = self._sharing.get(jobs[0].table, 1)
                 self._tasks[ticket] = Task(ticket, jobs, self._clock(), needs, asks, shares)
                 self._room.take(ticket, needs, jobs[0].table)
+                self._in_flight.update(job.identity for job in jobs)
                 self.task_counts[jobs[0].table] += 1
                 self.job_counts[jobs[0].table] += len(jobs)
         finally:
@@ -145,6 +153,7 @@ class InFlight:
         """Forget a task that has ended or is to be ended, and return it."""
         task = self._tasks.pop(ticket, None)
         if task:
+            self._in_flight.difference_update(job.identity for job in task.jobs)
             self.task_counts[task.table] -= 1
             self.job_counts[task.table] -= len(task.jobs)
             self._room.leave(ticket)
@@ -201,6 +210,7 @@ class InFlight:
 
     def _leave_out(self, jobs: Collection[Job]) -> None:
         left_out = {job.identity for job in jobs}
+        self._in_flight -= left_out
         for task in self if left_out else ():
             left = tuple(job for job in task.jobs if job.identity not in left_out)
             if not left:
