@@ -15,7 +15,9 @@ from djdist.errors import DatabaseError
 logger = logging.getLogger(__package__)
 
 ROUND_SECONDS = 1.0
-"""While all slots are busy nobody waits for new keys, so that one statement a table and second will do."""
+"""While all slots are busy nobody waits for new keys, so that one statement per table and second will do."""
+BUSY_SECONDS = 0.2
+"""Statements of different tables are not collected for longer, or a first result would come late."""
 SHORT_SECONDS = 0.02
 """Most refreshes take less, and the loop waits no longer for one."""
 ROUND_SHARE = 4
@@ -114,11 +116,10 @@ class Streaming:
 
     def due_in_seconds(self, *, has_room: bool) -> float:
         """Return after which time the next keys are let in that follow what was made."""
-        if not any(refresh.marked for refresh in self._free):
-            return float("inf")
-        pause_seconds = max(SHORT_SECONDS, ROUND_SHARE * self._round_took_seconds)
-        pause_seconds = pause_seconds if has_room else max(ROUND_SECONDS, pause_seconds)
-        return self._round_ended_at + pause_seconds - self._clock()
+        due_at = [refresh.follows_at(has_room=has_room) for refresh in self._free if refresh.marked]
+        least_seconds = SHORT_SECONDS if has_room else BUSY_SECONDS
+        pause_seconds = max(least_seconds, ROUND_SHARE * self._round_took_seconds)
+        return max(self._round_ended_at + pause_seconds, min(due_at, default=float("inf"))) - self._clock()
 
     def may_add(self) -> bool:
         """Return whether more keys may come, now that nothing of the run is in flight and nothing pending.
@@ -160,8 +161,9 @@ class Streaming:
             return
         began_at = self._clock()
         for refresh in self._free:
-            with self._tolerance.of(refresh.table):
-                refresh.add_followed()
+            if refresh.follows_at(has_room=has_room) <= began_at:
+                with self._tolerance.of(refresh.table):
+                    refresh.add_followed()
         self._round_ended_at = self._clock()
         self._round_took_seconds = self._round_ended_at - began_at
 
@@ -225,7 +227,7 @@ class _Refresh:
         self.table = table
         self.marked: list[Job] = []
         self.is_wanted = self.is_running = False
-        self.began_at = self.ended_at = float("-inf")
+        self.began_at = self.ended_at = self.followed_at = float("-inf")
         self.took_seconds = 0.0
         self._clock = clock
         self._found = deque[int | Exception]()
@@ -248,10 +250,15 @@ class _Refresh:
         pause_seconds = min(WHOLE_SECONDS, period_seconds) if self.is_wanted else period_seconds
         return self._clock() - self.ended_at >= max(pause_seconds, WHOLE_SHARE * self.took_seconds)
 
+    def follows_at(self, *, has_room: bool) -> float:
+        """Return from when on it may get the keys that follow what was made."""
+        return self.followed_at + (0.0 if has_room else ROUND_SECONDS)
+
     def add_followed(self) -> None:
         parents, self.marked = self.marked[:MOST_PARENTS], self.marked[MOST_PARENTS:]
         if not parents:
             return
+        self.followed_at = self._clock()
         try:
             added = self.table.store.add_new(parents)
         except DatabaseError:

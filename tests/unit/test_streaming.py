@@ -162,6 +162,16 @@ def test_rounds_follow_what_was_made_once_a_second_while_all_slots_are_busy() ->
     assert rounds <= clock.seconds + 10
 
 
+def test_a_first_result_comes_early_though_all_slots_are_busy() -> None:
+    names = [f"T{number}" for number in range(8)]
+    tables = [FakeTable(name, tuple(names[max(0, n - 1) : n])) for n, name in enumerate(names)]
+    pipeline, clock = FakePipeline(tables, 100), Clock()
+    cluster = FakeCluster(pipeline, slots(4), clock, lambda job: 0.4)
+    run(cluster)
+    first = min(moment for (table, _), moment in cluster.began.items() if table == names[-1])
+    assert first <= 1.5 * 0.4 * len(names)
+
+
 class Refreshed(FakeStore):
     """A table to which others are adding jobs, so that its rounds fail for a while."""
 
