@@ -195,8 +195,7 @@ class Recipe:
     ``timeout_seconds`` of None lets a ``make()`` take as long as it likes; ``retry_on`` holds
     names of exception classes, none of them for all. Numbers may be numpy's.
     ``needs`` is what one key needs, None where the table says so of each key, beyond
-    ``default_needs``, with ``learned_memory`` in bytes as the least, which an earlier run has found.
-    Up to ``keys_per_transaction`` share a transaction. ``upstream`` are the tables of
+    ``default_needs``. Up to ``keys_per_transaction`` share a transaction. ``upstream`` are the tables of
     the run on which the key source depends; new keys are found by the keys made of those that it ``follows``,
     and by reading the whole key source where it follows not all. Those of ``after`` have to be done before a
     key is begun, since it may be made from any of their rows.
@@ -214,7 +213,6 @@ class Recipe:
     retry_on: tuple[str, ...] = ()
     needs: Needs | None = ONE_CPU
     default_needs: Needs = ONE_CPU
-    learned_memory: int = 0
     keys_per_transaction: KeysPerTransaction = 1
     upstream: tuple[str, ...] = ()
     follows: frozenset[str] = frozenset()
@@ -386,8 +384,7 @@ class Summary:
     """A run's result; ``errors`` are the first of those that ``failed``.
 
     ``tables`` holds the counts of each table, ``held_back`` by table how many of its keys the errors of
-    which other tables keep from being made, ``peak_memory`` the most bytes of a process that made some,
-    ``learned_memory`` how many its keys start from by now that had run out of memory.
+    which other tables keep from being made, ``peak_memory`` the most bytes of a process that made some.
     """
 
     success_count: int = 0
@@ -396,7 +393,6 @@ class Summary:
     tables: Mapping[str, Counts] = field(default_factory=dict, compare=False)
     held_back: Mapping[str, Mapping[str, int]] = field(default_factory=dict, compare=False)
     peak_memory: Mapping[str, int] = field(default_factory=dict, compare=False)
-    learned_memory: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -284,10 +284,8 @@ def populate(
             pace=Pace(recipes[name].most_per_transaction),
         )
         task = context if chosen.runs_in_caller else _worker_task(context, recipes[name])
-        said, learned = _needs(planned, needs, chosen.needs), _learned_memory.get(_place(planned, chosen), 0)
-        recipes[name] = replace(
-            recipes[name], task=task, needs=said, default_needs=chosen.needs, learned_memory=learned
-        )
+        said = _needs(planned, needs, chosen.needs)
+        recipes[name] = replace(recipes[name], task=task, needs=said, default_needs=chosen.needs)
     loop = partial(drive, store=store, recipes=recipes, policy=policy, info=info, notifier=notifier)
     if detach:
         return _detach(chosen, loop, info)
@@ -297,7 +295,6 @@ def populate(
         ProgressBar(info.table, max_calls, shown=display_progress) as bar,
     ):
         summary = chosen.drive(loop, bar.show, info)
-    _learned_memory.update({_place(plan[name], chosen): m for name, m in summary.learned_memory.items()})
     return result_of(summary, info)
 
 
@@ -401,14 +398,6 @@ def _needs(
     said = getattr(table, "needs", of_executor) if said is None else said
     return None if callable(said) else checked(said, name).over(of_executor)
 
-
-def _place(planned: PlannedTable, executor: Executor) -> tuple[type[Executor], str]:
-    """Return where what was learned of a table holds, whose keys may find less on another kind of machine."""
-    return type(executor), planned.table.full_table_name
-
-
-_learned_memory: dict[tuple[type[Executor], str], int] = {}
-"""What memory the keys of tables start from by now that had run out of it in this process's runs."""
 
 OfWorker = dict[str, tuple[str, JobStatements | None]]
 """What workers have to know by table: the code's version, and the statements by which they finish jobs."""

@@ -47,8 +47,7 @@ class KeyNeeds:
         self._last: dict[str, Needs] = {}
         self._said: dict[Identity, Needs] = {}
         self._grown: dict[Identity, int] = {}
-        most = policy.memory_max or float("inf")
-        self.learned = {t: int(min(r.learned_memory, most)) for t, r in recipes.items() if r.learned_memory}
+        self.learned: dict[str, int] = {}
 
     def of_table(self, table: str) -> Needs:
         """Return what a key of a table needs, where each says its own what the last one did."""

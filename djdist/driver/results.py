@@ -113,12 +113,7 @@ class Results:
         """Return the run's result so far."""
         counts = self.status({}, {}, begun=True)
         return Summary(
-            counts.made,
-            tuple(self._errors),
-            counts.failed,
-            counts.tables,
-            peak_memory=dict(self._peak_memory),
-            learned_memory=dict(self._needs.learned),
+            counts.made, tuple(self._errors), counts.failed, counts.tables, {}, dict(self._peak_memory)
         )
 
     def inherit(self, lost: Status) -> None:

@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 import djdist
-from djdist._job import Summary
 from djdist._needs import Needs
 from djdist.errors import OptionError
 from lab import doing, fill
@@ -77,19 +76,6 @@ def test_on_ray_what_no_node_has_is_said_and_waited_for(
     assert "there are 1 with 2 CPUs, 2 GPUs, " in warning
     assert "GiB memory, 0 camera. It waits" in warning
     assert counts(lab.Square) == {"pending": 2}
-
-
-def test_what_a_run_has_learned_holds_for_the_next_one_of_this_process(lab: ModuleType) -> None:
-    given: list[int] = []
-
-    class Learning(djdist.LocalExecutor):
-        def drive(self, loop: Any, *_: Any) -> Summary:
-            given.append(loop.keywords["recipes"]["Square"].learned_memory)
-            return Summary(learned_memory={"Square": 2**33})
-
-    for _ in range(2):
-        lab.Square.populate(executor=Learning(2))
-    assert given == [0, 2**33]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from djdist._job import BreakageKind, Ending, Job, Policy, Recipe
+from djdist._job import BreakageKind, Ending, Job, Policy
 from djdist._needs import ONE_CPU, Needs, Node, bytes_of
-from djdist.driver.key_needs import KeyNeeds
 from djdist.driver.room import Room
 from djdist.errors import OptionError
 from lab.graphs import FakeCluster, FakePipeline, FakeTable, run, slots
@@ -214,13 +213,6 @@ def test_a_key_that_runs_out_of_memory_gets_twice_as_much_and_its_table_learns()
     assert summary.success_count == 20
     assert {needs.memory for needs in cluster.given.values()} == {4000}
     assert len(cluster.begun) < 20 + 3 * 3  # only those that ran before the first was made
-    assert summary.learned_memory == {"Sorting": 4000}
-
-
-@pytest.mark.parametrize(("memory_max", "expected"), [(None, 4000), (2000, 2000), (500, 1000)])
-def test_keys_start_from_what_an_earlier_run_has_found(memory_max: int | None, expected: int) -> None:
-    recipes = {"Sorting": Recipe("Sorting", needs=Needs(memory=1000), learned_memory=4000)}
-    assert KeyNeeds(recipes, Policy(memory_max=memory_max)).of_table("Sorting").memory == expected
 
 
 def test_jobs_and_log_say_what_was_asked_for_and_what_was_used(caplog: pytest.LogCaptureFixture) -> None:
