@@ -174,7 +174,7 @@ def _attempt(group: Group, job: Job, make_session: MakeSession) -> Ending:
         if make_session(job.key, finish, is_missing=missing):
             return Ending.MADE
     except Exception as error:
-        if make_session.committing and is_infrastructure(error) and was_committed(group, job):
+        if make_session.committing and is_infrastructure(error) and was_committed(group, [job]):
             return Ending.MADE
         if not (missing and is_duplicate(error) and job.key in table):
             raise
@@ -182,16 +182,19 @@ def _attempt(group: Group, job: Job, make_session: MakeSession) -> Ending:
     return Ending.ALREADY_MADE
 
 
-def was_committed(group: Group, job: Job) -> bool:
-    """Ask the database whether it did a COMMIT whose answer was lost."""
+def was_committed(group: Group, jobs: Sequence[Job]) -> bool:
+    """Ask the database whether it did a COMMIT of these jobs whose answer was lost.
+
+    All are asked for, since others may have made some of them where there is no jobs table.
+    """
     context, give_up_at = group.context, time.monotonic() + COMMIT_PATIENCE_SECONDS
-    logger.warning("The answer to the COMMIT of %s was lost; asking whether it was done", job)
+    logger.warning("The answer to the COMMIT of %s was lost; asking whether it was done", jobs[-1])
     connection = context.table.connection
     while True:
         try:
             if context.own_connection or not is_alive(connection):
                 reconnect(connection)
-            return not group.holds(job) and job.key in context.table
+            return not any(map(group.holds, jobs)) and all(job.key in context.table for job in jobs)
         except Exception:
             if time.monotonic() > give_up_at:
                 return False

@@ -199,16 +199,15 @@ class MakeSession:
 
         What is to finish a key alone is not called.
         """
-        self.committing = False
-        self._start()
-        connection = self._table.connection
-        session = _session_kind(connection, 1)(connection._conn, connection.adapter.translate_error)
-        self._shared = SharedTransaction(connection, session)
+        self.committing, connection = False, self._table.connection
         try:
+            self._start()
+            session = _session_kind(connection, 1)(connection._conn, connection.adapter.translate_error)
+            self._shared = SharedTransaction(connection, session)
             yield self._shared
         finally:
             self._shared = None
-            _leave_transaction(self._table.connection)
+            _leave_transaction(connection)
 
     def commit_shared(self) -> None:
         """Commit what was made in a shared transaction."""

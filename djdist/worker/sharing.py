@@ -21,8 +21,8 @@ Limit = Callable[[], AbstractContextManager[None]]
 """What is entered around each ``make()``."""
 
 ENDS_ITS_TRANSACTION = (
-    "The make() of %s has ended a transaction that it shared with other keys: from now on each has its own "
-    "in this process. Write keys_per_transaction = 1 in the table."
+    "The make() of %s has ended a transaction that it shared with other keys: for the rest of the run each "
+    "has its own in this process. Write keys_per_transaction = 1 in the table."
 )
 
 
@@ -91,7 +91,7 @@ class _Sharing:
     def _make_together(self, jobs: Sequence[Job]) -> _Together:
         """Make as many jobs as fit into one transaction, and finish them with it."""
         made, is_torn, started = list[Job](), False, time.monotonic()
-        running: Job | None = None
+        running: Job | None = jobs[0]  # also of what is raised as the transaction begins
         try:
             with self.make_session.sharing() as transaction:
                 try:
@@ -122,7 +122,7 @@ class _Sharing:
     ) -> _Together:
         """Return what to do with jobs whose transaction was undone, or whose COMMIT got no answer."""
         group, pace, is_conflict = self.group, self.group.context.pace, is_infrastructure(error)
-        if self.make_session.committing and is_conflict and not is_torn and was_committed(group, made[-1]):
+        if self.make_session.committing and is_conflict and not is_torn and was_committed(group, made):
             return _Together(made)
         outcome = failed(group, running or made[-1], error, self.make_session, self.signals, seconds)
         leave_behind(group.context)

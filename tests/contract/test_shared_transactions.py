@@ -21,7 +21,7 @@ from djdist.job_stores.jobs_table.store import JobsTable, Owner
 from djdist.jobs.table import jobs_of, refreshing
 from djdist.pipeline.jobs_table import jobs_table_spec
 from djdist.shipping.packing import open_dbapi_connection, settings_of
-from djdist.worker import Pace, WorkerContext, pace, sharing
+from djdist.worker import Pace, WorkerContext, make_session, pace, sharing
 from djdist.worker.make_session import MakeSession
 from lab.doing import IMPATIENT
 from lab.watching import wait_until
@@ -469,6 +469,60 @@ def test_a_commit_that_was_lost_on_the_way_has_all_made_again(
     assert worker.make() == ALL_MADE
     assert worker.numbers == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]
     assert len(worker.table()) == KEYS
+
+
+def test_a_commit_that_was_lost_is_not_taken_for_done_where_another_made_its_last_key(
+    lab: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(lab, "Square", reserves=False)
+    commit = MakeSession.commit_shared
+
+    def lose(session: MakeSession) -> None:
+        monkeypatch.setattr(MakeSession, "commit_shared", commit)
+        session.committing, session._shared, table = True, None, session._table
+        (row,) = table.to_dicts(order_by="KEY DESC", limit=1)
+        table.connection._conn.close()
+        names, values = ", ".join(row), ", ".join(f"'{value}'" for value in row.values())
+        change_from_outside(table, f"INSERT INTO {table.full_table_name} ({names}) VALUES ({values})")
+        raise dj.errors.LostConnectionError("no answer")
+
+    monkeypatch.setattr(MakeSession, "commit_shared", lose)
+    assert sorted(worker.make()) == ["ALREADY_MADE", *ALL_MADE[1:]]
+    assert len(worker.table()) == KEYS
+
+
+def be_told_to_end() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def lose_connection() -> None:
+    raise dj.errors.LostConnectionError("lost")
+
+
+@pytest.mark.parametrize(
+    ("happen", "first"), [(be_told_to_end, "INTERRUPTED"), (lose_connection, "TRANSIENT")]
+)
+@pytest.mark.parametrize(
+    ("owner", "name"), [(dj.Connection, "start_transaction"), (make_session, "SharedTransaction")]
+)
+def test_what_is_raised_as_a_transaction_begins_is_an_outcome_of_its_first_key(
+    reserving: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+    happen: Callable[[], None],
+    first: str,
+    owner: Any,
+    name: str,
+) -> None:
+    begin = getattr(owner, name)
+
+    def begin_once(*arguments: Any) -> Any:
+        monkeypatch.setattr(owner, name, begin)
+        happen()
+
+    monkeypatch.setattr(owner, name, begin_once)
+    assert reserving.make() == [first] + ["NOT_STARTED"] * (KEYS - 1)
+    assert not reserving.table().connection.in_transaction
+    assert len(reserving.table()) == 0
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
