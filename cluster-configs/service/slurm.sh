@@ -42,5 +42,5 @@ case $code in
     143) ;;  # told to end by SIGTERM: the next job goes on
     # idle, by --idle-exit-seconds (1: with errors left), or nothing that another job could do better
     0 | 1 | 2) scancel "${next%%;*}"; exit $code ;;
-    *) exit $code ;;  # such as 3: the database can't be reached, which the next job tries again
+    *) exit $code ;;  # such as 3: the database can't be reached, or 70: a bug; the next job tries again
 esac

@@ -5,6 +5,7 @@ It loads DataJoint and the pipeline in the commands that need them, since help a
 
 import logging
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from djdist.cli.starting import start
 from djdist.errors import ClusterError, DatabaseError, DjdistError, Terminated, WorkerSetupError
 from djdist.executors import ExecutorName
 
-ERRORS_LEFT, MISTAKE, UNREACHABLE, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
+ERRORS_LEFT, MISTAKE, UNREACHABLE, BUG, INTERRUPTED, TERMINATED = 1, 2, 3, 70, 130, 143
 LEVEL = "djdist.level"
 LEVELS = {
     "-v": logging.INFO,
@@ -27,7 +28,7 @@ LEVELS = {
 
 
 class Commands(TyperGroup):
-    """Ends with one line and exit code 2 or 3 where a user can put it right, with a traceback elsewhere."""
+    """Ends with one line and exit code 2 or 3 where a user can put it right, else with a traceback and 70."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -36,8 +37,11 @@ class Commands(TyperGroup):
             say("djdist: stopped")
             raise typer.Exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED) from None
         except Exception as error:
-            if (line := mistake(error)) is None:
+            if type(error).__module__.startswith(("typer", "click")):  # wrong usage, or an exit code
                 raise
+            if (line := mistake(error)) is None:
+                traceback.print_exc()
+                raise typer.Exit(BUG) from error
             say(f"djdist: {line}")
             raise typer.Exit(UNREACHABLE if may_pass(error) else MISTAKE) from error
 
@@ -185,9 +189,9 @@ def begin(
     installed one. The database is the one of DataJoint's own configuration: datajoint.json, or DJ_HOST,
     DJ_USER and DJ_PASS.
 
-    Exit codes: 0: done, and populate or wait left no errors; 1: errors are left, or djdist itself failed,
-    with a traceback; 2: what was asked for can't be done; 3: the database, the cluster or its workers can't
-    be reached, and the same command may do later; 130: Ctrl-C (top: 0); 143: SIGTERM.
+    Exit codes: 0: done, and populate or wait left no errors; 1: errors are left; 2: what was asked for can't
+    be done; 3: the database, the cluster or its workers can't be reached, and the same command may do later;
+    70: djdist itself failed, with a traceback; 130: Ctrl-C (top: 0); 143: SIGTERM.
     """
     if verbose or quiet:
         ctx.meta[LEVEL] = LEVELS["-v" if verbose else "-q"]

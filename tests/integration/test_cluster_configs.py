@@ -296,7 +296,9 @@ class TestService:
         populate: Any = typer.main.get_command(app).commands["populate"]
         assert populate.make_context("populate", words).params["watch"]
 
-    @pytest.mark.parametrize(("code", "ends"), [(0, True), (1, True), (2, True), (3, False), (143, False)])
+    @pytest.mark.parametrize(
+        ("code", "ends"), [(0, True), (1, True), (2, True), (3, False), (70, False), (143, False)]
+    )
     def test_slurms_next_job_goes_on_unless_it_could_do_no_better(
         self, tmp_path: Path, code: int, ends: bool
     ) -> None:
