@@ -13,11 +13,13 @@ from typing import Any
 import psutil
 import pytest
 
+from djdist.executors.local import fork_server, forks
 from djdist.executors.local.process import Process
 from lab.watching import SECONDS, wait_until
 
 Born = Callable[..., Process]
 PID = "__import__('os').getpid()"
+PARENT = "__import__('os').getppid()"
 IN_A_FORK = """
 import os
 from djdist.executors.local.process import Process
@@ -35,6 +37,18 @@ if not child:
     os._exit(answer())
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
 """
+OPEN_ALL_THE_WAY = """
+import gc
+from djdist.executors.local.process import Process
+
+processes = [Process(threads) for threads in (1, 2, 3, 1)]
+for process in processes[:2]:
+    assert process.submit(eval, "2 + 2").result(60) == 4
+for process in processes:
+    process.end()
+del process, processes
+gc.collect()
+"""
 LEAVING = """
 import os
 from djdist.executors.local.process import Process
@@ -48,7 +62,7 @@ print(pid, process._fork._server._process.pid, flush=True)
 
 @pytest.fixture
 def born() -> Iterator[Born]:
-    """Starts processes; pytest's own variables differ between the set-up and the call of a test."""
+    """Starts processes, and ends them."""
     processes: list[Process] = []
 
     def born(threads: int = 1) -> Process:
@@ -69,8 +83,7 @@ def test_they_share_their_server_and_no_number_by_chance(born: Born) -> None:
     one, other = born(), born()
     for drawn in ("__import__('numpy').random.random()", "__import__('random').random()"):
         assert said(one, drawn) != said(other, drawn)
-    parent = "__import__('os').getppid()"
-    assert said(one, parent) == said(other, parent) != os.getpid()
+    assert said(one, PARENT) == said(other, PARENT) != os.getpid()
 
 
 def test_they_are_born_into_what_holds_now(
@@ -78,6 +91,7 @@ def test_they_are_born_into_what_holds_now(
 ) -> None:
     assert said(born(), "__import__('os').environ.get('DJDIST_TEST_NEW')") is None
     monkeypatch.setenv("DJDIST_TEST_NEW", "set since")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # Dask sets it in the process of its tests
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path), tmp_path])
     later = born(2)
@@ -85,6 +99,44 @@ def test_they_are_born_into_what_holds_now(
     assert said(later, "__import__('os').environ['OMP_NUM_THREADS']") == "2"
     assert said(later, "__import__('os').getcwd()") == str(tmp_path)
     assert str(tmp_path) in said(later, "__import__('sys').path")
+
+
+def test_a_variable_that_no_import_reads_needs_no_new_server(
+    born: Born, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUN", "1")
+    earlier = born()
+    assert said(earlier, "__import__('os').environ['RUN']") == "1"
+    monkeypatch.delenv("RUN")
+    later = born()
+    assert "RUN" not in said(later, "dict(__import__('os').environ)")
+    assert said(later, PARENT) == said(earlier, PARENT)
+
+
+def test_a_folder_that_was_made_again_is_theirs(
+    born: Born, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        (tmp_path / "same").mkdir()
+        monkeypatch.chdir(tmp_path / "same")
+        assert said(born(), "__import__('os').getcwd()") == str(tmp_path / "same")
+        (tmp_path / "same").rmdir()
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o002])
+def test_their_files_get_the_rights_that_the_callers_get(born: Born, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        assert said(born(), "__import__('os').umask(0)") == umask
+    finally:
+        os.umask(before)
+
+
+def test_the_callers_arguments_may_be_long(born: Born, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["name", "\udcffargument" * 20_000])
+    process = born()
+    assert said(process, "__import__('sys').argv") == sys.argv
+    assert said(process, "__import__('os').path.realpath('/dev/stdin')") == os.devnull
 
 
 def test_nothing_of_the_users_is_in_them(born: Born) -> None:
@@ -110,7 +162,12 @@ def test_one_that_was_killed_while_it_was_idle_is_replaced(born: Born) -> None:
     assert said(process, PID) != pid
 
 
-def test_one_that_is_killed_at_its_work_is_told_from_one_that_left(born: Born) -> None:
+@pytest.mark.parametrize("may_fork", [True, False])
+def test_one_that_is_killed_at_its_work_is_told_from_one_that_left(
+    born: Born, may_fork: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "MAY_FORK", may_fork)
+    monkeypatch.setenv("DJDIST_TEST_MAY_FORK", str(may_fork))
     killed, left = born(), born()
     with pytest.raises(BrokenExecutor, match="by SIGKILL"):
         said(killed, f"__import__('os').kill({PID}, 9)")
@@ -118,6 +175,54 @@ def test_one_that_is_killed_at_its_work_is_told_from_one_that_left(born: Born) -
         said(left, "__import__('os')._exit(3)")
     assert killed.was_killed
     assert not left.was_killed
+
+
+def test_where_no_process_may_be_forked_each_is_started(born: Born, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "MAY_FORK", False)
+    monkeypatch.setenv("DJDIST_TEST_MAY_FORK", "False")
+    one, other = born(), born()
+    assert said(one, PID) != said(other, PID)
+    assert said(one, PARENT) == said(other, PARENT) == os.getpid()
+    psutil.Process(one.pid).kill()
+    wait_until(lambda: not psutil.pid_exists(one.pid), "its end")
+    assert said(one, "2 + 2") == 4
+    other.end()
+    assert not psutil.pid_exists(other.pid)
+
+
+def test_a_server_that_has_ended_is_no_zombie(born: Born) -> None:
+    server = said(born(), PARENT)
+    psutil.Process(server).kill()
+    wait_until(lambda: not psutil.pid_exists(server), "its end")
+
+
+def test_what_takes_long_is_looked_at_once_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(fork_server, "IMPORTED", ())
+    monkeypatch.setattr(fork_server, "_files", lambda: looks.append(1))
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    imported = fork_server._Imported()
+    for slow, looked in (SECONDS, 3), (-1, 4), (-1, 4):
+        monkeypatch.setattr(fork_server, "SLOW_SECONDS", slow)
+        monkeypatch.setattr(fork_server, "CHECK_SECONDS", SECONDS)
+        assert all(imported.is_as_it_was() for _ in range(2))
+        assert len(looks) == looked
+
+
+def test_nothing_that_they_need_stays_open() -> None:
+    command = [
+        sys.executable,
+        "-X",
+        "dev",
+        "-W",
+        "ignore",
+        "-W",
+        "always::ResourceWarning",
+        "-c",
+        OPEN_ALL_THE_WAY,
+    ]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+    assert not done.stderr
 
 
 def test_a_server_that_was_killed_is_replaced_and_its_processes_end(born: Born) -> None:

@@ -1,7 +1,11 @@
 """A process of its own that has imported what workers need, and forks them when it is asked to.
 
-It has one thread, no connection and nothing of the user's code. Until it is asked it imports no more than
-this file does, which itself needs the standard library only.
+It starts no thread of Python, and has no connection and nothing of the user's code. This file itself needs
+the standard library only.
+
+The server of multiprocessing isn't used: there is one per process, which the user's own code may use, too. It
+keeps the variables, the folder and the streams that it was started with, and has each child import the
+caller's ``__main__`` first.
 """
 
 import gc
@@ -19,13 +23,12 @@ from importlib import import_module, invalidate_caches
 from multiprocessing.connection import Connection, wait
 from typing import NoReturn
 
-IMPORTED = ("djdist.worker", "deepdiff") if sys.platform == "linux" else ()
-"""What is imported before a fork: libraries of other systems may not stand one."""
+IMPORTED = ("djdist.worker", "deepdiff")
 
 MOST_LINES = 4
 CHECK_SECONDS = 1.0
-SERVER_IDLE_SECONDS = 120.0
-WORKER_IDLE_SECONDS = 60.0
+IDLE_SECONDS = 120.0
+SLOW_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class Birth:
     Attributes
     ----------
     environment : dict
-        Variables that differ from the server's.
+        All its variables.
+    umask : int
+        Which rights its files don't get.
     start_method : str or None
         How ``make()`` starts processes of its own, as at the caller.
     key : bytes
@@ -45,31 +50,57 @@ class Birth:
     """
 
     environment: dict[str, str]
+    umask: int
     start_method: str | None
     key: bytes
     streams: tuple[int, ...]
 
 
-def serve(control: socket.socket) -> NoReturn:
-    """Fork until the caller is gone, or has asked for nothing for long and all forks are gone."""
+class _Imported:
+    """The modules that the server has imported, never to be looked at by the collector of garbage."""
+
+    def __init__(self) -> None:
+        gc.disable()
+        for module in IMPORTED:
+            import_module(module)
+        gc.freeze()
+        gc.enable()
+        self._files = _files()
+        self._trusted_until = 0.0
+
+    def is_as_it_was(self) -> bool:
+        """Return whether no file has been changed; where it takes long to tell, once per second."""
+        began = time.monotonic()
+        if began < self._trusted_until:
+            return True
+        is_as_it_was = _files() == self._files
+        if time.monotonic() - began > SLOW_SECONDS:
+            self._trusted_until = time.monotonic() + CHECK_SECONDS
+        return is_as_it_was
+
+
+def serve(control: socket.socket, *, may_fork: bool) -> NoReturn:
+    """Fork until the caller is gone, or has asked for nothing for long and all forks are gone.
+
+    Where it may not fork, this becomes the first process that it is asked for.
+    """
     caller = os.getppid()
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
     for number in (signal.SIGINT, signal.SIGTERM):  # a group of processes gets them as a whole
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-    gc.disable()
-    for module in IMPORTED:
-        import_module(module)
-    imported = _files()
-    gc.freeze()
-    gc.enable()
+    imported = _Imported()
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     children: dict[int, Connection] = {}
-    asked_at = time.monotonic()
+    busy_at = time.monotonic()
     is_asked = True
-    while children or (is_asked and time.monotonic() - asked_at < SERVER_IDLE_SECONDS):
+    while children or (is_asked and time.monotonic() - busy_at < IDLE_SECONDS):
+        if children:
+            busy_at = time.monotonic()
         ready = wait([woken, *([control] if is_asked else [])], CHECK_SECONDS)
         if os.getppid() != caller:
             break
@@ -78,11 +109,15 @@ def serve(control: socket.socket) -> NoReturn:
         _bury(children)
         if control in ready:
             byte, lines, *_ = socket.recv_fds(control, 1, MOST_LINES)
-            is_asked, asked_at = bool(byte) and _files() == imported, time.monotonic()
-            if is_asked:
+            is_asked = bool(byte) and imported.is_as_it_was()
+            if not is_asked:
+                control.close()  # whoever asks from now on sees that nobody answers
+            elif may_fork:
                 _fork(lines, children, (control.fileno(), woken, waker))
             else:
-                control.close()  # whoever asks from now on sees that nobody answers
+                news = Connection(lines[1], readable=False)  # its end will tell of this process's
+                _tell(news, os.getpid())
+                _live(lines, (control.fileno(), woken, waker), caller)
             for line in lines[:1] + lines[2:] if is_asked else lines:
                 os.close(line)
     os._exit(0)
@@ -105,69 +140,73 @@ def _bury(children: dict[int, Connection]) -> None:
     for pid in list(children):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            with suppress(OSError):  # the caller doesn't want to know
-                children.pop(pid).send(os.waitstatus_to_exitcode(status))
+            _tell(children.pop(pid), os.waitstatus_to_exitcode(status))
 
 
 def _fork(lines: list[int], children: dict[int, Connection], own: tuple[int, ...]) -> None:
     """Fork a process; the first of the lines is its own, the second is for news of it."""
-    for line in lines:
-        os.set_inheritable(line, False)  # what make() starts must not hold them open
-    news = Connection(lines[1], readable=False)
     server = os.getpid()
     pid = os.fork()
     if not pid:
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-            for fd in (*own, lines[1], *(child.fileno() for child in children.values())):
-                os.close(fd)
-            to_caller = Connection(lines[0])
-            _be_born(to_caller.recv(), lines[2:], server)
-            _work(to_caller)
-        finally:
-            os._exit(1)
-    children[pid] = news
-    with suppress(OSError):
-        news.send(pid)
+        _live(lines, (*own, lines[1], *(child.fileno() for child in children.values())), server)
+    children[pid] = Connection(lines[1], readable=False)
+    _tell(children[pid], pid)
 
 
-def _be_born(birth: Birth, streams: list[int], server: int) -> None:
+def _tell(news: Connection, number: int) -> None:
+    with suppress(OSError):  # the caller doesn't want to know
+        news.send(number)
+
+
+def _live(lines: list[int], not_its_own: tuple[int, ...], parent: int) -> NoReturn:
+    """Be what the caller has asked for, to the end of this process."""
+    try:
+        for line in lines:
+            os.set_inheritable(line, False)  # what make() starts must not hold them open
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        for fd in not_its_own:
+            os.close(fd)
+        to_caller = Connection(lines[0])
+        _be_born(to_caller.recv(), lines[2:], parent)
+        _work(to_caller)
+    finally:
+        os._exit(1)
+
+
+def _be_born(birth: Birth, streams: list[int], parent: int) -> None:
     """Become a process as a new one would be, which shares nothing with its siblings."""
     for stream, given in zip(birth.streams, streams, strict=True):
         os.dup2(given, stream)
         os.close(given)
+    os.environ.clear()
     os.environ.update(birth.environment)
+    os.umask(birth.umask)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # or all forks would draw the same numbers
     if packing := sys.modules.get("djdist.shipping.packing"):
         packing.begin_process()
     multiprocessing.current_process().authkey = birth.key
     multiprocessing.set_start_method(birth.start_method, force=True)
-    threading.Thread(target=_end_with, args=(server,), name="djdist-parent", daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), name="djdist-parent", daemon=True).start()
 
 
-def _end_with(server: int) -> None:
+def _end_with(parent: int) -> None:
     """End this process when its server has, which ends with the caller, however that ended."""
-    while os.getppid() == server:
+    while os.getppid() == parent:
         time.sleep(CHECK_SECONDS)
     os._exit(1)
 
 
 def _work(line: Connection) -> None:
-    """Do what comes until the caller has no more, or for long nothing has come."""
+    """Do what comes until the caller has no more."""
     os.register_at_fork(after_in_child=line.close)  # or the caller wouldn't see that this process has died
-    while line.poll(WORKER_IDLE_SECONDS):
-        try:
-            request = line.recv_bytes()
-        except (EOFError, OSError):
-            break
-        invalidate_caches()
-        line.send_bytes(_answer(request))
-        del request
-    with suppress(OSError):
-        line.send_bytes(b"")  # what was sent meanwhile has not been begun
+    with suppress(EOFError, OSError):
+        while request := line.recv_bytes():
+            invalidate_caches()
+            line.send_bytes(_answer(request))
+            del request
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(0)

@@ -1,7 +1,9 @@
 """Processes that are forked from a server that has imported what they need, not from this process."""
 
+import atexit
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import socket
@@ -9,7 +11,8 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,19 +21,27 @@ from loky.backend.utils import kill_process_tree
 from djdist._settings import config
 from djdist.executors.local.fork_server import Birth
 
+START = "import sys; exec(eval(sys.stdin.readline()))  # djdist.executors.local.fork_server"
 CODE = """
-import sys
 sys.path[:], sys.argv[:] = {path!r}, {argv!r}
 import socket
 from djdist.executors.local.fork_server import serve
-serve(socket.socket(fileno={fd}))
+serve(socket.socket(fileno={fd}), may_fork={may_fork})
 """
+MAY_FORK = sys.platform == "linux"
+"""The libraries of other systems may not stand a fork."""
+
 STREAMS = (1, 2)
-MOST_SERVERS = 4
+MOST_SERVERS = 2
 END_SECONDS = 10.0
 BLOCKED = (signal.SIGINT, signal.SIGTERM)
-UNKNOWN = 255
-"""Stands for how a process ended of which its server can't tell."""
+READ_AT_START = re.compile(
+    "LD_|DYLD_|GLIBC_|MALLOC_|PYTHON|LANG|LC_|TZ|HOME|PATH|TMP|TEMP|XDG_"
+    "|OMP_|GOMP_|KMP_|MKL_|OPENBLAS_|GOTO_|BLIS_|VECLIB_|NVPL_|NUMBA_|NUMEXPR_"
+    "|DJ_|DJDIST_|NPY_|NUMPY_|PANDAS_|NETWORKX_|PYDANTIC_|PYPARSING|FSSPEC_",
+    re.IGNORECASE,
+)
+"""How variables begin that Python, or what the server imports, reads once and for all."""
 
 
 class NotBornError(Exception):
@@ -43,25 +54,22 @@ class Fork:
     Parameters
     ----------
     environment : dict
-        Variables of its environment that are read as it starts, such as limits of threads.
-    later : dict
-        Variables that are read later.
+        Its variables.
     """
 
-    def __init__(self, environment: dict[str, str], later: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str]) -> None:
         self.pid = 0
         self.exit_code: int | None = None
         self._is_unwanted = False
         self._reading = threading.RLock()
-        self._socket, of_worker = socket.socketpair()
-        self._line = Connection(os.dup(self._socket.fileno()))
+        self._line, of_worker = multiprocessing.Pipe()
         self._news, of_server = multiprocessing.Pipe(duplex=False)
         streams = _open_streams()
         process = multiprocessing.current_process()
         start_method = multiprocessing.get_start_method(allow_none=True)
-        self._line.send(Birth(later, start_method, bytes(process.authkey), tuple(streams)))
-        self._server = start_server(environment)
-        with of_worker, of_server:
+        self._line.send(Birth(environment, _umask(), start_method, bytes(process.authkey), tuple(streams)))
+        with of_worker, of_server, _serving:
+            self._server = start_server(environment)
             self._server.fork([of_worker.fileno(), of_server.fileno(), *streams])
 
     def exchange(self, request: bytes) -> bytes:
@@ -101,22 +109,19 @@ class Fork:
             if self.exit_code is None:
                 self.exit_code = self._received_exit_code()
 
-    def _received_exit_code(self) -> int:
+    def _received_exit_code(self) -> int | None:
         with suppress(EOFError, OSError):
             if self._news.poll(END_SECONDS):
                 return int(self._news.recv())
-        with suppress(
-            OSError
-        ):  # it has closed its line and lives, or its server has ended, which it will follow
+        with suppress(OSError):  # it has closed its line and lives, or its server has ended, too
             os.kill(self.pid, signal.SIGKILL)
-        return UNKNOWN
+        return self._server.exit_code(self.pid)
 
     def kill(self) -> None:
         """End the process and those that it has started, and wait until it has ended."""
         self._is_unwanted = True
         if not self.pid:
-            with suppress(OSError):  # when it is born, it will find nothing to do
-                self._socket.shutdown(socket.SHUT_RDWR)
+            self._line.close()  # when it is born, it will find nothing to do
         elif not self.has_ended:
             kill_process_tree(SimpleNamespace(pid=self.pid, join=self._await_end, kill=lambda: None))
 
@@ -133,20 +138,26 @@ class _Server:
     def __init__(self, environment: dict[str, str]) -> None:
         self._control, of_server = socket.socketpair()
         paths = [path for path in sys.path if isinstance(path, str)]  # Python heeds no others
-        code = CODE.format(path=paths, argv=list(map(str, sys.argv)), fd=of_server.fileno())
+        argv, fd = list(map(str, sys.argv)), of_server.fileno()
+        code = CODE.format(path=paths, argv=argv, fd=fd, may_fork=MAY_FORK)
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         # until it ignores them itself: a Ctrl-C at the terminal reaches it, too
         blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
         try:
             with of_server:
                 self._process = subprocess.Popen(
-                    [sys.executable, *flags, "-c", code],
+                    [sys.executable, *flags, "-c", START],
                     env=environment,
-                    pass_fds=[of_server.fileno()],
-                    stdin=subprocess.DEVNULL,
+                    pass_fds=[fd],
+                    stdin=subprocess.PIPE,
                 )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
+        # or what has ended would stay as a zombie
+        threading.Thread(target=self._process.wait, name="djdist-server", daemon=True).start()
+        assert self._process.stdin
+        with suppress(OSError), self._process.stdin as stdin:  # no argument could be so long
+            stdin.write(f"{code!a}\n".encode())
 
     @property
     def is_there(self) -> bool:
@@ -155,13 +166,19 @@ class _Server:
     def fork(self, lines: list[int]) -> None:
         with suppress(OSError):  # it has ended just now, which the lines will tell
             socket.send_fds(self._control, [b"f"], lines)
+        if not MAY_FORK:
+            self.close()  # it is that process itself now
+
+    def exit_code(self, pid: int) -> int | None:
+        """Return how it ended, if it was itself the process of that number."""
+        return self._process.wait() if pid == self._process.pid else None
 
     def close(self) -> None:
         self._control.close()
 
 
 _servers: dict[Any, _Server] = {}
-_serving = threading.Lock()
+_serving = threading.RLock()
 
 
 def start_server(environment: dict[str, str]) -> _Server:
@@ -169,8 +186,10 @@ def start_server(environment: dict[str, str]) -> _Server:
     key = surroundings(environment)
     with _serving:
         server = _servers.pop(key, None)
-        if server is None or not server.is_there:
-            server = _Server(environment)
+        if server and not server.is_there:
+            server.close()
+            server = None
+        server = server or _Server(environment)
         _servers[key] = server  # the last ones stay
         for other in list(_servers)[:-MOST_SERVERS]:
             _servers.pop(other).close()
@@ -178,15 +197,16 @@ def start_server(environment: dict[str, str]) -> _Server:
 
 
 def _forget() -> None:
-    """Leave the servers to the process that has started them: this one is a fork of it."""
+    """Let the servers go: this process has none, or no more."""
     global _serving
-    _serving = threading.Lock()
+    _serving = threading.RLock()
     for server in _servers.values():
         server.close()
     _servers.clear()
 
 
 os.register_at_fork(after_in_child=_forget)
+atexit.register(_forget)
 
 
 def surroundings(environment: dict[str, str]) -> Any:
@@ -195,20 +215,27 @@ def surroundings(environment: dict[str, str]) -> Any:
     limits = [resource.getrlimit(number) for name, number in vars(resource).items() if "RLIMIT_" in name]
     affinity = getattr(os, "sched_getaffinity", lambda pid: ())(0)
     user = os.getuid(), os.getgid(), os.getpriority(os.PRIO_PROCESS, 0)
-    lists = sys.path, sys.argv, sys.warnoptions, limits, affinity, environment.items()
+    variables = sorted(item for item in environment.items() if READ_AT_START.match(item[0]))
+    lists = sys.path, sys.argv, sys.warnoptions, limits, affinity, variables
     return own_login, user, _folder(), *map(tuple, lists)
-
-
-def streams() -> Any:
-    """Return where this process's output goes, as far as it can be told."""
-    return [(stat.st_dev, stat.st_ino) for stat in map(os.fstat, _open_streams())]
 
 
 def _folder() -> Any:
     try:
-        return os.getcwd()
-    except OSError:  # it is gone
+        folder = os.stat(".")  # not by its name, which another one may have by now
+    except OSError:
         return object()
+    return folder.st_dev, folder.st_ino
+
+
+def _umask() -> int:
+    with suppress(OSError):
+        if found := re.search(r"^Umask:\s*(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(found[1], 8)
+    with _serving:  # there is no other way to ask for it
+        umask = os.umask(0o077)
+        os.umask(umask)
+        return umask
 
 
 def _open_streams() -> list[int]:

@@ -60,7 +60,7 @@ class Process:
 
     def _new_fork(self) -> Fork:
         on_gpu = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}
-        return Fork(environment(self.threads), on_gpu)
+        return Fork({**environment(self.threads), **on_gpu})
 
     def submit(self, work: Sendable, jobs: Sequence[Job]) -> "cf.Future[Report | None]":
         """Make a group of jobs there, in a new process if it has died while it was idle."""
@@ -123,6 +123,8 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def _how(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
+    if exit_code is None:
+        return "and nothing tells how"
+    if exit_code < 0:
         return f"by {signal.Signals(-exit_code).name}"
     return f"with exit code {exit_code}"
