@@ -330,8 +330,14 @@ FEW_ON = {
         "test_results.py",
         "test_retries.py",
         "test_sessions.py",
+        "test_shared_transactions.py",
     },
-    "new-mariadb": {"test_job_stores.py", "test_results.py", "test_sessions.py"},
+    "new-mariadb": {
+        "test_job_stores.py",
+        "test_results.py",
+        "test_sessions.py",
+        "test_shared_transactions.py",
+    },
 }
 """The files that run on these servers, too."""
 
@@ -344,7 +350,12 @@ SHORT_ON = {
         "test_what_fails_at_first_is_made_in_the_same_call",
         "test_results_are_those_of_native_populate",
     },
-    "new-mariadb": {"TestLease", "test_a_make_that_outlasts_a_renewal_ends"},
+    "new-mariadb": {
+        "TestLease",
+        "test_a_make_that_outlasts_a_renewal_ends",
+        "test_jobs_that_were_renewed_in_the_meantime_are_finished",
+        "test_a_key_that_others_made_in_the_meantime_is_theirs",
+    },
 }
 """What the short run tries there: classes and tests."""
 

@@ -124,15 +124,16 @@ class _Sharing:
         group, pace, is_conflict = self.group, self.group.context.pace, is_infrastructure(error)
         if self.make_session.committing and is_conflict and not is_torn and was_committed(group, made):
             return _Together(made)
+        is_torn = is_torn and not is_conflict  # what the server itself has given up is undone as a whole
         outcome = failed(group, running or made[-1], error, self.make_session, self.signals, seconds)
         leave_behind(group.context)
         pace.undone()
         if outcome.ending is Ending.INTERRUPTED:
             return _Together(failed=outcome)
-        if made and ((is_conflict and not is_lost(error)) or (is_torn and not is_conflict)):
+        if made and (is_torn or (is_conflict and not is_lost(error))):
             pace.in_conflict(f"{type(group.context.table).__name__}: {error}")
         again = [*made, running] if running else made
-        is_its_own = not made or (is_torn and not is_conflict)
+        is_its_own = not made or is_torn
         if running and is_its_own and not is_duplicate(error):
             return _Together((), made, outcome, is_torn)
         return _Together((), again, None, is_torn)

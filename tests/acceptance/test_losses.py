@@ -107,6 +107,39 @@ class TestWorkerToldToGo:
         assert summary == {"success_count": 1, "error_list": []}
         assert counts(lab.Scripted) == {}
 
+    @pytest.mark.long
+    @pytest.mark.parametrize("executor", ["processes", "ray"])
+    def test_keys_that_shared_a_transaction_are_made_uncharged(
+        self,
+        request: pytest.FixtureRequest,
+        lab: ModuleType,
+        tmp_path: Path,
+        executor: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        pipelines.fill(lab, subjects=1, sessions=60)
+        monkeypatch.setattr(djdist.config, "max_worker_losses", 1)
+        request.getfixturevalue("ray_cluster" if executor == "ray" else "processes")
+
+        def tell_some_to_go() -> None:
+            told: set[int] = set()
+            while len(told) < 3:
+                worker = wait_until(lambda: pids_of(tmp_path) - told, "a shared transaction").pop()
+                os.kill(worker, signal.SIGTERM)
+                told.add(worker)
+                wait_until(lambda pid=worker: not alive(pid), "it to go")
+            doing.open_gate(tmp_path)
+
+        arguments = {"do": doing.wait_at_gate_in_a_shared_transaction, "folder": str(tmp_path)}
+        where = "ray" if executor == "ray" else request.getfixturevalue("processes")
+        with meanwhile(tell_some_to_go):
+            summary = lab.Scripted.populate(
+                reserve_jobs=True, executor=where, make_kwargs=arguments, keys_per_transaction="auto"
+            )
+        assert summary == {"success_count": 60, "error_list": []}
+        assert len(lab.Scripted()) == 60
+        assert counts(lab.Scripted) == {}
+
     @pytest.mark.on("dask")
     def test_a_dask_worker_gives_its_key_back_uncharged(
         self, lab: ModuleType, tmp_path: Path, modules_folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -39,17 +39,23 @@ def declared(
 
 
 @pytest.fixture
-def pipeline(declared: Callable[..., ModuleType]) -> ModuleType:
+def sessions() -> int:
+    """How many sessions each subject has."""
+    return 3
+
+
+@pytest.fixture
+def pipeline(declared: Callable[..., ModuleType], sessions: int) -> ModuleType:
     pipeline = declared()
-    whole.fill(pipeline)
+    whole.fill(pipeline, sessions=sessions)
     return pipeline
 
 
 @pytest.fixture
-def native(declared: Callable[..., ModuleType]) -> ModuleType:
+def native(declared: Callable[..., ModuleType], sessions: int) -> ModuleType:
     """The same pipeline, populated by plain DataJoint table after table."""
     pipeline = declared(longest_seconds=0)
-    whole.fill(pipeline)
+    whole.fill(pipeline, sessions=sessions)
     pipeline.errors = populate_natively(pipeline, whole.MAKE_KWARGS)  # type: ignore[attr-defined]
     return pipeline
 
@@ -81,12 +87,16 @@ def assert_equal(pipeline: ModuleType, native: ModuleType) -> None:
     assert left(pipeline) == left(native)
 
 
+@pytest.mark.parametrize(
+    ("together", "sessions"), [(1, 3), pytest.param("auto", whole.SESSIONS_TO_SHARE, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("reserve_jobs", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.long_on("processes-True")
 def test_a_run_makes_what_native_runs_table_after_table_make(
-    pipeline: ModuleType, native: ModuleType, executor: Any, reserve_jobs: bool
+    pipeline: ModuleType, native: ModuleType, executor: Any, reserve_jobs: bool, together: Any
 ) -> None:
-    result = djdist.populate(pipeline, executor=executor, **OPTIONS | {"reserve_jobs": reserve_jobs})
+    options = OPTIONS | {"reserve_jobs": reserve_jobs, "keys_per_transaction": together}
+    result = djdist.populate(pipeline, executor=executor, **options)
     errors = sorted((table, str(key), message) for table, key, message in result["error_list"])
     assert errors == native.errors
     assert {name for name, *_ in errors} == {"Recording", "Match"}

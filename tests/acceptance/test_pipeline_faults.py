@@ -38,13 +38,16 @@ def cases() -> Iterator[Any]:
     for where in ("processes", "ray", "dask"):
         for backend in ("mysql", "postgresql"):
             for fault in (each for each in faults_of(where) if each in FAULTS):
-                yield pytest.param(fault, where, backend, id=f"{fault.__name__}-{where}-{backend}")
+                name = f"{fault.__name__}-{where}-{backend}"
+                yield pytest.param(fault, where, backend, 3, id=name)
+                yield pytest.param(fault, where, backend, whole.SESSIONS_TO_SHARE, id=f"{name}-sharing")
 
 
 @pytest.fixture
-def pipeline(declared: Callable[..., ModuleType], tmp_path: Path) -> ModuleType:
-    pipeline = declared(notes=str(tmp_path), longest_seconds=0.05)
-    whole.fill(pipeline)
+def pipeline(declared: Callable[..., ModuleType], tmp_path: Path, sessions: int) -> ModuleType:
+    longest_seconds = 0.02 if sessions == whole.SESSIONS_TO_SHARE else 0.05
+    pipeline = declared(notes=str(tmp_path), longest_seconds=longest_seconds)
+    whole.fill(pipeline, sessions=sessions)
     return pipeline
 
 
@@ -55,8 +58,11 @@ def scene(
     pipeline: ModuleType,
     chance: random.Random,
     tmp_path: Path,
+    sessions: int,
 ) -> Iterator[Scene]:
     environment = {**LEASE, **place.environment}
+    if sessions == whole.SESSIONS_TO_SHARE:
+        environment["DJDIST_KEYS_PER_TRANSACTION"] = "auto"
     caller = Caller(
         daemon.server,
         pipeline.__name__,
@@ -71,13 +77,13 @@ def scene(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("fault", "place", "daemon"), [*cases()], indirect=["place", "daemon"])
+@pytest.mark.parametrize(("fault", "place", "daemon", "sessions"), [*cases()], indirect=["place", "daemon"])
 @pytest.mark.timeout(280)
 def test_a_pipeline_is_made_as_if_nothing_had_happened(
-    scene: Scene, fault: Fault, pipeline: ModuleType, native: ModuleType
+    scene: Scene, fault: Fault, pipeline: ModuleType, native: ModuleType, sessions: int
 ) -> None:
     scene.start()
-    moments = sorted(scene.chance.sample(range(3, 60), 2))
+    moments = sorted(scene.chance.sample(range(3, 20 * sessions), 2))
     hits = [fault(scene) for moment in moments if wait_until(partial(has_come, scene, moment), "the moment")]
     scene.caller.wait(scene.call)
     scene.caller.do(FINISH)

@@ -191,6 +191,19 @@ def test_a_job_that_was_taken_over_in_the_meantime_undoes_nobody_elses_key(reser
     assert statuses(reserving) == ["reserved"] * (KEYS - 1)
 
 
+def test_jobs_that_were_renewed_in_the_meantime_are_finished(reserving: Worker, commits: list[str]) -> None:
+    def renew(table: Any, key: dict[str, Any], n: int) -> None:
+        if n == 3:
+            change_from_outside(
+                table, f"UPDATE {jobs_name(table)} SET reserved_time = reserved_time + INTERVAL '1' SECOND"
+            )
+
+    assert reserving.make(renew) == ALL_MADE
+    assert reserving.numbers == [1, 2, 3, 4, 5, 6]
+    assert commits == ["commit"]
+    assert statuses(reserving) == []
+
+
 def test_a_key_that_others_made_in_the_meantime_is_theirs(worker: Worker) -> None:
     def be_overtaken(table: Any, key: dict[str, Any], n: int) -> None:
         if n == 3 and worker.numbers.count(3) == 1:
@@ -523,6 +536,22 @@ def test_what_is_raised_as_a_transaction_begins_is_an_outcome_of_its_first_key(
     assert reserving.make() == [first] + ["NOT_STARTED"] * (KEYS - 1)
     assert not reserving.table().connection.in_transaction
     assert len(reserving.table()) == 0
+
+
+def test_a_row_that_others_changed_since_the_transaction_began_can_be_changed(
+    lab: ModuleType, worker: Worker
+) -> None:
+    """MariaDB 11.6.2 and newer refuse that in the transaction that is older."""
+
+    def change_session(table: Any, key: dict[str, Any], n: int) -> None:
+        if worker.numbers == [1, 2]:
+            change_from_outside(table, change_of(lab.Session(), 4).replace("n = n", "n = n + 100"))
+        if n == 4:
+            table.connection.query(change_of(lab.Session(), 4))
+
+    assert worker.make(change_session) == ALL_MADE
+    assert len(worker.table()) == KEYS
+    assert worker.numbers[:2] == [1, 2]
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])

@@ -32,6 +32,9 @@ TABLES = (
 STREAMED = ("Recording", "Curated", "Filtered", "Shape", "Units", "Match", "Tracked", "Needed", "Needing")
 """Those whose rows don't depend on when they are made."""
 
+SESSIONS_TO_SHARE = 12
+"""With so many sessions per subject, a worker gets several keys of most tables at a time."""
+
 MAKE_KWARGS: dict[str, dict[str, Any]] = {"Recording": {"gain": 3}}
 Rows = dict[str, list[dict[str, Any]]]
 
