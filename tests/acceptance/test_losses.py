@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -127,7 +128,7 @@ class TestWorkerToldToGo:
                 worker = wait_until(lambda: pids_of(tmp_path) - told, "a shared transaction").pop()
                 os.kill(worker, signal.SIGTERM)
                 told.add(worker)
-                wait_until(lambda pid=worker: not alive(pid), "it to go")
+                wait_until(partial(is_gone, worker), "it to go")
             doing.open_gate(tmp_path)
 
         arguments = {"do": doing.wait_at_gate_in_a_shared_transaction, "folder": str(tmp_path)}
@@ -246,6 +247,10 @@ def dask_driver(client: Any) -> int:
 
 def pids_of(folder: Path) -> set[int]:
     return {int(file.name.split("-")[2]) for file in folder.glob("*-begun-*")}
+
+
+def is_gone(pid: int) -> bool:
+    return not alive(pid)
 
 
 def alive(pid: int) -> bool:

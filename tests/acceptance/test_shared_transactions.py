@@ -44,9 +44,11 @@ def test_a_key_that_kills_its_workers_is_told_from_those_in_its_transaction(
     make_kwargs = {"do": doing.die_at, "number": 30, "folder": str(tmp_path)}
     options = {"reserve_jobs": True, "executor": remote_executor, "keys_per_transaction": "auto"}
     summary = lab.Scripted.populate(suppress_errors=True, make_kwargs=make_kwargs, **options)
-    ((_, message),) = summary["error_list"]
+    (message,) = lab.Scripted.jobs.errors.to_arrays("error_message")
     assert "lost 3 times" in message
-    assert summary["success_count"] == len(lab.Scripted()) == KEYS - 1
+    assert len(lab.Scripted()) == KEYS - 1
+    is_dask = hasattr(remote_executor, "scheduler")  # whose driver may have been killed, too, with its counts
+    assert is_dask or summary["success_count"] == KEYS - 1
     assert len(lab.Scripted.jobs) == 1
     assert doing.begun(tmp_path).count(30) >= 3
 
