@@ -196,6 +196,20 @@ def test_a_server_that_has_ended_is_no_zombie(born: Born) -> None:
     wait_until(lambda: not psutil.pid_exists(server), "its end")
 
 
+def test_a_server_ends_when_it_has_had_no_process_for_long(
+    born: Born, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = "import socket, djdist.executors.local.fork_server as server; server.IDLE_SECONDS = 1"
+    monkeypatch.setattr(forks, "CODE", forks.CODE.replace("import socket", soon))
+    monkeypatch.setenv("DJDIST_TEST_IDLE", "1")
+    process = born()
+    pid, server = said(process, PID), said(process, PARENT)
+    said(process, "__import__('time').sleep(2.5)")
+    assert (said(process, PID), said(process, PARENT)) == (pid, server)
+    process.end()
+    wait_until(lambda: not psutil.pid_exists(server), "its end")
+
+
 def test_what_takes_long_is_looked_at_once_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     monkeypatch.setattr(fork_server, "IMPORTED", ())
