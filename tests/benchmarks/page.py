@@ -39,11 +39,15 @@ class Figures:
     def simulated(self, what: str, cluster: str) -> str:
         figures: list[float] = []
         for database in goals.DATABASES:
-            drivers = self.results["simulated clusters"][f"{database}, {cluster}"]
-            figures += [
-                100 * float(np.mean([driver["busy_share"] for driver in drivers])),
-                round(sum(driver["keys_per_second"] for driver in drivers), -1),
-            ]
+            drivers = self.results["simulated clusters"].get(f"{database}, {cluster}")
+            figures += (
+                [np.nan, np.nan]
+                if drivers is None
+                else [
+                    100 * float(np.mean([driver["busy_share"] for driver in drivers])),
+                    round(sum(driver["keys_per_second"] for driver in drivers), -1),
+                ]
+            )
         return row(what, figures)
 
     def saturated(self, what: str, drivers: str) -> str:
@@ -91,6 +95,8 @@ class Figures:
         yield self.simulated("10,000 slots, keys of 20 s", "10,000 slots, 20 s")
         yield self.simulated("10,000 slots, keys of 1 s", "10,000 slots, 1 s, 1 driver")
         yield self.simulated("10,000 slots, keys of 1 s, 2 drivers", "10,000 slots, 1 s, 2 drivers")
+        yield self.simulated("10,000 slots, 30 tables, keys of 20 s", "10,000 slots, 30 tables, 20 s")
+        yield self.simulated("10,000 slots, 30 tables, keys of 1 s", "10,000 slots, 30 tables, 1 s")
         yield self.saturated("1 driver, 1,000 in flight", "1 drivers, 1,000 in flight each")
         yield self.saturated("1 driver, 10,000 in flight", "1 drivers, 10,000 in flight each")
         yield self.saturated("2 drivers, 10,000 in flight each", "2 drivers, 10,000 in flight each")

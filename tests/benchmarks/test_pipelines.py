@@ -21,7 +21,7 @@ from benchmarks.whole_pipelines import KEYS, LENGTHS, SLOTS, Pipeline
 from lab import clusters
 from servers import Server
 
-ROUNDS = 2
+ROUNDS = 1
 """Each with other graphs, and with other lengths of keys."""
 WARM_UP = 10 * SLOTS
 SCRIPT = """

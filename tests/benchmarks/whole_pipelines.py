@@ -10,7 +10,7 @@ from functools import cached_property
 from types import ModuleType
 
 SLOTS = 8
-SECONDS = 32.0
+SECONDS = 64.0
 """What all keys of a pipeline take, by the slots."""
 KEYS = {3: 160, 10: 64, 30: 24}
 """Of each table, by the number of tables."""
