@@ -96,7 +96,6 @@ class Figures:
         yield self.simulated("10,000 slots, keys of 1 s", "10,000 slots, 1 s, 1 driver")
         yield self.simulated("10,000 slots, keys of 1 s, 2 drivers", "10,000 slots, 1 s, 2 drivers")
         yield self.simulated("10,000 slots, 30 tables, keys of 20 s", "10,000 slots, 30 tables, 20 s")
-        yield self.simulated("10,000 slots, 30 tables, keys of 1 s", "10,000 slots, 30 tables, 1 s")
         yield self.saturated("1 driver, 1,000 in flight", "1 drivers, 1,000 in flight each")
         yield self.saturated("1 driver, 10,000 in flight", "1 drivers, 10,000 in flight each")
         yield self.saturated("2 drivers, 10,000 in flight each", "2 drivers, 10,000 in flight each")

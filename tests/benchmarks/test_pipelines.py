@@ -62,6 +62,8 @@ def work(tables, done):
         done.wait()
 
 for tables in pipelines():
+    for table in tables:
+        table.jobs.refresh()  # else several would declare it at the same moment, which some don't survive
     done = Barrier({SLOTS})
     workers = [Process(target=work, args=(tables, done)) for _ in range({SLOTS})]
     for worker in workers:

@@ -18,7 +18,7 @@ from servers import Server
 
 KEYS = {0: 5_000, 1: 2_000, 5: 600, 20: 100}
 """By the milliseconds of a round trip: as many as take some seconds."""
-ROUNDS = 3
+ROUNDS = 2
 WORKERS = 2
 NAPS = 20
 SLOW = "native"

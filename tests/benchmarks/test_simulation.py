@@ -47,7 +47,6 @@ CASES = {
 NUMBERS = 24_000
 OF_PIPELINE = {
     "10,000 slots, 30 tables, 20 s": Cluster(slots=10_000, mean_seconds=20.0, keys=40_000),
-    "10,000 slots, 30 tables, 1 s": Cluster(slots=10_000, mean_seconds=1.0, keys=60_000),
 }
 
 
