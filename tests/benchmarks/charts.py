@@ -124,7 +124,7 @@ def _draw_pipelines(axis: Axes, makespan: dict[str, Any], lengths: str) -> None:
 def _draw_round_trips(axis: Axes, rates: dict[str, Any], database: str) -> None:
     for name, color in FAR_COLORS.items():
         if name in rates.get(database, {}):
-            medians = [np.median(rounds) for rounds in rates[database][name].values()]
+            medians = [np.median(rounds or [np.nan]) for rounds in rates[database][name].values()]
             axis.plot(list(rates[database][name]), medians, marker="o", color=color, label=name)
     axis.set(yscale="log", xlabel="milliseconds of a round trip")
     axis.set_title(f"Keys per second, {DATABASES[database]}", fontsize=10)

@@ -119,7 +119,8 @@ class Figures:
     def round_trips(self) -> Iterator[str]:
         for database, name in goals.DATABASES.items():
             for contestant, rates in self.results[goals.ROUND_TRIPS][database].items():
-                yield row(f"{name}: {contestant}", [float(np.median(rounds)) for rounds in rates.values()])
+                medians = [float(np.median(rounds or [np.nan])) for rounds in rates.values()]
+                yield row(f"{name}: {contestant}", medians)
 
     def sentences(self) -> Iterator[str]:
         memory = max(self.results[goals.MEMORY].values())

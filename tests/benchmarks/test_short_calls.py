@@ -12,7 +12,7 @@ from benchmarks.goals import SHORT_CALL
 from servers import Server
 
 KEYS = 4
-ROUNDS = 7
+ROUNDS = 5
 CALLS = f"""
 import time
 

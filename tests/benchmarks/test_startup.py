@@ -12,7 +12,7 @@ from benchmarks.goals import START
 from servers import Server
 
 KEYS = 4
-ROUNDS = 7
+ROUNDS = 5
 """So many are counted, after one for which a cluster has workers ready that it started for nobody."""
 PREAMBLE = """
 import ray, time

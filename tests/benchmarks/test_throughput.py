@@ -21,7 +21,7 @@ from benchmarks.goals import THROUGHPUT
 from servers import Server
 
 KEYS = 5_000 + WARM_UP
-ROUNDS = 7
+ROUNDS = 3
 WORKERS = 2
 
 
