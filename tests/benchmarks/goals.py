@@ -53,7 +53,7 @@ def ratio(name: str, other: str) -> Callable[[Any], float]:
 
 def of_pipelines(figures: dict[str, dict[str, dict[str, list[float]]]], name: str, pipeline: str) -> float:
     """Return the median of what a contestant took for a kind of pipeline, on one database or on all."""
-    return float(np.median([each[pipeline][name] for each in figures.values()]))
+    return float(np.median([each[pipeline][name] for each in figures.values() if name in each[pipeline]]))
 
 
 def far_from(ms: str) -> Callable[[Any], float]:
